@@ -1,0 +1,263 @@
+"""ImageBind (Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", CVPR 2023).
+
+A tower turns the clips of one modality into rows of one common space. Every tower is the same
+Transformer; what differs is a row of numbers, and IMAGEBIND_HUGE is the table of those rows.
+
+Letters in shapes: B files, S clips of a file, N tokens, D width, H heads, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from timm.layers import Mlp, trunc_normal_
+from torch import nn
+
+from imagebind.models import checkpoints
+
+
+class ModalityType:
+    """The names of the modalities: the keys of the model's inputs and outputs."""
+
+    VISION = "vision"
+    TEXT = "text"
+    AUDIO = "audio"
+    THERMAL = "thermal"
+    DEPTH = "depth"
+    IMU = "imu"
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One tower: a row of the table."""
+
+    clip_shape: tuple[int, ...]  # of one clip, channels first
+    kernel: tuple[int, ...]  # of the convolution that cuts a clip into tokens
+    stride: tuple[int, ...]
+    width: int  # D
+    n_blocks: int
+    n_heads: int  # H
+    stem_norm: bool  # LayerNorm on the tokens as they leave the convolution
+    pre_norm: bool  # LayerNorm before the first block
+    bias_kv: bool  # a learned key and value appended to every sequence
+    scale: float  # length of a clip's row
+    embedding: int = 1024  # E
+
+    @property
+    def n_patches(self) -> int:
+        sizes = zip(self.clip_shape[1:], self.kernel, self.stride, strict=True)
+        return math.prod((size - kernel) // stride + 1 for size, kernel, stride in sizes)
+
+
+IMAGEBIND_HUGE = {
+    ModalityType.VISION: TowerConfig(
+        clip_shape=(3, 2, 224, 224),
+        kernel=(2, 14, 14),
+        stride=(2, 14, 14),
+        width=1280,
+        n_blocks=32,
+        n_heads=16,
+        stem_norm=False,
+        pre_norm=True,
+        bias_kv=False,
+        scale=1.0,
+    ),
+    ModalityType.AUDIO: TowerConfig(
+        clip_shape=(1, 128, 204),
+        kernel=(16, 16),
+        stride=(10, 10),
+        width=768,
+        n_blocks=12,
+        n_heads=12,
+        stem_norm=True,
+        pre_norm=False,
+        bias_kv=True,
+        scale=20.0,
+    ),
+}
+
+NORM_EPS = 1e-6
+STEM_NORM_EPS = 1e-5
+MAX_SCALE = 100.0
+MLP_RATIO = 4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with packed projections, laid out as torch.nn.MultiheadAttention."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        width = config.width
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        if config.bias_kv:
+            self.bias_k = nn.Parameter(torch.empty(1, 1, width))
+            self.bias_v = nn.Parameter(torch.empty(1, 1, width))
+        else:
+            self.bias_k = self.bias_v = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (B, N, D)
+        if self.bias_k is not None:
+            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)  # (B, N + 1, D)
+            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
+        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.n_heads) for t in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class Block(nn.Module):
+    """One layer of the Transformer, normalised before each half."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.attn = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.mlp = Mlp(config.width, MLP_RATIO * config.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+
+
+class Tower(nn.Module):
+    """The encoder of one modality."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(config.kernel)]
+        self.stem = conv(config.clip_shape[0], width, config.kernel, config.stride, bias=False)
+        self.stem_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS) if config.stem_norm else nn.Identity()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.n_patches, width))
+        self.pre_norm = nn.LayerNorm(width, eps=NORM_EPS) if config.pre_norm else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_blocks)))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, config.embedding, bias=False)
+        # A scale of 1 is no tensor of the released checkpoint.
+        log_scale = None if config.scale == 1 else torch.tensor(math.log(config.scale))
+        self.register_buffer("log_scale", log_scale)
+        self.apply(_init_weights)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Embed clips, (B, *clip_shape) -> (B, E), each row of length `scale`."""
+        x = self.stem(clips).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = self.stem_norm(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = self.pre_norm(x + self.pos_embed)
+        x = self.blocks(x)
+        x = F.normalize(self.head(self.norm(x[:, 0])), dim=-1)  # (B, E)
+        return x if self.log_scale is None else x * self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+@torch.no_grad()
+def _init_weights(module: nn.Module) -> None:
+    """Give a module the usual start of a vision Transformer: truncated normals, zero biases."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif not isinstance(module, nn.LayerNorm):
+            trunc_normal_(parameter, std=0.02)
+
+
+class ImageBindModel(nn.Module):
+    """The towers side by side.
+
+    Args:
+        towers: a row for each modality.
+        note: what to say with every result, such as that the weights are a demo's.
+    """
+
+    def __init__(self, towers: dict[str, TowerConfig], note: str = ""):
+        super().__init__()
+        self.note = note
+        self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Embed the inputs of any modalities.
+
+        Args:
+            inputs: modality -> (B, *clip_shape) or, of several clips a file, (B, S, *clip_shape).
+                Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W).
+
+        Returns:
+            modality -> (B, E): the mean over a file's clips of rows of length `scale`. It is shorter
+            than `scale` by as much as the clips differ, so a cosine needs both sides normalised.
+
+        Raises:
+            ValueError: a modality that the model has no tower for, or an input of another shape.
+        """
+        return {modality: self._embed(modality, x) for modality, x in inputs.items()}
+
+    def _embed(self, modality: str, x: torch.Tensor) -> torch.Tensor:
+        if modality not in self.towers:
+            raise ValueError(f"no {modality!r} tower in this model; it has {', '.join(self.towers)}")
+        tower = self.towers[modality]
+        clip_shape = tower.config.clip_shape
+        if len(clip_shape) == 4 and x.shape[-3:] == (clip_shape[0], *clip_shape[2:]):
+            x = repeat(x, "... c h w -> ... c t h w", t=clip_shape[1])  # an image is its frame, again
+        n_axes = x.ndim - len(clip_shape)
+        if n_axes not in (1, 2) or x.shape[n_axes:] != clip_shape:
+            raise ValueError(f"{modality} input is (B, [S,] {clip_shape}), not {tuple(x.shape)}")
+        if n_axes == 1:
+            return tower(x)
+        return reduce(tower(x.flatten(0, 1)), "(b s) e -> b e", "mean", b=len(x))
+
+
+def imagebind_huge(
+    pretrained: bool = False, checkpoint: str | os.PathLike | None = None
+) -> ImageBindModel:
+    """Build ImageBind in its released size, in eval mode.
+
+    Args:
+        pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
+            root, downloaded on first use.
+        checkpoint: load this file instead: the released state dict, or a checkpoint of our own, which
+            brings the sizes of its towers along.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or the file is not what it should be.
+    """
+    if checkpoint is None and not pretrained:
+        return ImageBindModel(IMAGEBIND_HUGE).eval()
+    if checkpoint is None:
+        checkpoint = checkpoints.released_checkpoint()
+    return load_model(checkpoint)
+
+
+def load_model(path: str | os.PathLike) -> ImageBindModel:
+    """Load a model from a checkpoint file, in eval mode and on the CPU.
+
+    The tensors stay in the file until they are used: nothing is initialised or copied.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint, or not a whole one.
+    """
+    checkpoint = checkpoints.read_checkpoint(path)
+    towers = IMAGEBIND_HUGE
+    try:
+        if checkpoint.towers is not None:
+            towers = {modality: TowerConfig(**row) for modality, row in checkpoint.towers.items()}
+        with torch.device("meta"):
+            model = ImageBindModel(towers, checkpoint.note)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({e})") from e
+    checkpoints.check_state_dict(path, checkpoint.state_dict, model.state_dict())
+    model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    return model.float().eval()
+
+
+def save_model(model: ImageBindModel, path: str | os.PathLike) -> None:
+    """Write a checkpoint of our own, the towers' rows and tensors in plain types."""
+    rows = {modality: asdict(tower.config) for modality, tower in model.towers.items()}
+    checkpoints.write_checkpoint(path, rows, model.state_dict(), model.note)
