@@ -47,6 +47,7 @@ FRAME_SHIFT_MS = 10
 MEL_MEAN, MEL_STD = -4.268, 9.138
 
 VIDEO_CLIPS = 5
+FRAMES_PER_CLIP = 2  # the first and the last
 CROPS = 3
 SIZE = 224
 RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -255,7 +256,7 @@ def load_audio(
     n_samples = waveform.shape[1]
     if n_samples * 1000 < FRAME_LENGTH_MS * sample_rate:
         milliseconds = 1000 * n_samples / sample_rate
-        log.warning("%s: only %.1f ms of sound, padded with silence to %d", path, milliseconds, FRAME_LENGTH_MS)
+        log.warning("%s: %.1f ms of sound, padded with silence to %d", path, milliseconds, FRAME_LENGTH_MS)
     mels = []
     for start, end in clip_spans(n_samples / sample_rate, n_clips, clip_seconds):
         clip = waveform[:, int(start * sample_rate) : int(end * sample_rate)]
@@ -280,7 +281,7 @@ class Timeline:
     timestamps: tuple[int, ...] | None  # of frame 0, 1, ..., in the stream's time base; None: count
 
 
-class FramesMissing(MediaError):
+class MissingFramesError(MediaError):
     """The decoder shows fewer frames than were counted."""
 
 
@@ -326,7 +327,7 @@ def read_frames(path: Path, timeline: Timeline, numbers: set[int]) -> Iterator[t
 
     Raises:
         MediaError: the file cannot be decoded.
-        FramesMissing: a wanted frame is not among those that the decoder shows.
+        MissingFramesError: a wanted frame is not among those that the decoder shows.
     """
     if timeline.timestamps:
         wanted = {timeline.timestamps[number]: number for number in numbers}
@@ -340,7 +341,7 @@ def read_frames(path: Path, timeline: Timeline, numbers: set[int]) -> Iterator[t
                 yield number, to_rgb(frame)
             if not wanted:
                 return
-    raise FramesMissing(path, "the decoder shows fewer frames than were counted")
+    raise MissingFramesError(path, "the decoder shows fewer frames than were counted")
 
 
 def to_rgb(frame: av.VideoFrame) -> torch.Tensor:
@@ -395,7 +396,7 @@ def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VI
     """
     try:
         return _clips_of(path, packet_timeline(path), clip_seconds, n_clips)
-    except FramesMissing:
+    except MissingFramesError:
         return _clips_of(path, decoded_timeline(path), clip_seconds, n_clips)
 
 

@@ -214,9 +214,7 @@ class ImageBindModel(nn.Module):
         return reduce(tower(x.flatten(0, 1)), "(b s) e -> b e", "mean", b=len(x))
 
 
-def imagebind_huge(
-    pretrained: bool = False, checkpoint: str | os.PathLike | None = None
-) -> ImageBindModel:
+def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | None = None) -> ImageBindModel:
     """Build ImageBind in its released size, in eval mode.
 
     Args:

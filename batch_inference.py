@@ -1,0 +1,938 @@
+#!/usr/bin/env python3
+"""Say how well sounds and videos belong together, with ImageBind.
+
+    python batch_inference.py --audio_dir audios --video_dir videos
+    python batch_inference.py --audio_dir audios --video_dir videos --retrieval_mode
+
+Files are paired by name, embedded in batches, and compared: the cosine of every sound with every
+video, statistics of the pairs, and how well each sound finds its video among all of them (Recall@K).
+
+What it writes to --output_dir, for N sounds and M videos:
+
+    audio_embeddings.npy    (N, 1024) float32, one row a file, as the model gives them
+    video_embeddings.npy    (M, 1024)
+    similarity_matrix.npy   (N, M) cosines
+    audio_names.txt         N lines, the name behind each row
+    video_names.txt         M lines
+    pairs.txt               audio path, tab, video path; in pairing mode line i is row i of both sides
+    metrics.json            all figures, what was skipped and why, and how they were computed
+    consistency_report.txt  the same to read
+
+Numbers to expect on the 24 pairs of tests/demo with the small model there: see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
+
+    from imagebind.models.imagebind_model import ImageBindModel
+
+AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")
+RECALL_AT = (1, 5, 10)
+PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
+NAMES_SHOWN = 5  # of many files in one warning
+ROWS_AT_A_TIME = 1024  # of the similarity matrix
+
+log = logging.getLogger("batch_inference")
+
+
+class EvaluationError(RuntimeError):
+    """A run that cannot be done; the message is one line that says why and what to do."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Inputs: paths, and which belong together
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MediaFiles:
+    """The files of one side, in order."""
+
+    side: str  # "audio" or "video"
+    paths: tuple[str, ...]  # a listed file may stand here twice
+    root: str | None = None  # the directory that they were found in; None: they were listed
+
+    @cached_property
+    def distinct(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.paths))
+
+    @cached_property
+    def base(self) -> str:
+        """What keys are below: the directory given, or the one that all listed files share."""
+        folders = {os.path.dirname(os.path.abspath(path)) for path in self.paths}
+        return self.root or os.path.commonpath(folders)
+
+    def key(self, path: str) -> str:
+        """Give the path below the base, without extension."""
+        return os.path.splitext(os.path.relpath(path, self.base))[0]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Path -> its stem; its key where files share the stem, with extension where they share that."""
+        stems = Counter(map(stem, self.distinct))
+        names = {path: stem(path) if stems[stem(path)] == 1 else self.key(path) for path in self.distinct}
+        taken = Counter(names.values())
+        return {
+            path: name if taken[name] == 1 else os.path.relpath(path, self.base)
+            for path, name in names.items()
+        }
+
+
+def stem(path: str) -> str:
+    """Give a file's name without folders and extension."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def find_files(directory: str, suffixes: Sequence[str]) -> list[str]:
+    """List the files below a directory that end in one of `suffixes`, sorted, without hidden ones."""
+    found = []
+
+    def warn(error: OSError) -> None:
+        log.warning("%s: %s; nothing in it is used", error.filename, error.strerror)
+
+    for folder, subfolders, names in os.walk(directory, onerror=warn):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [
+            os.path.join(folder, name)
+            for name in names
+            if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def read_list_file(path: str) -> list[str]:
+    """Read paths from a text file, one a line; blank lines and lines that start with # are ignored.
+
+    The file is UTF-8, with or without a BOM. Bytes that are not stay as they are, so that a list
+    made by `find` names every file.
+    """
+    text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def gather_files(side: str, source: str | os.PathLike | Sequence[str | os.PathLike]) -> MediaFiles:
+    """Collect the files of one side.
+
+    Args:
+        side: "audio" or "video".
+        source: a directory, to be searched; one file; or files, in order.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    if not isinstance(source, str | os.PathLike):
+        files = MediaFiles(side, tuple(map(os.fspath, source)))
+    elif not os.path.isdir(source):
+        files = MediaFiles(side, (os.fspath(source),))
+    else:
+        suffixes = AUDIO_SUFFIXES if side == "audio" else VIDEO_SUFFIXES
+        found = find_files(os.fspath(source), suffixes)
+        if side == "audio" and not found and (found := find_files(os.fspath(source), VIDEO_SUFFIXES)):
+            log.warning("%s: no audio files; the sound of its %d video files is used", source, len(found))
+        files = MediaFiles(side, tuple(found), os.fspath(source))
+        if not found:
+            raise EvaluationError(f"{source}: no {side} files ({' '.join(suffixes)}) in this directory")
+    if not files.paths:
+        raise EvaluationError(f"no {side} files given")
+    return files
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which sound belongs to which video."""
+
+    rule: str  # "stem", "position" or "none"
+    pairs: tuple[tuple[str, str], ...] = ()  # (audio path, video path)
+    unmatched_audio: tuple[str, ...] = ()
+    unmatched_video: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()  # those of the unmatched that several files could belong to
+
+    @property
+    def n_unmatched(self) -> int:
+        return len(self.unmatched_audio) + len(self.unmatched_video)
+
+
+def match_names(
+    sounds: Sequence[str], videos: Sequence[str], sound_name: Callable, video_name: Callable
+) -> tuple[list[tuple[str, str]], list[tuple[list[str], list[str]]]]:
+    """Match two sides by the names of their files.
+
+    Returns:
+        the pairs of files that alone have their name, and the groups that share one with others.
+    """
+    groups = defaultdict(lambda: ([], []))  # name -> its sounds, its videos
+    for i, (paths, name_of) in enumerate(((sounds, sound_name), (videos, video_name))):
+        for path in paths:
+            # One name can be spelt in two ways in Unicode, and file systems differ in which.
+            groups[unicodedata.normalize("NFC", name_of(path))][i].append(path)
+    both = [group for group in groups.values() if all(group)]
+    pairs = [(group[0][0], group[1][0]) for group in both if len(group[0]) == len(group[1]) == 1]
+    return pairs, [group for group in both if len(group[0]) + len(group[1]) > 2]
+
+
+def pair_files(audio: MediaFiles, video: MediaFiles) -> Pairing:
+    """Pair sounds with videos, in the order of the sounds.
+
+    Files pair by stem; where several on a side share one, by the path below the directory. What is
+    still ambiguous is not paired. If no stem is on both sides, two lists of equal length pair by
+    position.
+    """
+    pairs, clashes = match_names(audio.distinct, video.distinct, stem, stem)
+    if not pairs and not clashes:
+        if audio.root is None and video.root is None and len(audio.paths) == len(video.paths):
+            return Pairing("position", tuple(zip(audio.paths, video.paths, strict=True)))
+        return Pairing("none", (), audio.distinct, video.distinct)
+    for sounds, videos in clashes:
+        pairs += match_names(sounds, videos, audio.key, video.key)[0]
+    order = {path: i for i, path in enumerate(audio.distinct)}
+    pairs.sort(key=lambda pair: order[pair[0]])
+    paired_audio, paired_video = ({pair[i] for pair in pairs} for i in (0, 1))
+    ambiguous = []
+    for sounds, videos in clashes:
+        sounds = [path for path in sounds if path not in paired_audio]
+        videos = [path for path in videos if path not in paired_video]
+        ambiguous += sounds + videos if sounds and videos else []
+    return Pairing(
+        "stem",
+        tuple(pairs),
+        tuple(path for path in audio.distinct if path not in paired_audio),
+        tuple(path for path in video.distinct if path not in paired_video),
+        tuple(ambiguous),
+    )
+
+
+def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> None:
+    """Say on the log how the files were paired, and name the first that were not."""
+    if pairing.rule == "position":
+        log.warning("no file name is on both sides; the two lists are paired by position")
+    elif pairing.rule == "none":
+        log.warning("no file name is on both sides; all files are compared, without knowing the pairs")
+    else:
+        if pairing.ambiguous:
+            log.warning("not paired, as several files share the name: %s", shorten(pairing.ambiguous))
+        for side, paths in (("audio", pairing.unmatched_audio), ("video", pairing.unmatched_video)):
+            if others := sorted(set(paths) - set(pairing.ambiguous)):
+                log.warning("%d %s files without a partner: %s", len(others), side, shorten(others))
+    log.info(
+        "%d audio files, %d video files, %d pairs",
+        len(audio.distinct),
+        len(video.distinct),
+        len(pairing.pairs),
+    )
+
+
+def shorten(paths: Sequence[str]) -> str:
+    """Name the first few of many paths."""
+    rest = len(paths) - NAMES_SHOWN
+    return ", ".join(paths[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# ------------------------------------------------------------------------------------------------
+# Embedding: rows that are tied to files
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that was skipped."""
+
+    path: str
+    side: str
+    reason: str
+
+
+def load_model(checkpoint: str | os.PathLike | None, device: str) -> tuple[ImageBindModel, dict[str, Any]]:
+    """Load the model onto a device.
+
+    Returns:
+        the model, and the protocol: what a reader needs to get the same figures again.
+
+    Raises:
+        EvaluationError: the weights cannot be had or are not what they should be, or there is no such device.
+    """
+    import torch
+
+    from imagebind.models import checkpoints, imagebind_model
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        log.warning("CUDA is not available; the CPU is used")
+        device = "cpu"
+    try:
+        checkpoint = checkpoint or checkpoints.released_checkpoint()
+        model = imagebind_model.load_model(checkpoint).to(device)
+        sha256 = checkpoints.fingerprint(checkpoint)
+    except (checkpoints.CheckpointError, RuntimeError, AssertionError) as e:
+        raise EvaluationError(str(e).splitlines()[0]) from e
+    return model, protocol(checkpoint, sha256, model)
+
+
+def protocol(checkpoint: str | os.PathLike, sha256: str, model: ImageBindModel) -> dict[str, Any]:
+    """Describe how rows are computed."""
+    import torch
+
+    from imagebind import data
+
+    device = next(model.parameters()).device
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {
+        "checkpoint": {"file": os.path.basename(checkpoint), "sha256": sha256, "note": model.note},
+        "precision": "fp32",
+        "device": f"{device}{card}",
+        "audio": {
+            "clips": data.AUDIO_CLIPS,
+            "clip_seconds": data.CLIP_SECONDS,
+            "sample_rate": data.SAMPLE_RATE,
+            "mel_bins": data.MEL_BINS,
+            "mel_frames": data.MEL_FRAMES,
+            "channel": "first",
+        },
+        "video": {
+            "clips": data.VIDEO_CLIPS,
+            "clip_seconds": data.CLIP_SECONDS,
+            "frames_per_clip": data.FRAMES_PER_CLIP,
+            "crops": data.CROPS,
+            "size": data.SIZE,
+        },
+        "file_embedding": "mean over clips of unit rows times the scale of the tower",
+        "similarity": "cosine",
+        "rank": "1 + better + equal others / 2",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def embed_files(
+    model: ImageBindModel, side: str, paths: Sequence[str], batch_size: int
+) -> tuple[dict[str, np.ndarray], list[Failure]]:
+    """Embed files; one that cannot be is left out and costs no other.
+
+    Args:
+        model: ImageBind.
+        side: "audio" or "video".
+        paths: the files; one that stands there twice is embedded once.
+        batch_size: files in one forward pass.
+
+    Returns:
+        path -> (E,) float32, and the files that gave no row.
+
+    Raises:
+        EvaluationError: a batch does not fit into the device's memory.
+    """
+    import torch
+
+    from imagebind import ModalityType, data
+
+    modality, load = {
+        "audio": (ModalityType.AUDIO, data.load_audio),
+        "video": (ModalityType.VISION, data.load_video),
+    }[side]
+    device = next(model.parameters()).device
+    rows, failures, batch = {}, [], {}
+
+    def skip(path: str, reason: str) -> None:
+        log.warning("skipped %s file %s: %s", side, path, reason)
+        failures.append(Failure(path, side, reason))
+
+    def embed_batch() -> None:
+        inputs = torch.stack(list(batch.values())).to(device)  # (B, S, *clip)
+        outputs = model({modality: inputs})[modality].float().cpu().numpy()  # (B, E)
+        for path, row in zip(batch, outputs, strict=True):
+            if np.isfinite(row).all():
+                rows[path] = row
+            else:
+                skip(path, "its embedding is not finite")
+        batch.clear()
+
+    # Full precision: without allow_tf32=False CUDA rounds the input of the stem's convolution.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        try:
+            for path in tqdm(dict.fromkeys(paths), desc=side, unit="file", disable=None):
+                try:
+                    batch[path] = load(path)
+                except data.MediaError as e:
+                    skip(path, e.reason)
+                if len(batch) == batch_size:
+                    embed_batch()
+            if batch:
+                embed_batch()
+        except torch.OutOfMemoryError as e:
+            raise EvaluationError(f"{device}: out of memory; use a --batch_size under {batch_size}") from e
+    return rows, failures
+
+
+def arrange_rows(
+    audio_rows: dict[str, np.ndarray],
+    video_rows: dict[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]],
+    retrieval: bool,
+) -> tuple[list[str], list[str], list[tuple[str, str]], list[tuple[int, int]]]:
+    """Choose the order of the rows, from files that have one alone.
+
+    Returns:
+        the files behind the rows of either side, the pairs among them, and these as row numbers. In
+        pairing mode pair i is row i of both sides; in retrieval mode all files stay, in their order.
+    """
+    pairs = [(sound, video) for sound, video in pairs if sound in audio_rows and video in video_rows]
+    if not retrieval:
+        sounds, videos = [sound for sound, _ in pairs], [video for _, video in pairs]
+        return sounds, videos, pairs, [(i, i) for i in range(len(pairs))]
+    sound_row = {path: i for i, path in enumerate(audio_rows)}
+    video_row = {path: i for i, path in enumerate(video_rows)}
+    truth = [(sound_row[sound], video_row[video]) for sound, video in pairs]
+    return list(audio_rows), list(video_rows), pairs, truth
+
+
+# ------------------------------------------------------------------------------------------------
+# Metrics
+# ------------------------------------------------------------------------------------------------
+
+
+def normalize(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to unit length; a row of zeros stays one."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
+
+
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compare every row of a (N, E) with every row of b (M, E), both normalised first.
+
+    Computed in float64 and rounded to float32, so that equal rows have equal cosines whatever their
+    position: a tie is then seen as one.
+
+    Returns:
+        (N, M) float32.
+    """
+    a, b = (normalize(x.astype(np.float64)) for x in (a, b))
+    similarity = np.empty((len(a), len(b)), np.float32)
+    for i in range(0, len(a), ROWS_AT_A_TIME):
+        similarity[i : i + ROWS_AT_A_TIME] = a[i : i + ROWS_AT_A_TIME] @ b.T
+    return similarity
+
+
+def true_ranks(similarity: np.ndarray, truth: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Rank the true column of each pair among all columns of its row.
+
+    rank = 1 + number strictly more similar + half the number of equal others, so that scores that
+    are all equal give the middle rank and not the first.
+
+    Args:
+        similarity: (N, M).
+        truth: P pairs (row, column).
+
+    Returns:
+        (P,) float64, from 1 to M.
+
+    >>> true_ranks(np.array([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]]), [(0, 2), (1, 0)])
+    array([2., 2.])
+    """
+    ranks = np.empty(len(truth))
+    for i, (row, column) in enumerate(truth):
+        scores = similarity[row]
+        better = np.count_nonzero(scores > scores[column])
+        equal_others = np.count_nonzero(scores == scores[column]) - 1
+        ranks[i] = 1 + better + equal_others / 2
+    return ranks
+
+
+def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
+    """Give mean and median rank, and Recall@K: the share of ranks that are K or better."""
+    return {
+        "mean_rank": float(ranks.mean()),
+        "median_rank": float(np.median(ranks)),
+        **{f"recall_at_{k}": float((ranks <= k).mean()) for k in RECALL_AT},
+    }
+
+
+def compute_metrics(similarity: np.ndarray, truth: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Describe a similarity matrix; deviations are those of the population (divided by the number).
+
+    Args:
+        similarity: (N, M) cosines, sounds by videos.
+        truth: the true pairs (sound, video); without any, what needs them is left out.
+
+    Returns:
+        the figures of metrics.json; ranks are those of videos for a sound, under video_to_audio
+        those of sounds for a video.
+    """
+    metrics = {
+        "similarity_matrix_mean": float(similarity.mean(dtype=np.float64)),
+        "similarity_matrix_std": float(similarity.std(dtype=np.float64)),
+    }
+    if not truth:
+        return metrics
+    paired = np.array([similarity[i, j] for i, j in truth], np.float64)
+    return {
+        **metrics,
+        "paired_similarity_mean": float(paired.mean()),
+        "paired_similarity_std": float(paired.std()),
+        "paired_similarity_min": float(paired.min()),
+        "paired_similarity_max": float(paired.max()),
+        "paired_similarities": paired.tolist(),
+        **retrieval_metrics(true_ranks(similarity, truth)),
+        "video_to_audio": retrieval_metrics(true_ranks(similarity.T, [(j, i) for i, j in truth])),
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# Outputs
+# ------------------------------------------------------------------------------------------------
+
+REPORT_RULE = "=" * 80
+FAILURES_SHOWN = 20  # in the report; metrics.json has all
+
+ENGLISH = {
+    "音频-视频一致性评估报告": "Audio-video consistency report",
+    "注意": "Note",
+    "音频数量": "Audio files",
+    "视频数量": "Video files",
+    "配对数量": "Pairs",
+    "相似度统计": "Similarity of all combinations",
+    "平均相似度": "Mean",
+    "标准差": "Standard deviation",
+    "配对一致性": "Similarity of pairs",
+    "平均配对相似度": "Mean",
+    "最小值": "Minimum",
+    "最大值": "Maximum",
+    "检索性能": "Retrieval, audio to video",
+    "检索性能 (视频到音频)": "Retrieval, video to audio",
+    "平均排名": "Mean rank",
+    "中位数排名": "Median rank",
+    "无": "None",
+    "两侧没有相同的文件名，不知道哪些文件成对": "no file name is on both sides, so the pairs are not known",
+    "每一对都有文件被跳过": "every pair lost a file that was skipped",
+    "其他文件": "Other files",
+    "无配对，已忽略": "Without a partner, ignored",
+    "无配对，作为干扰项": "Without a partner, kept as distractors",
+    "跳过": "Skipped",
+    "其余见 metrics.json": "the others are in metrics.json",
+    "计算方式": "How it was computed",
+    "模式": "Mode",
+    "pairing": "pairing",
+    "retrieval": "retrieval",
+    "配对依据": "Pairs by",
+    "stem": "file name",
+    "position": "position in the two lists",
+    "none": "nothing",
+    "模型权重": "Checkpoint",
+    "精度与设备": "Precision and device",
+    "音频输入": "Audio input",
+    "视频输入": "Video input",
+    "软件版本": "Versions",
+}
+CHINESE = {
+    **{text: text for text in ENGLISH},
+    "pairing": "配对模式",
+    "retrieval": "检索模式",
+    "stem": "文件名",
+    "position": "两个列表中的位置",
+    "none": "无",
+}
+LANGUAGES = {"zh": CHINESE, "en": ENGLISH}
+
+
+def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
+    """Write metrics as a report to read, in Chinese ("zh") or English ("en")."""
+    text = LANGUAGES[lang]
+    counts, protocol = metrics["counts"], metrics["protocol"]
+
+    def section(title: str, rows: dict[str, str]) -> list[str]:
+        return [
+            "",
+            f"{text[title]}:",
+            *(f"  {text.get(label, label)}: {value}" for label, value in rows.items()),
+        ]
+
+    def retrieval(ranks: dict[str, Any]) -> dict[str, str]:
+        return {
+            "平均排名": f"{ranks['mean_rank']:.2f}",
+            "中位数排名": f"{ranks['median_rank']:.2f}",
+            **{f"Recall@{k}": f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
+        }
+
+    lines = [REPORT_RULE, text["音频-视频一致性评估报告"], REPORT_RULE, ""]
+    if note := protocol["checkpoint"]["note"]:
+        lines += [f"{text['注意']}: {note}", ""]
+    for label, key in (("音频数量", "audio"), ("视频数量", "video"), ("配对数量", "pairs")):
+        lines.append(f"{text[label]}: {counts[key]}")
+    mean, std = metrics["similarity_matrix_mean"], metrics["similarity_matrix_std"]
+    lines += section("相似度统计", {"平均相似度": f"{mean:.4f}", "标准差": f"{std:.4f}"})
+    if counts["pairs"]:
+        mean, std = metrics["paired_similarity_mean"], metrics["paired_similarity_std"]
+        paired = {
+            "平均配对相似度": f"{mean:.4f} ± {std:.4f}",
+            "最小值": f"{metrics['paired_similarity_min']:.4f}",
+            "最大值": f"{metrics['paired_similarity_max']:.4f}",
+        }
+        lines += section("配对一致性", paired)
+        lines += section("检索性能", retrieval(metrics))
+        lines += section("检索性能 (视频到音频)", retrieval(metrics["video_to_audio"]))
+    else:
+        unknown = metrics["pairing_rule"] == "none"
+        why = text["两侧没有相同的文件名，不知道哪些文件成对" if unknown else "每一对都有文件被跳过"]
+        lines += section("配对一致性", {"无": why}) + section("检索性能", {"无": why})
+
+    others = {}
+    if counts["unmatched"]:
+        kept = metrics["mode"] == "retrieval"
+        others["无配对，作为干扰项" if kept else "无配对，已忽略"] = counts["unmatched"]
+    if failures := metrics["failures"]:
+        others["跳过"] = len(failures)
+    if others:
+        lines += section("其他文件", others)
+    lines += [f"    {one_line(f['path'])}: {f['reason']}" for f in failures[:FAILURES_SHOWN]]
+    if len(failures) > FAILURES_SHOWN:
+        lines.append(f"    ... {text['其余见 metrics.json']}")
+
+    computed = {
+        "模式": text[metrics["mode"]],
+        "配对依据": text[metrics["pairing_rule"]],
+        "模型权重": f"{protocol['checkpoint']['file']} (sha256 {protocol['checkpoint']['sha256'][:16]})",
+        "精度与设备": f"{protocol['precision']}, {protocol['device']}",
+        "音频输入": ", ".join(f"{key} {value}" for key, value in protocol["audio"].items()),
+        "视频输入": ", ".join(f"{key} {value}" for key, value in protocol["video"].items()),
+        "软件版本": ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
+    }
+    return "\n".join(lines + section("计算方式", computed)) + "\n"
+
+
+def one_line(text: str) -> str:
+    """Write control characters, which a file name may hold, as \\xNN: a name stays in its field and line."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+def npy(key: str) -> Callable[[dict[str, Any], BinaryIO], None]:
+    """Make the writer of a tensor."""
+    return lambda results, file: np.save(file, results[key].numpy())
+
+
+def text(lines_of: Callable[[dict[str, Any]], Sequence[str]]) -> Callable[[dict[str, Any], BinaryIO], None]:
+    """Make the writer of a text, UTF-8; a byte of a file name that is not stands as \\udcNN."""
+
+    def write(results: dict[str, Any], file: BinaryIO) -> None:
+        file.writelines(f"{line}\n".encode("utf-8", "backslashreplace") for line in lines_of(results))
+
+    return write
+
+
+def writers(report_lang: str) -> dict[str, Callable[[dict[str, Any], BinaryIO], None]]:
+    """List the output files, each with the function that writes the results to it."""
+    return {
+        "audio_embeddings.npy": npy("audio_embeddings"),
+        "video_embeddings.npy": npy("video_embeddings"),
+        "similarity_matrix.npy": npy("similarity_matrix"),
+        "audio_names.txt": text(lambda r: map(one_line, r["audio_names"])),
+        "video_names.txt": text(lambda r: map(one_line, r["video_names"])),
+        "pairs.txt": text(lambda r: ("\t".join(map(one_line, pair)) for pair in r["pairs"])),
+        "consistency_report.txt": text(lambda r: format_report(r["metrics"], report_lang).splitlines()),
+        "metrics.json": text(
+            lambda r: [json.dumps(r["metrics"], ensure_ascii=False, allow_nan=False, indent=2)]
+        ),
+    }
+
+
+def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report_lang: str = "zh") -> None:
+    """Write all outputs: first each to a temporary file, then, when all are whole, rename them.
+
+    Raises:
+        EvaluationError: one cannot be written; those of an earlier run stay as they were.
+    """
+    temporary = {}
+    try:
+        for name, write in writers(report_lang).items():
+            temporary[name] = Path(output_dir, f".{name}.{os.getpid()}.tmp")
+            with open(temporary[name], "wb") as file:
+                write(results, file)
+        for name, path in temporary.items():
+            os.replace(path, Path(output_dir, name))
+    except OSError as e:
+        raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror})") from e
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def make_output_dir(output_dir: str | os.PathLike) -> None:
+    """Make the output directory and see that it can be written to, before any work is done.
+
+    Raises:
+        EvaluationError: it cannot.
+    """
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as e:
+        raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
+
+
+# ------------------------------------------------------------------------------------------------
+# The API
+# ------------------------------------------------------------------------------------------------
+
+Source = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+def batch_inference_av_consistency(
+    audio_paths: Source,
+    video_paths: Source,
+    device: str = "cuda:0",
+    batch_size: int = 4,
+    output_dir: str | os.PathLike | None = None,
+    retrieval_mode: bool = False,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    report_lang: str = "zh",
+) -> dict[str, Any]:
+    """Embed sounds and videos and measure how well they belong together.
+
+    A file that cannot be used is skipped with a warning and leaves with its pair; every other file
+    keeps its own row.
+
+    Args:
+        audio_paths: sound files, or video files for their sound, in order; or a directory.
+        video_paths: video files, in order; or a directory.
+        device: of torch; the CPU is used where CUDA is asked for and not available.
+        batch_size: files in one forward pass.
+        output_dir: where to write the outputs; None writes none.
+        retrieval_mode: keep files without a partner, as distractors for the ranks.
+        checkpoint: weights other than the released ones.
+        report_lang: of consistency_report.txt, "zh" or "en".
+
+    Returns:
+        audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
+        video_embeddings: (M, E).
+        similarity_matrix: (N, M) cosines.
+        metrics: what metrics.json holds.
+        audio_names, video_names: the names behind the rows.
+        pairs: (audio path, video path) of all pairs; in pairing mode pair i is row i of both sides.
+        failures: dicts of path, side and reason.
+
+    Raises:
+        EvaluationError: nothing can be evaluated, the model cannot be loaded, or an output not be written.
+        ValueError: batch_size is not positive, or report_lang unknown.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    if report_lang not in LANGUAGES:
+        raise ValueError(f"report_lang must be one of {', '.join(LANGUAGES)}, not {report_lang!r}")
+    if output_dir is not None:
+        make_output_dir(output_dir)
+    audio, video = gather_files("audio", audio_paths), gather_files("video", video_paths)
+    pairing = pair_files(audio, video)
+    report_pairing(audio, video, pairing)
+    retrieval = retrieval_mode or pairing.rule == "none"
+    if not retrieval and not pairing.pairs:
+        raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+
+    import torch
+
+    model, how = load_model(checkpoint, device)
+    sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
+    audio_rows, audio_failures = embed_files(model, "audio", sounds, batch_size)
+    videos = video.distinct if retrieval else [video for sound, video in pairing.pairs if sound in audio_rows]
+    video_rows, video_failures = embed_files(model, "video", videos, batch_size)
+    failures = [asdict(failure) for failure in audio_failures + video_failures]
+
+    sounds, videos, pairs, truth = arrange_rows(audio_rows, video_rows, pairing.pairs, retrieval)
+    if not sounds or not videos:
+        raise EvaluationError(f"nothing is left to evaluate: {len(failures)} files were skipped")
+    audio_embeddings = np.stack([audio_rows[path] for path in sounds])
+    video_embeddings = np.stack([video_rows[path] for path in videos])
+    similarity = cosine_similarity(audio_embeddings, video_embeddings)
+    metrics = {
+        "mode": "retrieval" if retrieval else "pairing",
+        "pairing_rule": pairing.rule,
+        "counts": {
+            "audio": len(sounds),
+            "video": len(videos),
+            "pairs": len(pairs),
+            "unmatched": len(pairing.unmatched_audio) + len(pairing.unmatched_video),
+            "failed": len(failures),
+        },
+        **compute_metrics(similarity, truth),
+        "failures": failures,
+        "protocol": how,
+    }
+    results = {
+        "audio_embeddings": torch.from_numpy(audio_embeddings),
+        "video_embeddings": torch.from_numpy(video_embeddings),
+        "similarity_matrix": torch.from_numpy(similarity),
+        "metrics": metrics,
+        "audio_names": [audio.names[path] for path in sounds],
+        "video_names": [video.names[path] for path in videos],
+        "pairs": pairs,
+        "failures": failures,
+    }
+    if output_dir is not None:
+        write_outputs(results, output_dir, report_lang)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line
+# ------------------------------------------------------------------------------------------------
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cuda:0 or cpu")
+    return text
+
+
+def positive_int(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def existing_directory(text: str) -> str:
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such directory")
+    return text
+
+
+def list_file(text: str) -> list[str]:
+    try:
+        return read_list_file(text)
+    except OSError as e:
+        raise argparse.ArgumentTypeError(f"{text}: {e.strerror}") from e
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Say how well sounds and videos belong together, with ImageBind.",
+        epilog="A first run, with the files and the small model that come along: "
+        "python batch_inference.py --audio_dir tests/demo/audio --video_dir tests/demo/video "
+        "--checkpoint tests/demo/imagebind_demo.pth",
+    )
+    for side, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
+        group = parser.add_argument_group(f"{side} inputs (one of the three)")
+        group = group.add_mutually_exclusive_group(required=True)
+        group.add_argument(
+            f"--{side}_dir",
+            type=existing_directory,
+            metavar="DIR",
+            help=f"search this directory and those below it for {' '.join(suffixes)}",
+        )
+        group.add_argument(
+            f"--{side}_file",
+            type=list_file,
+            metavar="FILE",
+            help="read paths from this text file, one a line",
+        )
+        group.add_argument(f"--{side}_paths", nargs="+", metavar="PATH", help="take these files")
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--retrieval_mode",
+        action="store_true",
+        help="compare all files; those without a partner stay as distractors (default: pairs alone)",
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        help="weights to use (default: .checkpoints/imagebind_huge.pth, downloaded on first use, 4.8 GB)",
+    )
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="cuda:0",
+        help="of torch; the CPU where there is no CUDA (default: %(default)s)",
+    )
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--batch_size",
+        type=positive_int,
+        default=4,
+        metavar="N",
+        help="files in one forward pass (default: %(default)s)",
+    )
+    group = parser.add_argument_group("outputs")
+    group.add_argument(
+        "--output_dir",
+        default="./outputs",
+        metavar="DIR",
+        help="where to write results (default: %(default)s)",
+    )
+    group.add_argument(
+        "--report_lang", choices=LANGUAGES, default="zh", help="language of the report (default: %(default)s)"
+    )
+    return parser
+
+
+class StderrHandler(logging.Handler):
+    """Write log records to stderr as one line each, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        tqdm.write(level + one_line(record.getMessage()), file=sys.stderr)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show the log of this program on stderr while it runs."""
+    loggers, handler = (log, logging.getLogger("imagebind")), StderrHandler()
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0 done, 1 not to be done, 2 wrong usage."""
+    args = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
+    with logging_to_stderr():
+        try:
+            results = batch_inference_av_consistency(
+                next(x for x in (args.audio_dir, args.audio_file, args.audio_paths) if x is not None),
+                next(x for x in (args.video_dir, args.video_file, args.video_paths) if x is not None),
+                device=args.device,
+                batch_size=args.batch_size,
+                output_dir=args.output_dir,
+                retrieval_mode=args.retrieval_mode,
+                checkpoint=args.checkpoint,
+                report_lang=args.report_lang,
+            )
+        except EvaluationError as e:
+            print(f"error: {one_line(str(e))}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            return 130
+    counts = results["metrics"]["counts"]
+    print(format_report(results["metrics"], args.report_lang))
+    print(f"results: {args.output_dir}")
+    print(
+        f"evaluated {counts['pairs']} pairs, skipped {counts['failed']} files, {counts['unmatched']} unmatched"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
