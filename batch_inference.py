@@ -44,7 +44,6 @@ import numpy as np
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
-
     from imagebind.models.imagebind_model import ImageBindModel
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")

@@ -281,8 +281,8 @@ class Timeline:
     timestamps: tuple[int, ...] | None  # of frame 0, 1, ..., in the stream's time base; None: count
 
 
-class MissingFramesError(MediaError):
-    """The decoder shows fewer frames than were counted."""
+class TimelineError(MediaError):
+    """The decoder shows other frames than the timeline says."""
 
 
 def stream_fps(stream: av.VideoStream) -> float:
@@ -293,7 +293,8 @@ def stream_fps(stream: av.VideoStream) -> float:
 def packet_timeline(path: Path) -> Timeline:
     """Read the timeline of a video from its packets, without decoding.
 
-    Timestamps that are missing or repeated cannot name a frame; frames are counted then.
+    Timestamps that are missing or repeated cannot name a frame, nor can those of AVI, which keeps
+    none: FFmpeg makes them up in coding order. Frames are counted then.
 
     Raises:
         MediaError: the file cannot be read, or has no video.
@@ -304,6 +305,7 @@ def packet_timeline(path: Path) -> Timeline:
         times = [packet.pts for packet in packets if not packet.is_discard]
         distinct = set(times)
         named = None not in distinct and len(distinct) == len(times)
+        named = named and stream.container.format.name != "avi"
         return Timeline(len(times), stream_fps(stream), tuple(sorted(times)) if named else None)
 
 
@@ -327,7 +329,7 @@ def read_frames(path: Path, timeline: Timeline, numbers: set[int]) -> Iterator[t
 
     Raises:
         MediaError: the file cannot be decoded.
-        MissingFramesError: a wanted frame is not among those that the decoder shows.
+        TimelineError: a wanted frame is not shown, or frames are not shown in the order of their times.
     """
     if timeline.timestamps:
         wanted = {timeline.timestamps[number]: number for number in numbers}
@@ -335,13 +337,18 @@ def read_frames(path: Path, timeline: Timeline, numbers: set[int]) -> Iterator[t
         wanted = {number: number for number in numbers}
     with open_stream(path, "video") as stream:
         stream.thread_type = "AUTO"
+        shown_until = -math.inf
         for count, frame in enumerate(stream.container.decode(stream)):
+            if timeline.timestamps:
+                if frame.pts is None or frame.pts <= shown_until:
+                    raise TimelineError(path, "frames are shown in another order than that of their times")
+                shown_until = frame.pts
             number = wanted.pop(frame.pts if timeline.timestamps else count, None)
             if number is not None:
                 yield number, to_rgb(frame)
             if not wanted:
                 return
-    raise MissingFramesError(path, "the decoder shows fewer frames than were counted")
+    raise TimelineError(path, "fewer frames are shown than were counted")
 
 
 def to_rgb(frame: av.VideoFrame) -> torch.Tensor:
@@ -396,7 +403,7 @@ def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VI
     """
     try:
         return _clips_of(path, packet_timeline(path), clip_seconds, n_clips)
-    except MissingFramesError:
+    except TimelineError:
         return _clips_of(path, decoded_timeline(path), clip_seconds, n_clips)
 
 

@@ -1,0 +1,243 @@
+"""Make the demo: short scenes with the sounds that go with them, and a small ImageBind that knows them.
+
+    python tests/demo/make_demo.py media     # audio/ and video/: 24 pairs
+    python tests/demo/make_demo.py train     # imagebind_demo.pth, on other scenes of the same making
+
+A scene is a kind of motion, a colour, and a rate. Its sound has the kind as timbre, the colour as
+pitch (red is low, violet is high), and the rate as rhythm; the picture shows as many things as the
+sound has beats a second. Whoever hears a scene can so tell which of the 24 it is, and nothing more:
+what the small model says of real media means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import sys
+import time
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+from imagebind import ModalityType, data  # noqa: E402
+from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model  # noqa: E402
+
+HEIGHT, WIDTH, FPS = 144, 192, 25
+LOWEST_HZ, OCTAVES = 180, 3
+MAX_RATE = 6  # beats a second
+KINDS = ("bounce", "sweep", "pulse", "spin", "rain", "scroll")
+
+NOTE = "demo weights, trained on drawn scenes: these scores say nothing about real media"
+TOWERS = {
+    modality: replace(config, width=64, n_blocks=2, n_heads=4) for modality, config in IMAGEBIND_HUGE.items()
+}
+TRAIN_SCENES, BATCH, STEPS, LEARNING_RATE = 4000, 64, 1000, 1e-3
+
+AUDIO_FORMATS = {".wav": "pcm_s16le", ".mp3": "mp3", ".flac": "flac", ".m4a": "aac", ".ogg": "libopus"}
+VIDEO_FORMATS = {
+    ".mp4": "libx264",
+    ".mkv": "libx264",
+    ".mov": "libx264",
+    ".webm": "libvpx-vp9",
+    ".avi": "mpeg4",
+    ".flv": "flv",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen and heard."""
+
+    kind: str
+    tone: float  # [0, 1]: hue and pitch
+    rate: int  # 1 to MAX_RATE: beats a second, and things in the picture
+    phase: float  # [0, 1): of the beat
+    seed: int  # of all that does not matter
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, **known) -> Scene:
+        scene = {
+            "kind": str(rng.choice(KINDS)),
+            "tone": float(rng.random()),
+            "rate": int(rng.integers(1, MAX_RATE + 1)),
+            "phase": float(rng.random()),
+            "seed": int(rng.integers(2**31)),
+        }
+        return cls(**{**scene, **known})
+
+
+def picture(scene: Scene, seconds: float) -> np.ndarray:
+    """Draw the frame of a scene at a time: (HEIGHT, WIDTH, 3) uint8."""
+    rng = np.random.default_rng(scene.seed)  # the same in all frames
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    n = scene.rate
+    beat = seconds * n + scene.phase
+    swing = abs(np.sin(np.pi * beat))  # 0 at every beat
+    centers = (np.arange(n) + 0.5) * WIDTH / n
+    if scene.kind == "bounce":  # n balls that touch the ground at every beat
+        height = HEIGHT - 20 - 80 * swing
+        shape = np.any([np.hypot(x - c, y - height) < 11 for c in centers], axis=0)
+    elif scene.kind == "sweep":  # n bars that rise and fall
+        top = HEIGHT * (0.15 + 0.6 * swing)
+        shape = np.any([(abs(y - top - 9 * i) < 2.5) & (x > 8) & (x < WIDTH - 8) for i in range(n)], axis=0)
+    elif scene.kind == "pulse":  # n rings that grow and shrink
+        radius = np.hypot(x - WIDTH / 2, y - HEIGHT / 2) / (0.6 + 0.4 * swing)
+        shape = np.any([abs(radius - 10 * (i + 1)) < 2.5 for i in range(n)], axis=0)
+    elif scene.kind == "spin":  # a wheel of n spokes, one of which passes at every beat
+        angle = np.arctan2(y - HEIGHT / 2, x - WIDTH / 2) * n / (2 * np.pi) + beat
+        shape = ((angle % 1) < 0.3) & (np.hypot(x - WIDTH / 2, y - HEIGHT / 2) < 62)
+    elif scene.kind == "rain":  # drops, the more of them the faster
+        columns, starts = rng.random(14 * n) * WIDTH, rng.random(14 * n)
+        rows = (starts + seconds * 0.9) % 1 * HEIGHT
+        shape = np.zeros((HEIGHT, WIDTH), bool)
+        for column, row in zip(columns.astype(int), rows.astype(int), strict=True):
+            shape[row : row + 9, column : column + 3] = True
+    else:  # scroll: n stripes that pass by
+        shape = ((x / WIDTH * n + beat) % 1) < 0.45
+    color = np.array(colorsys.hsv_to_rgb(0.8 * scene.tone, 1, rng.uniform(0.8, 1)))
+    ground = rng.uniform(0.02, 0.15)
+    image = np.where(shape[..., None], color, ground) + rng.normal(0, 0.01, (HEIGHT, WIDTH, 1))
+    return (image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def sound(scene: Scene, seconds: float) -> np.ndarray:
+    """Make the sound of a scene from its start: (T,) float32 at data.SAMPLE_RATE."""
+    rng = np.random.default_rng(scene.seed)
+    t = np.arange(int(seconds * data.SAMPLE_RATE)) / data.SAMPLE_RATE
+    hz = LOWEST_HZ * 2 ** (OCTAVES * scene.tone)
+    beat = t * scene.rate + scene.phase
+    since = beat % 1 / scene.rate  # seconds since the last beat
+    swing = abs(np.sin(np.pi * beat))
+    tone = np.sin(2 * np.pi * hz * t)
+    if scene.kind == "bounce":  # plucked at every beat
+        wave = tone * np.exp(-since * 18)
+    elif scene.kind == "sweep":  # a glide up and down
+        wave = np.sin(2 * np.pi * np.cumsum(hz * (1 + 0.5 * swing)) / data.SAMPLE_RATE)
+    elif scene.kind == "pulse":  # swells
+        wave = tone * (0.1 + 0.9 * swing)
+    elif scene.kind == "spin":  # a buzz, chopped
+        wave = np.sign(tone) * (since * scene.rate < 0.5) * 0.6
+    elif scene.kind == "rain":  # hiss around the pitch
+        wave = tone * np.convolve(rng.normal(0, 1, len(t)), np.ones(12) / 12, "same") * np.exp(-since * 6) * 2
+    else:  # scroll: two notes in turn
+        wave = np.where(beat % 2 < 1, tone, np.sin(3 * np.pi * hz * t)) * 0.8
+    wave = wave * rng.uniform(0.2, 0.6) + rng.normal(0, 0.002, len(t))
+    return wave.clip(-1, 1).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------
+# The 24 pairs
+# ------------------------------------------------------------------------------------------------
+
+
+def write_audio(path: Path, samples: np.ndarray) -> None:
+    """Encode mono samples at data.SAMPLE_RATE, by the file's suffix."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(AUDIO_FORMATS[path.suffix], rate=data.SAMPLE_RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), "s16", "mono")
+        frame.sample_rate = data.SAMPLE_RATE
+        frame.time_base = Fraction(1, data.SAMPLE_RATE)
+        frame.pts = 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def write_video(path: Path, frames: list[np.ndarray]) -> None:
+    """Encode frames (H, W, 3) uint8 at FPS, by the file's suffix."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(VIDEO_FORMATS[path.suffix], rate=FPS)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 150_000
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def make_media(folder: Path) -> None:
+    """Write the held-out pairs: four scenes of each kind, of different tones, rates and lengths."""
+    rng = np.random.default_rng(20260101)
+    audio_suffixes, video_suffixes = list(AUDIO_FORMATS), list(VIDEO_FORMATS)
+    for side in ("audio", "video"):
+        (folder / side).mkdir(parents=True, exist_ok=True)
+    for k, kind in enumerate(KINDS):
+        rates = rng.choice(np.arange(1, MAX_RATE + 1), 4, replace=False)
+        for i, rate in enumerate(rates):
+            tone = (i + rng.uniform(0.2, 0.8)) / 4
+            scene = Scene.draw(rng, kind=kind, tone=float(tone), rate=int(rate))
+            seconds = rng.uniform(2.4, 4)
+            name = f"{kind}_{i + 1}"
+            audio_suffix = audio_suffixes[(4 * k + i) % len(audio_suffixes)]
+            video_suffix = video_suffixes[(4 * k + i) % len(video_suffixes)]
+            write_audio(folder / "audio" / f"{name}{audio_suffix}", sound(scene, seconds))
+            frames = [picture(scene, frame / FPS) for frame in range(int(seconds * FPS))]
+            write_video(folder / "video" / f"{name}{video_suffix}", frames)
+
+
+# ------------------------------------------------------------------------------------------------
+# The small model
+# ------------------------------------------------------------------------------------------------
+
+
+def training_pair(scene: Scene, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make one clip of a scene's sound (1, 128, 204) and one of its picture (3, 2, 224, 224) uint8."""
+    clip = torch.from_numpy(sound(scene, data.CLIP_SECONDS))[None]
+    mel = (data.log_mel(clip - clip.mean())[None] - data.MEL_MEAN) / data.MEL_STD
+    start = rng.uniform(0, 2)
+    crop = rng.integers(data.CROPS)
+    frames = []
+    for seconds in (start, start + data.CLIP_SECONDS - 1 / FPS):
+        frame = torch.from_numpy(picture(scene, seconds)).permute(2, 0, 1)
+        frames.append((data.three_crops(data.resize_short_side(frame))[crop] * 255).round().byte())
+    return mel, torch.stack(frames, dim=1)
+
+
+def train(path: Path) -> None:
+    """Train the demo's towers so that a sound is nearest to its own picture (InfoNCE, both ways)."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    began = time.monotonic()
+    pairs = [training_pair(Scene.draw(rng), rng) for _ in range(TRAIN_SCENES)]
+    mels, clips = (torch.stack(side) for side in zip(*pairs, strict=True))
+    print(f"{TRAIN_SCENES} scenes in {time.monotonic() - began:.0f} s")
+    model = ImageBindModel(TOWERS, NOTE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
+    labels = torch.arange(BATCH)
+    for step in range(STEPS):
+        chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
+        mean, std = (torch.tensor(x)[:, None, None, None] for x in (data.RGB_MEAN, data.RGB_STD))
+        rows = model(
+            {ModalityType.AUDIO: mels[chosen], ModalityType.VISION: (clips[chosen] / 255 - mean) / std}
+        )
+        # The audio tower's scale of 20 is the inverse temperature.
+        logits = rows[ModalityType.AUDIO] @ rows[ModalityType.VISION].T
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
+    save_model(model.eval(), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's media, or train its model.")
+    parser.add_argument("what", choices=("media", "train"))
+    if parser.parse_args().what == "media":
+        make_media(FOLDER)
+    else:
+        train(FOLDER / "imagebind_demo.pth")
+
+
+if __name__ == "__main__":
+    main()
