@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import tempfile
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
@@ -97,6 +98,8 @@ def download(url: str, path: Path) -> None:
             raise OSError("the answer is not a checkpoint")
         os.replace(part.name, path)
     except (OSError, ValueError) as e:
+        if isinstance(e, urllib.error.HTTPError):
+            e.close()  # the error is the open answer as well
         raise CheckpointError(
             f"cannot download {url} ({e}); put the file at {path}, or name one with --checkpoint PATH"
         ) from e

@@ -1,0 +1,206 @@
+"""Checkpoint files: the kinds that load, the faults that are named, and the download."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+
+import pytest
+import torch
+from test_model import TINY, released_state_dict
+
+from imagebind.models import checkpoints, imagebind_model
+from imagebind.models.checkpoints import CheckpointError
+from imagebind.models.imagebind_model import ImageBindModel, imagebind_huge, load_model, save_model
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A checkpoint of our own, and the model in it."""
+    model = ImageBindModel(TINY, note="a note").eval()
+    save_model(model, tmp_path / "own.pth")
+    return tmp_path / "own.pth", model
+
+
+def test_our_own_checkpoint_brings_sizes_and_note_along(own):
+    path, model = own
+    loaded = imagebind_huge(checkpoint=path)
+    assert loaded.note == "a note"
+    assert not loaded.training
+    assert {m: t.config for m, t in loaded.towers.items()} == TINY
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_half_precision_files_are_computed_in_full(own, tmp_path):
+    _, model = own
+    save_model(model.half(), tmp_path / "half.pth")
+    assert {p.dtype for p in load_model(tmp_path / "half.pth").parameters()} == {torch.float32}
+
+
+def test_files_of_before_torch_1_6_load(own, tmp_path):
+    path, model = own
+    torch.save(torch.load(path, weights_only=True), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_model(tmp_path / "old.pth").note == "a note"
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """Write a state dict of the released kind, in the tiny size."""
+    monkeypatch.setattr(imagebind_model, "IMAGEBIND_HUGE", TINY)
+    state_dict = released_state_dict("tiny")
+
+    def write(**changes):
+        torch.save({k: v for k, v in {**state_dict, **changes}.items() if v is not None}, tmp_path / "x.pth")
+        return tmp_path / "x.pth"
+
+    return write
+
+
+NORM = "modality_trunks.audio.blocks.1.norm_2.bias"
+
+
+def test_the_released_kind_loads(released):
+    assert set(load_model(released()).towers) == {"vision", "audio"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({NORM: None}, "lacks towers.audio.blocks.1.norm_2.bias, of 81 tensors"),
+        ({NORM: None, "modality_heads.audio.2.weight": None}, "lacks .* and 1 more, of 81 tensors"),
+        ({"modality_trunks.smell.blocks.0.x": torch.ones(2)}, "has unknown towers.smell.blocks.0.x"),
+        ({"optimizer": torch.ones(2)}, "has unknown optimizer"),
+        ({NORM: torch.ones(7)}, r"towers.audio.blocks.1.norm_2.bias has shape \(7,\), not \(24,\)"),
+        ({NORM: "text"}, "not a checkpoint of ImageBind"),
+    ],
+)
+def test_what_is_wrong_with_the_tensors_is_named(released, changes, message):
+    path = released(**changes)
+    with pytest.raises(CheckpointError, match=f"^{path}: {message}"):
+        load_model(path)
+
+
+class Code:
+    """Something that runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"x": Code(str(tmp_path / "ran"))}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="holds more than tensors and plain values; refused"):
+        load_model(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_wrong_with_the_file_is_named(own, tmp_path):
+    path, _ = own
+    whole = path.read_bytes()
+
+    def fault(content: bytes) -> str:
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            load_model(tmp_path / "x.pth")
+        assert "\n" not in str(caught.value)
+        return str(caught.value).removeprefix(f"{tmp_path / 'x.pth'}: ")
+
+    for cut in (100, len(whole) // 2, len(whole) - 1):
+        assert fault(whole[:cut]) == "cut off or damaged; get it again"
+    assert fault(b"") == "not a checkpoint"
+    assert fault(b"<html>not found</html>") == "not a checkpoint"
+    for path, message in ((tmp_path / "none.pth", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(CheckpointError, match=f"{path}: {message}.*--checkpoint PATH"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format": "imagebind-towers", "towers": {}},
+        {"format": "imagebind-towers", "towers": {"audio": {"width": 3}}, "state_dict": {}, "note": ""},
+        {"format": "imagebind-towers", "towers": [1], "state_dict": {}, "note": ""},
+        {"x": 1},
+        [torch.ones(2)],
+    ],
+)
+def test_other_contents_are_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"^\S+x\.pth: .+") as caught:
+        load_model(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+# The download
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that answers with what `answer` holds: body, and the length it states."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            body, length = answer["body"], answer.get("length")
+            self.send_response(answer.get("status", 200))
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    answer = {}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        answer["url"] = f"http://127.0.0.1:{httpd.server_port}/imagebind_huge.pth"
+        yield answer
+        httpd.shutdown()
+
+
+def test_the_released_weights_are_downloaded_on_first_use(released, server, tmp_path, monkeypatch, capsys):
+    server["body"] = released().read_bytes()
+    target = tmp_path / ".checkpoints" / "imagebind_huge.pth"
+    monkeypatch.setattr(checkpoints, "RELEASED_URL", server["url"])
+    monkeypatch.setattr(checkpoints, "RELEASED_PATH", target)
+    assert set(imagebind_huge(pretrained=True).towers) == {"vision", "audio"}
+    assert "imagebind_huge.pth: 100%" in capsys.readouterr().err
+    assert os.listdir(target.parent) == ["imagebind_huge.pth"]
+    server["body"] = b"gone"
+    imagebind_huge(pretrained=True)  # from the file
+
+
+def test_the_released_weights_lie_at_the_projects_root():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    assert os.fspath(checkpoints.RELEASED_PATH) == os.path.join(root, ".checkpoints", "imagebind_huge.pth")
+    assert checkpoints.RELEASED_URL == "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"body": b"PK" * 5000, "length": 20000}, "the connection broke after 10,000 of 20,000 bytes"),
+        ({"body": b"<html>please log in</html>"}, "the answer is not a checkpoint"),
+        ({"body": b"", "status": 404}, "HTTP Error 404: Not Found"),
+    ],
+)
+def test_a_broken_download_leaves_nothing(server, tmp_path, answer, why):
+    server.update(answer)
+    path = tmp_path / "imagebind_huge.pth"
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.download(server["url"], path)
+    assert str(caught.value) == (
+        f"cannot download {server['url']} ({why}); put the file at {path}, or name one with --checkpoint PATH"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_network_says_where_to_put_the_file(tmp_path):
+    url = "http://127.0.0.1:1/imagebind_huge.pth"  # nobody listens there
+    with pytest.raises(CheckpointError, match=f"cannot download {url} .*put the file at {tmp_path}.*--checkpoint"):
+        checkpoints.download(url, tmp_path / "x.pth")
+    assert os.listdir(tmp_path) == []

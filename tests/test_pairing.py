@@ -1,0 +1,198 @@
+"""Which files are taken, and which sound belongs to which video."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+import pytest
+
+from batch_inference import (
+    AUDIO_SUFFIXES,
+    EvaluationError,
+    MediaFiles,
+    Pairing,
+    find_files,
+    gather_files,
+    pair_files,
+    read_list_file,
+)
+
+
+def listed(side: str, *paths: str) -> MediaFiles:
+    return MediaFiles(side, paths)
+
+
+def found(side: str, *keys: str) -> MediaFiles:
+    return MediaFiles(side, tuple(f"{side}s/{key}" for key in keys), f"{side}s")
+
+
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+# Directories
+
+
+def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path):
+    make(tmp_path, "b.WAV", "a.wav", "sub/deep/c.Mp3", "sub/d.flac", "notes.txt", "x.mp4", "wav")
+    make(tmp_path, ".hidden.wav", ".cache/e.wav", "sub/._d.flac")
+    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path), AUDIO_SUFFIXES)]
+    assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
+
+
+@pytest.mark.parametrize(
+    ("side", "suffixes"),
+    [
+        ("audio", (".wav", ".mp3", ".flac", ".m4a", ".ogg")),
+        ("video", (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")),
+    ],
+)
+def test_every_format_of_the_guide_is_found(tmp_path, side, suffixes):
+    make(tmp_path, *(f"x{suffix}" for suffix in suffixes), "x.txt", "x.jpg")
+    assert {os.path.splitext(path)[1] for path in gather_files(side, tmp_path).paths} == set(suffixes)
+
+
+def test_videos_lend_their_sound_where_a_directory_has_no_audio(tmp_path, caplog):
+    make(tmp_path, "a.mp4", "b.webm")
+    assert len(gather_files("audio", tmp_path).paths) == 2
+    assert f"{tmp_path}: no audio files; the sound of its 2 video files is used" in caplog.text
+
+
+def test_an_empty_directory_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(EvaluationError, match=rf"^{tmp_path}: no video files \(\.mp4 .*\) in this directory$"):
+        gather_files("video", tmp_path)
+    with pytest.raises(EvaluationError, match="no audio files given"):
+        gather_files("audio", [])
+
+
+# List files
+
+
+def test_list_files_take_bom_crlf_blank_lines_and_comments(tmp_path):
+    content = "\ufeff/a/one.wav\r\n\r\n# a comment\r\n  \r\n/b/zwei drei.wav\n/c/四.wav\n /d/ five .wav \n/e/last.wav"
+    (tmp_path / "list.txt").write_bytes(content.encode())
+    assert read_list_file(tmp_path / "list.txt") == [
+        "/a/one.wav",
+        "/b/zwei drei.wav",
+        "/c/四.wav",
+        " /d/ five .wav ",
+        "/e/last.wav",
+    ]
+
+
+def test_list_files_keep_bytes_that_are_not_utf8(tmp_path):
+    name = b"/a/caf\xe9.wav"
+    (tmp_path / "list.txt").write_bytes(name + b"\n")
+    assert [os.fsencode(path) for path in read_list_file(tmp_path / "list.txt")] == [name]
+
+
+# Pairs
+
+
+def test_files_pair_by_stem_in_the_order_of_the_sounds():
+    audio = listed("audio", "x/b.wav", "x/a.mp3", "x/only.wav")
+    video = listed("video", "y/a.mp4", "y/other.mp4", "z/b.mkv")
+    assert pair_files(audio, video) == Pairing(
+        "stem", (("x/b.wav", "z/b.mkv"), ("x/a.mp3", "y/a.mp4")), ("x/only.wav",), ("y/other.mp4",)
+    )
+
+
+def test_a_stem_keeps_inner_dots():
+    pairing = pair_files(listed("audio", "clip.v1.wav", "clip.v2.wav"), listed("video", "clip.v2.mp4"))
+    assert pairing.pairs == (("clip.v2.wav", "clip.v2.mp4"),)
+
+
+def test_stems_that_occur_twice_pair_by_the_path_below_the_directory():
+    audio = found("audio", "cat/1.wav", "dog/1.wav", "dog/2.wav", "fox/1.wav")
+    video = found("video", "dog/1.mp4", "cat/1.mp4", "else/2.mp4")
+    pairing = pair_files(audio, video)
+    assert pairing.pairs == (
+        ("audios/cat/1.wav", "videos/cat/1.mp4"),
+        ("audios/dog/1.wav", "videos/dog/1.mp4"),
+        ("audios/dog/2.wav", "videos/else/2.mp4"),
+    )
+    assert pairing.unmatched_audio == ("audios/fox/1.wav",)
+    assert pairing.ambiguous == ()
+
+
+def test_what_stays_ambiguous_is_not_paired_and_named():
+    audio = found("audio", "a.mp3", "a.wav", "b.wav", "p/c.wav", "q/c.wav")
+    video = found("video", "a.mp4", "b.mp4", "r/c.mp4")
+    pairing = pair_files(audio, video)
+    assert pairing.pairs == (("audios/b.wav", "videos/b.mp4"),)
+    assert set(pairing.ambiguous) == {
+        "audios/a.mp3",
+        "audios/a.wav",
+        "videos/a.mp4",
+        "audios/p/c.wav",
+        "audios/q/c.wav",
+        "videos/r/c.mp4",
+    }
+    assert set(pairing.unmatched_audio + pairing.unmatched_video) == set(pairing.ambiguous)
+
+
+def test_lists_pair_by_the_path_below_their_common_directory():
+    audio = listed("audio", "/x/cat/audio.wav", "/x/dog/audio.wav")
+    video = listed("video", "/y/z/dog/audio.mp4", "/y/z/cat/audio.mp4")
+    assert pair_files(audio, video).pairs == (
+        ("/x/cat/audio.wav", "/y/z/cat/audio.mp4"),
+        ("/x/dog/audio.wav", "/y/z/dog/audio.mp4"),
+    )
+
+
+def test_lists_without_a_common_stem_pair_by_position():
+    audio, video = listed("audio", "audio1.wav", "audio2.wav"), listed("video", "video1.mp4", "video2.mp4")
+    assert pair_files(audio, video) == Pairing(
+        "position", (("audio1.wav", "video1.mp4"), ("audio2.wav", "video2.mp4"))
+    )
+
+
+def test_a_sound_listed_twice_keeps_its_places_by_position():
+    audio, video = listed("audio", "s.wav", "s.wav"), listed("video", "v.mp4", "w.mp4")
+    assert pair_files(audio, video).pairs == (("s.wav", "v.mp4"), ("s.wav", "w.mp4"))
+
+
+def test_a_pair_listed_twice_is_one_pair():
+    pairing = pair_files(listed("audio", "a.wav", "a.wav"), listed("video", "a.mp4", "a.mp4"))
+    assert pairing == Pairing("stem", (("a.wav", "a.mp4"),))
+
+
+@pytest.mark.parametrize(
+    ("audio", "video"),
+    [
+        (listed("audio", "a1.wav", "a2.wav"), listed("video", "v1.mp4")),
+        (found("audio", "a1.wav"), listed("video", "v1.mp4")),
+        (found("audio", "a1.wav"), found("video", "v1.mp4")),
+    ],
+)
+def test_without_a_common_stem_other_inputs_do_not_pair(audio, video):
+    assert pair_files(audio, video) == Pairing("none", (), audio.paths, video.paths)
+
+
+def test_one_common_stem_rules_out_positions():
+    pairing = pair_files(listed("audio", "a.wav", "b.wav"), listed("video", "c.mp4", "a.mp4"))
+    assert pairing == Pairing("stem", (("a.wav", "a.mp4"),), ("b.wav",), ("c.mp4",))
+
+
+def test_one_name_in_two_spellings_of_unicode_pairs():
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    pairing = pair_files(found("audio", f"{composed}.wav"), found("video", f"{decomposed}.mp4"))
+    assert len(pairing.pairs) == 1
+
+
+def test_a_video_can_stand_on_both_sides():
+    pairing = pair_files(listed("audio", "a.mp4", "b.mp4"), listed("video", "a.mp4", "b.mp4"))
+    assert pairing == Pairing("stem", (("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")))
+
+
+# Names
+
+
+def test_names_are_stems_as_far_as_they_tell_files_apart():
+    files = found("audio", "a.wav", "cat/b.wav", "cat/c.wav", "dog/c.wav", "e.mp3", "e.wav")
+    assert list(files.names.values()) == ["a", "b", "cat/c", "dog/c", "e.mp3", "e.wav"]
