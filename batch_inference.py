@@ -622,7 +622,13 @@ def one_line(text: str) -> str:
 
 def npy(key: str) -> Callable[[dict[str, Any], BinaryIO], None]:
     """Make the writer of a tensor."""
-    return lambda results, file: np.save(file, results[key].numpy())
+
+    def write(results: dict[str, Any], file: BinaryIO) -> None:
+        array = np.ascontiguousarray(results[key].numpy())
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # np.save would hide why a write fails
+
+    return write
 
 
 def text(lines_of: Callable[[dict[str, Any]], Sequence[str]]) -> Callable[[dict[str, Any], BinaryIO], None]:
@@ -665,7 +671,7 @@ def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report
         for name, path in temporary.items():
             os.replace(path, Path(output_dir, name))
     except OSError as e:
-        raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror})") from e
+        raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
@@ -926,10 +932,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     counts = results["metrics"]["counts"]
     print(format_report(results["metrics"], args.report_lang))
-    print(f"results: {args.output_dir}")
-    print(
-        f"evaluated {counts['pairs']} pairs, skipped {counts['failed']} files, {counts['unmatched']} unmatched"
-    )
+    print(f"results: {one_line(args.output_dir)}")
+    print("evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files".format_map(counts))
     return 0
 
 

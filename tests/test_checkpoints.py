@@ -40,8 +40,10 @@ def test_half_precision_files_are_computed_in_full(own, tmp_path):
 
 
 def test_files_of_before_torch_1_6_load(own, tmp_path):
-    path, model = own
-    torch.save(torch.load(path, weights_only=True), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    path, _ = own
+    torch.save(
+        torch.load(path, weights_only=True), tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
     assert load_model(tmp_path / "old.pth").note == "a note"
 
 
@@ -144,7 +146,7 @@ def server():
     """A server on this machine that answers with what `answer` holds: body, and the length it states."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             body, length = answer["body"], answer.get("length")
             self.send_response(answer.get("status", 200))
             self.send_header("Content-Length", str(len(body) if length is None else length))
@@ -201,6 +203,8 @@ def test_a_broken_download_leaves_nothing(server, tmp_path, answer, why):
 
 def test_no_network_says_where_to_put_the_file(tmp_path):
     url = "http://127.0.0.1:1/imagebind_huge.pth"  # nobody listens there
-    with pytest.raises(CheckpointError, match=f"cannot download {url} .*put the file at {tmp_path}.*--checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=f"cannot download {url} .*put the file at {tmp_path}.*--checkpoint"
+    ):
         checkpoints.download(url, tmp_path / "x.pth")
     assert os.listdir(tmp_path) == []

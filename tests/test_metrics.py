@@ -41,7 +41,9 @@ def test_ranks_and_recall_are_those_of_a_plain_count(kind, n):
     for scores, figures in ((similarity, metrics), (similarity.T, metrics["video_to_audio"])):
         ranks = [plain_rank(list(scores[i]), i) for i in range(n)]
         assert figures["mean_rank"] == pytest.approx(sum(ranks) / n)
-        assert figures["median_rank"] == pytest.approx(sorted(ranks)[n // 2] / 2 + sorted(ranks)[(n - 1) // 2] / 2)
+        assert figures["median_rank"] == pytest.approx(
+            sorted(ranks)[n // 2] / 2 + sorted(ranks)[(n - 1) // 2] / 2
+        )
         for k in RECALL_AT:
             assert figures[f"recall_at_{k}"] == pytest.approx(sum(rank <= k for rank in ranks) / n)
 
@@ -62,13 +64,17 @@ def test_statistics_are_those_of_the_numbers():
     diagonal = [similarity[i, i] for i in range(7)]
     mean = math.fsum(diagonal) / 7
     assert metrics["paired_similarity_mean"] == pytest.approx(mean)
-    assert metrics["paired_similarity_std"] == pytest.approx(math.sqrt(math.fsum((x - mean) ** 2 for x in diagonal) / 7))
+    assert metrics["paired_similarity_std"] == pytest.approx(
+        math.sqrt(math.fsum((x - mean) ** 2 for x in diagonal) / 7)
+    )
     assert metrics["paired_similarity_min"] == min(diagonal)
     assert metrics["paired_similarity_max"] == max(diagonal)
     every = similarity.ravel().tolist()
     mean = math.fsum(every) / 49
     assert metrics["similarity_matrix_mean"] == pytest.approx(mean)
-    assert metrics["similarity_matrix_std"] == pytest.approx(math.sqrt(math.fsum((x - mean) ** 2 for x in every) / 49))
+    assert metrics["similarity_matrix_std"] == pytest.approx(
+        math.sqrt(math.fsum((x - mean) ** 2 for x in every) / 49)
+    )
 
 
 def test_a_single_pair_is_defined():
