@@ -111,7 +111,9 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
     with (
         media_errors(path),
         g_pathmgr.open(os.fspath(path), "rb") as file,
-        av.open(file, metadata_errors="replace", container_options={"protocol_whitelist": "none"}) as container,
+        av.open(
+            file, metadata_errors="replace", container_options={"protocol_whitelist": "none"}
+        ) as container,
     ):
         stream = container.streams.best(kind)
         if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video

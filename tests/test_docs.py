@@ -1,0 +1,83 @@
+"""The READMEs: options, commands and shown output are those of the program."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+
+import pytest
+from conftest import TESTS
+
+from batch_inference import ENGLISH, build_parser, main
+
+ROOT = TESTS.parent
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+
+
+def blocks(lang: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", READMES[lang].read_text(encoding="utf-8"), re.M | re.S)
+
+
+def demo_argv(lang: str) -> list[str]:
+    command = next(block for block in blocks(lang) if "imagebind_demo.pth" in block)
+    return shlex.split(command.split("batch_inference.py")[1])
+
+
+@pytest.mark.parametrize("lang", READMES)
+def test_every_option_is_listed_with_its_default(lang):
+    rows = re.findall(r"^\| `(--\w+)` \|.*\| (.+) \|$", READMES[lang].read_text(encoding="utf-8"), re.M)
+    options = {
+        action.option_strings[0]: action.default
+        for action in build_parser()._actions
+        if not isinstance(action, argparse._HelpAction)
+    }
+    assert [option for option, _ in rows] == list(options)
+    for option, default in rows:
+        if options[option] not in (None, False):
+            assert default == f"`{options[option]}`"
+
+
+@pytest.mark.parametrize("lang", READMES)
+def test_every_shown_command_parses(lang, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("audios", "videos"):
+        (tmp_path / name).mkdir()
+    for name in ("audio_list.txt", "video_list.txt"):
+        (tmp_path / name).touch()
+    commands = [block for block in blocks(lang) if block.startswith("python batch_inference.py")]
+    assert len(commands) == 5
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[2:])
+
+
+@pytest.mark.parametrize("lang", READMES)
+def test_the_shown_demo_output_is_what_it_prints(lang, tmp_path, monkeypatch, capsys):
+    """Line by line up to how it was computed; numbers may differ in the last digit between machines."""
+    monkeypatch.chdir(ROOT)
+    assert main([*demo_argv(lang), "--output_dir", str(tmp_path)]) == 0
+    number = re.compile(r"\d+\.\d+")
+    end = {"en": "How it was computed", "zh": "计算方式"}[lang]
+    printed = capsys.readouterr().out.split(end)[0]
+    (shown,) = (block for block in blocks(lang) if end in block)
+    shown = "=" * 80 + shown.split(end)[0].split("=" * 80, 1)[1]
+    assert number.sub("#", shown) == number.sub("#", printed)
+    values = [[float(x) for x in number.findall(text)] for text in (shown, printed)]
+    assert values[0] == pytest.approx(values[1], abs=0.001)
+
+
+def test_both_readmes_have_the_same_parts():
+    def outline(lang: str) -> list[str]:
+        text = READMES[lang].read_text(encoding="utf-8")
+        return re.findall(r"^(#+ |```\w*$|\| `[^`]+`|- \*\*|\d\. )", text, re.M)
+
+    assert outline("en") == outline("zh")
+    plain = [[block for block in blocks(lang) if block.startswith("python ")] for lang in READMES]
+    assert plain[0] == plain[1]
+
+
+def test_the_report_has_no_text_without_a_translation():
+    source = (ROOT / "batch_inference.py").read_text(encoding="utf-8")
+    used = set(re.findall(r'"([^"\n]*[\u4e00-\u9fff][^"\n]*)"', source))
+    assert used - set(ENGLISH) == {"配对模式", "检索模式", "两个列表中的位置", "文件名"}
+    assert all(source.count(f'"{text}"') >= 2 for text in ENGLISH)
