@@ -17,7 +17,13 @@ import torch
 from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
 from PIL import Image
 
-from batch_inference import EvaluationError, batch_inference_av_consistency, build_parser, main
+from batch_inference import (
+    EvaluationError,
+    batch_inference_av_consistency,
+    build_parser,
+    format_report,
+    main,
+)
 from imagebind import data
 from imagebind.models import checkpoints
 from imagebind.models.imagebind_model import load_model, save_model
@@ -68,7 +74,10 @@ def run(pairs, small_checkpoint, monkeypatch, capsys):
         options = ["--checkpoint", str(small_checkpoint), "--device", "cpu", "--output_dir", out]
         status = main([*audio, *video, *options, *argv])
         text = capsys.readouterr()
-        return status, Outputs(pairs / out) if status == 0 else None, text.out, text.err
+        outputs = Outputs(pairs / out) if status == 0 else None
+        if outputs:  # whatever a report says, it can say it in English
+            assert format_report(outputs.metrics, "en").replace("±", "").isascii()
+        return status, outputs, text.out, text.err
 
     return run
 
