@@ -18,7 +18,7 @@ What it writes to --output_dir, for N sounds and M videos:
     metrics.json            all figures, what was skipped and why, and how they were computed
     consistency_report.txt  the same to read
 
-Numbers to expect on the 24 pairs of tests/demo with the small model there: see README.md.
+On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; chance is 0.04.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -105,14 +105,22 @@ def stem(path: str) -> str:
 
 
 def find_files(directory: str, suffixes: Sequence[str]) -> list[str]:
-    """List the files below a directory that end in one of `suffixes`, sorted, without hidden ones."""
-    found = []
+    """List the files below a directory that end in one of `suffixes`, sorted, without hidden ones.
+
+    Links to directories are followed, each directory once, so that a link back up ends.
+    """
+    found, seen = [], set()
 
     def warn(error: OSError) -> None:
         log.warning("%s: %s; nothing in it is used", error.filename, error.strerror)
 
-    for folder, subfolders, names in os.walk(directory, onerror=warn):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for folder, subfolders, names in os.walk(directory, onerror=warn, followlinks=True):
+        status = os.stat(folder)
+        if (identity := (status.st_dev, status.st_ino)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(identity)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [
             os.path.join(folder, name)
             for name in names
@@ -274,6 +282,7 @@ def load_model(checkpoint: str | os.PathLike | None, device: str) -> tuple[Image
     """
     import torch
 
+    from imagebind import ModalityType
     from imagebind.models import checkpoints, imagebind_model
 
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -282,6 +291,9 @@ def load_model(checkpoint: str | os.PathLike | None, device: str) -> tuple[Image
     try:
         checkpoint = checkpoint or checkpoints.released_checkpoint()
         model = imagebind_model.load_model(checkpoint).to(device)
+        for modality in (ModalityType.AUDIO, ModalityType.VISION):
+            if modality not in model.towers:
+                raise EvaluationError(f"{checkpoint}: has no {modality} tower")
         sha256 = checkpoints.fingerprint(checkpoint)
     except (checkpoints.CheckpointError, RuntimeError, AssertionError) as e:
         raise EvaluationError(str(e).splitlines()[0]) from e
@@ -379,6 +391,26 @@ def embed_files(
         except torch.OutOfMemoryError as e:
             raise EvaluationError(f"{device}: out of memory; use a --batch_size under {batch_size}") from e
     return rows, failures
+
+
+def embed_sides(
+    model: ImageBindModel,
+    audio: MediaFiles,
+    video: MediaFiles,
+    pairing: Pairing,
+    retrieval: bool,
+    batch_size: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[Failure]]:
+    """Embed what is compared: in retrieval mode all files, else pairs that can still be whole.
+
+    Returns:
+        the rows of either side, path -> (E,), and the files that gave none.
+    """
+    sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
+    audio_rows, audio_failures = embed_files(model, "audio", sounds, batch_size)
+    videos = video.distinct if retrieval else [video for sound, video in pairing.pairs if sound in audio_rows]
+    video_rows, video_failures = embed_files(model, "video", videos, batch_size)
+    return audio_rows, video_rows, audio_failures + video_failures
 
 
 def arrange_rows(
@@ -552,15 +584,33 @@ LANGUAGES = {"zh": CHINESE, "en": ENGLISH}
 
 def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
     """Write metrics as a report to read, in Chinese ("zh") or English ("en")."""
-    text = LANGUAGES[lang]
-    counts, protocol = metrics["counts"], metrics["protocol"]
+    words = LANGUAGES[lang]
+    counts, note = metrics["counts"], metrics["protocol"]["checkpoint"]["note"]
+    lines = [REPORT_RULE, words["音频-视频一致性评估报告"], REPORT_RULE, ""]
+    lines += [f"{words['注意']}: {note}", ""] if note else []
+    for label, key in (("音频数量", "audio"), ("视频数量", "video"), ("配对数量", "pairs")):
+        lines.append(f"{words[label]}: {counts[key]}")
+    sections = {
+        "相似度统计": {
+            "平均相似度": f"{metrics['similarity_matrix_mean']:.4f}",
+            "标准差": f"{metrics['similarity_matrix_std']:.4f}",
+        },
+        **pair_sections(metrics, words),
+        **other_files_section(metrics, words),
+        **protocol_section(metrics, words),
+    }
+    for title, rows in sections.items():
+        lines += ["", f"{words[title]}:"]
+        lines += [f"  {words.get(label, label)}: {value}" for label, value in rows.items()]
+    return "\n".join(lines) + "\n"
 
-    def section(title: str, rows: dict[str, str]) -> list[str]:
-        return [
-            "",
-            f"{text[title]}:",
-            *(f"  {text.get(label, label)}: {value}" for label, value in rows.items()),
-        ]
+
+def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Describe the pairs and their ranks, or say why there are none."""
+    if not metrics["counts"]["pairs"]:
+        unknown = metrics["pairing_rule"] == "none"
+        why = words["两侧没有相同的文件名，不知道哪些文件成对" if unknown else "每一对都有文件被跳过"]
+        return {"配对一致性": {"无": why}, "检索性能": {"无": why}}
 
     def retrieval(ranks: dict[str, Any]) -> dict[str, str]:
         return {
@@ -569,50 +619,51 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
             **{f"Recall@{k}": f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
         }
 
-    lines = [REPORT_RULE, text["音频-视频一致性评估报告"], REPORT_RULE, ""]
-    if note := protocol["checkpoint"]["note"]:
-        lines += [f"{text['注意']}: {note}", ""]
-    for label, key in (("音频数量", "audio"), ("视频数量", "video"), ("配对数量", "pairs")):
-        lines.append(f"{text[label]}: {counts[key]}")
-    mean, std = metrics["similarity_matrix_mean"], metrics["similarity_matrix_std"]
-    lines += section("相似度统计", {"平均相似度": f"{mean:.4f}", "标准差": f"{std:.4f}"})
-    if counts["pairs"]:
-        mean, std = metrics["paired_similarity_mean"], metrics["paired_similarity_std"]
-        paired = {
+    mean, std = metrics["paired_similarity_mean"], metrics["paired_similarity_std"]
+    return {
+        "配对一致性": {
             "平均配对相似度": f"{mean:.4f} ± {std:.4f}",
             "最小值": f"{metrics['paired_similarity_min']:.4f}",
             "最大值": f"{metrics['paired_similarity_max']:.4f}",
-        }
-        lines += section("配对一致性", paired)
-        lines += section("检索性能", retrieval(metrics))
-        lines += section("检索性能 (视频到音频)", retrieval(metrics["video_to_audio"]))
-    else:
-        unknown = metrics["pairing_rule"] == "none"
-        why = text["两侧没有相同的文件名，不知道哪些文件成对" if unknown else "每一对都有文件被跳过"]
-        lines += section("配对一致性", {"无": why}) + section("检索性能", {"无": why})
-
-    others = {}
-    if counts["unmatched"]:
-        kept = metrics["mode"] == "retrieval"
-        others["无配对，作为干扰项" if kept else "无配对，已忽略"] = counts["unmatched"]
-    if failures := metrics["failures"]:
-        others["跳过"] = len(failures)
-    if others:
-        lines += section("其他文件", others)
-    lines += [f"    {one_line(f['path'])}: {f['reason']}" for f in failures[:FAILURES_SHOWN]]
-    if len(failures) > FAILURES_SHOWN:
-        lines.append(f"    ... {text['其余见 metrics.json']}")
-
-    computed = {
-        "模式": text[metrics["mode"]],
-        "配对依据": text[metrics["pairing_rule"]],
-        "模型权重": f"{protocol['checkpoint']['file']} (sha256 {protocol['checkpoint']['sha256'][:16]})",
-        "精度与设备": f"{protocol['precision']}, {protocol['device']}",
-        "音频输入": ", ".join(f"{key} {value}" for key, value in protocol["audio"].items()),
-        "视频输入": ", ".join(f"{key} {value}" for key, value in protocol["video"].items()),
-        "软件版本": ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
+        },
+        "检索性能": retrieval(metrics),
+        "检索性能 (视频到音频)": retrieval(metrics["video_to_audio"]),
     }
-    return "\n".join(lines + section("计算方式", computed)) + "\n"
+
+
+def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Count the files that are not among the pairs, and name the first of those that were skipped."""
+    rows = {}
+    if unmatched := metrics["counts"]["unmatched"]:
+        kept = metrics["mode"] == "retrieval"
+        rows["无配对，作为干扰项" if kept else "无配对，已忽略"] = unmatched
+    if failures := metrics["failures"]:
+        rows["跳过"] = len(failures)
+        rows |= {f"  {f['side']} {one_line(f['path'])}": f["reason"] for f in failures[:FAILURES_SHOWN]}
+    if len(failures) > FAILURES_SHOWN:
+        rows["  ..."] = words["其余见 metrics.json"]
+    return {"其他文件": rows} if rows else {}
+
+
+def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Say how the figures were computed."""
+
+    def listed(facts: dict[str, Any]) -> str:
+        return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+    protocol = metrics["protocol"]
+    checkpoint = protocol["checkpoint"]
+    return {
+        "计算方式": {
+            "模式": words[metrics["mode"]],
+            "配对依据": words[metrics["pairing_rule"]],
+            "模型权重": f"{one_line(checkpoint['file'])} (sha256 {checkpoint['sha256'][:16]})",
+            "精度与设备": f"{protocol['precision']}, {protocol['device']}",
+            "音频输入": listed(protocol["audio"]),
+            "视频输入": listed(protocol["video"]),
+            "软件版本": listed(protocol["versions"]),
+        }
+    }
 
 
 def one_line(text: str) -> str:
@@ -620,10 +671,14 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
-def npy(key: str) -> Callable[[dict[str, Any], BinaryIO], None]:
-    """Make the writer of a tensor."""
+Results = dict[str, Any]
+Writer = Callable[[Results, BinaryIO], None]
 
-    def write(results: dict[str, Any], file: BinaryIO) -> None:
+
+def npy_writer(key: str) -> Writer:
+    """Make the writer of a tensor of the results, as .npy."""
+
+    def write(results: Results, file: BinaryIO) -> None:
         array = np.ascontiguousarray(results[key].numpy())
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)  # np.save would hide why a write fails
@@ -631,29 +686,34 @@ def npy(key: str) -> Callable[[dict[str, Any], BinaryIO], None]:
     return write
 
 
-def text(lines_of: Callable[[dict[str, Any]], Sequence[str]]) -> Callable[[dict[str, Any], BinaryIO], None]:
+def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
     """Make the writer of a text, UTF-8; a byte of a file name that is not stands as \\udcNN."""
 
-    def write(results: dict[str, Any], file: BinaryIO) -> None:
+    def write(results: Results, file: BinaryIO) -> None:
         file.writelines(f"{line}\n".encode("utf-8", "backslashreplace") for line in lines_of(results))
 
     return write
 
 
-def writers(report_lang: str) -> dict[str, Callable[[dict[str, Any], BinaryIO], None]]:
+def writers(report_lang: str) -> dict[str, Writer]:
     """List the output files, each with the function that writes the results to it."""
     return {
-        "audio_embeddings.npy": npy("audio_embeddings"),
-        "video_embeddings.npy": npy("video_embeddings"),
-        "similarity_matrix.npy": npy("similarity_matrix"),
-        "audio_names.txt": text(lambda r: map(one_line, r["audio_names"])),
-        "video_names.txt": text(lambda r: map(one_line, r["video_names"])),
-        "pairs.txt": text(lambda r: ("\t".join(map(one_line, pair)) for pair in r["pairs"])),
-        "consistency_report.txt": text(lambda r: format_report(r["metrics"], report_lang).splitlines()),
-        "metrics.json": text(
-            lambda r: [json.dumps(r["metrics"], ensure_ascii=False, allow_nan=False, indent=2)]
+        "audio_embeddings.npy": npy_writer("audio_embeddings"),
+        "video_embeddings.npy": npy_writer("video_embeddings"),
+        "similarity_matrix.npy": npy_writer("similarity_matrix"),
+        "audio_names.txt": text_writer(lambda r: map(one_line, r["audio_names"])),
+        "video_names.txt": text_writer(lambda r: map(one_line, r["video_names"])),
+        "pairs.txt": text_writer(lambda r: ("\t".join(map(one_line, pair)) for pair in r["pairs"])),
+        "metrics.json": text_writer(lambda r: [to_json(r["metrics"])]),
+        "consistency_report.txt": text_writer(
+            lambda r: format_report(r["metrics"], report_lang).splitlines()
         ),
     }
+
+
+def to_json(metrics: dict[str, Any]) -> str:
+    """Write strict JSON: NaN and infinity are errors."""
+    return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
 
 
 def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report_lang: str = "zh") -> None:
@@ -752,12 +812,7 @@ def batch_inference_av_consistency(
     import torch
 
     model, how = load_model(checkpoint, device)
-    sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
-    audio_rows, audio_failures = embed_files(model, "audio", sounds, batch_size)
-    videos = video.distinct if retrieval else [video for sound, video in pairing.pairs if sound in audio_rows]
-    video_rows, video_failures = embed_files(model, "video", videos, batch_size)
-    failures = [asdict(failure) for failure in audio_failures + video_failures]
-
+    audio_rows, video_rows, failures = embed_sides(model, audio, video, pairing, retrieval, batch_size)
     sounds, videos, pairs, truth = arrange_rows(audio_rows, video_rows, pairing.pairs, retrieval)
     if not sounds or not videos:
         raise EvaluationError(f"nothing is left to evaluate: {len(failures)} files were skipped")
@@ -771,11 +826,11 @@ def batch_inference_av_consistency(
             "audio": len(sounds),
             "video": len(videos),
             "pairs": len(pairs),
-            "unmatched": len(pairing.unmatched_audio) + len(pairing.unmatched_video),
+            "unmatched": pairing.n_unmatched,
             "failed": len(failures),
         },
         **compute_metrics(similarity, truth),
-        "failures": failures,
+        "failures": [asdict(failure) for failure in failures],
         "protocol": how,
     }
     results = {
@@ -786,7 +841,7 @@ def batch_inference_av_consistency(
         "audio_names": [audio.names[path] for path in sounds],
         "video_names": [video.names[path] for path in videos],
         "pairs": pairs,
-        "failures": failures,
+        "failures": metrics["failures"],
     }
     if output_dir is not None:
         write_outputs(results, output_dir, report_lang)

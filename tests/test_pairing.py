@@ -44,6 +44,14 @@ def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path
     assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
 
 
+def test_links_to_directories_are_followed_once(tmp_path):
+    make(tmp_path, "data/a.wav", "data/sub/b.wav", "elsewhere/c.wav")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
+    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path / "data"), AUDIO_SUFFIXES)]
+    assert paths == ["data/a.wav", "data/link/c.wav", "data/sub/b.wav"]
+
+
 @pytest.mark.parametrize(
     ("side", "suffixes"),
     [

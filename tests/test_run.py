@@ -352,7 +352,7 @@ def test_a_bad_file_costs_its_pair_and_nothing_else(run, pairs, rows):
     assert failed == {("audio/b.wav", "audio"), ("video/c.mp4", "video")}
     for failure in outputs.metrics["failures"]:
         assert f"warning: skipped {failure['side']} file {failure['path']}: {failure['reason']}\n" in err
-        assert f"    {failure['path']}: {failure['reason']}\n" in outputs.report
+        assert f"    {failure['side']} {failure['path']}: {failure['reason']}\n" in outputs.report
     assert outputs.metrics["counts"] == {"audio": 2, "video": 2, "pairs": 2, "unmatched": 0, "failed": 2}
     assert out.splitlines()[-1] == "evaluated 2 pairs, skipped 2 files, unmatched 0 files"
 
@@ -416,10 +416,14 @@ def test_nothing_to_evaluate_is_status_1(run, pairs):
     assert_one_line_error(run(video=("--video_dir", "empty")), "without doubt", "--retrieval_mode")
 
 
-def test_a_model_that_cannot_be_loaded_is_status_1(run, pairs, monkeypatch, capsys):
+def test_a_model_that_cannot_be_loaded_is_status_1(run, pairs, small_checkpoint, monkeypatch, capsys):
     assert_one_line_error(run("--checkpoint", "none.pth"), "none.pth: No such file", "--checkpoint PATH")
     (pairs / "bad.pth").write_text("bad")
     assert_one_line_error(run("--checkpoint", "bad.pth"), "bad.pth: not a checkpoint")
+    deaf = load_model(small_checkpoint)
+    del deaf.towers["audio"]
+    save_model(deaf, pairs / "deaf.pth")
+    assert_one_line_error(run("--checkpoint", "deaf.pth"), "deaf.pth: has no audio tower")
     monkeypatch.setattr(checkpoints, "RELEASED_PATH", pairs / "x" / "imagebind_huge.pth")
     monkeypatch.setattr(checkpoints, "RELEASED_URL", "http://127.0.0.1:1/x.pth")
     assert main(["--audio_dir", "audio", "--video_dir", "video", "--device", "cpu"]) == 1

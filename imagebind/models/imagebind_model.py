@@ -180,6 +180,8 @@ class ImageBindModel(nn.Module):
 
     def __init__(self, towers: dict[str, TowerConfig], note: str = ""):
         super().__init__()
+        if len({config.embedding for config in towers.values()}) != 1:
+            raise ValueError("towers are of one embedding size")
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
 
