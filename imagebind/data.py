@@ -93,7 +93,7 @@ def media_errors(path: Path) -> Iterator[None]:
         yield
     except MediaError:
         raise
-    except OSError as e:  # FFmpeg's own errors are OSErrors too
+    except (OSError, av.FFmpegError) as e:
         raise MediaError(path, e.strerror or str(e)) from e
     except Exception as e:  # decoders meet anything; one file's trouble must stay that file's
         raise MediaError(path, f"{type(e).__name__}: {e}") from e
