@@ -108,17 +108,16 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
     """
     # An open file rather than a name: a name would be read as an address ("concat:...", "http:...").
     # No protocol is allowed within either, so that no playlist can reach for other files.
-    with (
-        media_errors(path),
-        g_pathmgr.open(os.fspath(path), "rb") as file,
-        av.open(
-            file, metadata_errors="replace", container_options={"protocol_whitelist": "none"}
-        ) as container,
-    ):
-        stream = container.streams.best(kind)
-        if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
-            raise MediaError(path, f"no {kind} stream")
-        yield stream
+    options = {"protocol_whitelist": "none"}
+    with media_errors(path), g_pathmgr.open(os.fspath(path), "rb") as file:
+        if not file.read(1):
+            raise MediaError(path, "the file is empty")
+        file.seek(0)
+        with av.open(file, metadata_errors="replace", container_options=options) as container:
+            stream = container.streams.best(kind)
+            if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
+                raise MediaError(path, f"no {kind} stream")
+            yield stream
 
 
 # ------------------------------------------------------------------------------------------------
