@@ -1,5 +1,12 @@
 """ImageBind's vision and audio towers: files to inputs (`data`), inputs to embeddings (`models`)."""
 
-from imagebind.models.imagebind_model import ModalityType, imagebind_huge
-
 __all__ = ["ModalityType", "imagebind_huge"]
+
+
+def __getattr__(name: str):
+    # Importing the model takes seconds of torch, which a run that finds all rows in its cache spares.
+    if name in __all__:
+        from imagebind.models import imagebind_model
+
+        return getattr(imagebind_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

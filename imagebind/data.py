@@ -4,9 +4,10 @@
     video file -> (15, 3, 2, 224, 224)    5 clips of 2 s x 3 crops, each its first and its last frame
     image file -> (3, 224, 224)
 
-A file goes through a chain of functions that can be called by hand:
+Only what is used is decoded: three windows of a sound, ten frames of a video. A file goes through
+a chain of functions that can be called by hand:
 
-    audio   load_waveform -> clip_spans -> log_mel
+    audio   load_windows (load_waveform, clip_spans) -> log_mel
     video   packet_timeline -> clip_frames -> read_frames -> resize_short_side -> three_crops
 
 Letters in shapes: B files, S clips of a file, C channels, T samples or frames, H x W pixels.
@@ -19,17 +20,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from iopath.common.file_io import g_pathmgr
 from pytorchvideo.data.clip_sampling import ClipInfo, ConstantClipsPerVideoSampler
 from torchaudio.compliance import kaldi
@@ -45,6 +49,7 @@ MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
 MEL_MEAN, MEL_STD = -4.268, 9.138
+HELD_SECONDS = 60  # a longer sound is decoded twice rather than held whole
 
 VIDEO_CLIPS = 5
 FRAMES_PER_CLIP = 2  # the first and the last
@@ -185,8 +190,25 @@ def clip_frames(
 # ------------------------------------------------------------------------------------------------
 
 
+def decode_sound(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
+    """Decode the sound of a file from start to end.
+
+    Yields:
+        (C, T) float32 in [-1, 1], a piece at a time, and the sample rate in Hz.
+
+    Raises:
+        MediaError: the file cannot be decoded.
+    """
+    with open_stream(path, "audio") as stream:
+        stream.codec_context.thread_count = 1
+        to_float = av.AudioResampler(format="fltp")  # sample format alone; rate and layout stay
+        for frame in stream.container.decode(stream):
+            for floats in to_float.resample(frame):
+                yield torch.from_numpy(floats.to_ndarray()), floats.sample_rate
+
+
 def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
-    """Decode the sound of a file.
+    """Decode and resample all of a sound.
 
     Args:
         path: an audio file, or a video file with sound.
@@ -196,17 +218,78 @@ def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
         (C, T) float32 in [-1, 1].
 
     Raises:
-        MediaError: the file cannot be decoded, is without samples, or has some that are not finite.
+        MediaError: the file cannot be decoded, or is without samples.
     """
-    with open_stream(path, "audio") as stream:
-        to_float = av.AudioResampler(format="fltp")  # sample format alone; rate and layout stay
-        frames = [floats for frame in stream.container.decode(stream) for floats in to_float.resample(frame)]
-    if not frames:
+    pieces = list(decode_sound(path))
+    if not pieces:
         raise MediaError(path, "no audio samples")
-    waveform = torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in frames], axis=1))
-    if not waveform.isfinite().all():
-        raise MediaError(path, "NaN or infinite samples")
-    return torchaudio.functional.resample(waveform, frames[0].sample_rate, sample_rate)
+    waveform = torch.cat([samples for samples, _ in pieces], dim=1)
+    return torchaudio.functional.resample(waveform, pieces[0][1], sample_rate)
+
+
+def load_windows(
+    path: Path,
+    n_clips: int = AUDIO_CLIPS,
+    clip_seconds: float = CLIP_SECONDS,
+    sample_rate: int = SAMPLE_RATE,
+) -> list[torch.Tensor]:
+    """Decode the clips of a sound, the same samples as slices of load_waveform.
+
+    Memory is bounded by HELD_SECONDS of sound. How long a sound is only its decoding tells, so one
+    that is longer is decoded again for its windows.
+
+    Returns:
+        n_clips times (C, T), T <= clip_seconds * sample_rate; in a short sound they overlap, and are
+        views of one waveform.
+
+    Raises:
+        MediaError: as load_waveform.
+    """
+    pieces, n_samples, rate = [], 0, sample_rate
+    for samples, rate in decode_sound(path):
+        n_samples += samples.shape[1]
+        if n_samples <= HELD_SECONDS * rate:
+            pieces.append(samples)
+        else:
+            pieces.clear()
+    if not n_samples:
+        raise MediaError(path, "no audio samples")
+    n_resampled = -(-n_samples * sample_rate // rate)  # rounded up, as resample does
+    spans = [
+        (int(start * sample_rate), int(end * sample_rate))
+        for start, end in clip_spans(n_resampled / sample_rate, n_clips, clip_seconds)
+    ]
+    if not pieces:
+        return _decode_windows(path, spans, rate, sample_rate)
+    waveform = torchaudio.functional.resample(torch.cat(pieces, dim=1), rate, sample_rate)
+    return [waveform[:, start:end] for start, end in spans]
+
+
+def _decode_windows(
+    path: Path, spans: list[tuple[int, int]], rate: int, sample_rate: int
+) -> list[torch.Tensor]:
+    """Decode a sound and keep its windows: [start, end) in samples at sample_rate, of a file at `rate`."""
+    # Every `step` samples of the file give `new` samples: a piece that starts at a multiple of `step`
+    # is resampled as it is within the whole, beyond the reach of the filter from its ends.
+    common = math.gcd(rate, sample_rate)
+    step, new = rate // common, sample_rate // common
+    margin = rate // 100  # the filter reaches 6 periods of the lower rate
+    sources = [
+        (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
+        for start, end in spans
+    ]
+    kept = [[] for _ in spans]
+    position = 0
+    for samples, _ in decode_sound(path):
+        for pieces, (low, high) in zip(kept, sources, strict=True):
+            pieces.append(samples[:, max(low - position, 0) : max(high - position, 0)])
+        position += samples.shape[1]
+    windows = []
+    for pieces, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
+        resampled = torchaudio.functional.resample(torch.cat(pieces, dim=1), rate, sample_rate)
+        offset = low // step * new
+        windows.append(resampled[:, start - offset : end - offset])
+    return windows
 
 
 def log_mel(
@@ -251,21 +334,48 @@ def load_audio(
         (S, 1, n_bins, n_frames) float32, S = n_clips.
 
     Raises:
-        MediaError: as load_waveform.
+        MediaError: the file cannot be decoded, or has no samples or some that are not finite.
     """
-    waveform = load_waveform(path, sample_rate)
-    n_samples = waveform.shape[1]
-    if n_samples * 1000 < FRAME_LENGTH_MS * sample_rate:
-        milliseconds = 1000 * n_samples / sample_rate
-        log.warning("%s: %.1f ms of sound, padded with silence to %d", path, milliseconds, FRAME_LENGTH_MS)
-    mels = []
-    for start, end in clip_spans(n_samples / sample_rate, n_clips, clip_seconds):
-        clip = waveform[:, int(start * sample_rate) : int(end * sample_rate)]
-        # In place, on a view: where clips overlap, a later one sees the earlier one's shift. It
-        # shows by rounding in bins of almost no energy, and published scores have it.
-        clip -= clip.mean()
-        mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
-    return (torch.stack(mels)[:, None] - mean) / std
+    with media_errors(path):
+        mels = []
+        for clip in load_windows(path, n_clips, clip_seconds, sample_rate):
+            if not clip.isfinite().all():
+                raise MediaError(path, "NaN or infinite samples")
+            if clip.shape[1] * 1000 < FRAME_LENGTH_MS * sample_rate and not mels:
+                ms = 1000 * clip.shape[1] / sample_rate
+                log.warning("%s: %.1f ms of sound, padded with silence to %d", path, ms, FRAME_LENGTH_MS)
+            # In place, on a view: where clips overlap, a later one sees the earlier one's shift. It
+            # shows by rounding in bins of almost no energy, and published scores have it.
+            clip -= clip.mean()
+            mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
+        return (torch.stack(mels)[:, None] - mean) / std
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """A sound as the model's input."""
+
+    mels: torch.Tensor  # (S, 1, 128, 204)
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """Distinct clip -> how many of the S it is; in a sound shorter than a clip all are equal."""
+        return Counter(
+            next(k for k in range(i + 1) if self.mels[k].equal(m)) for i, m in enumerate(self.mels)
+        )
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Give the distinct clips on a device, (D, 1, 128, 204)."""
+        return self.mels.to(device, non_blocking=True)[list(self.counts)]
+
+    def pin_memory(self) -> AudioInput:
+        """Move to page-locked memory."""
+        return AudioInput(self.mels.pin_memory())
+
+
+def read_audio(path: Path) -> AudioInput:
+    """Read a sound; as load_audio."""
+    return AudioInput(load_audio(path))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -274,12 +384,22 @@ def load_audio(
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """When the frames of a video are shown."""
+class Packet:
+    """A coded frame."""
 
+    pts: int | None  # when it is shown, in the stream's time base
+    is_key: bool  # decoding can start here
+    is_shown: bool  # edit lists mark packets that are decoded and not shown
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown, and where their decoding can start."""
+
+    fps: float  # average frame rate, as the container states it
     n_frames: int  # shown frames
-    fps: float  # their average rate, as the container states it
-    timestamps: tuple[int, ...] | None  # of frame 0, 1, ..., in the stream's time base; None: count
+    packets: tuple[Packet, ...] = ()  # in the order in which they are decoded
+    has_times: bool = False  # whether times name the frames; they are counted otherwise
 
 
 class TimelineError(MediaError):
@@ -291,61 +411,163 @@ def stream_fps(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or stream.base_rate or 1)
 
 
-def packet_timeline(path: Path) -> Timeline:
+def packet_timeline(stream: av.VideoStream) -> Timeline:
     """Read the timeline of a video from its packets, without decoding.
 
-    Timestamps that are missing or repeated cannot name a frame, nor can those of AVI, which keeps
-    none: FFmpeg makes them up in coding order. Frames are counted then.
-
-    Raises:
-        MediaError: the file cannot be read, or has no video.
+    Times that are missing or repeated cannot name a frame. Nor can those of AVI where frames are
+    not coded in the order in which they are shown: it keeps no times, and FFmpeg makes them up.
     """
-    with open_stream(path, "video") as stream:
-        packets = (packet for packet in stream.container.demux(stream) if packet.size)
-        # Edit lists mark packets that are decoded and not shown.
-        times = [packet.pts for packet in packets if not packet.is_discard]
-        distinct = set(times)
-        named = None not in distinct and len(distinct) == len(times)
-        named = named and stream.container.format.name != "avi"
-        return Timeline(len(times), stream_fps(stream), tuple(sorted(times)) if named else None)
+    for other in stream.container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    packets = tuple(
+        Packet(packet.pts, packet.is_keyframe, not packet.is_discard)
+        for packet in stream.container.demux(stream)
+        if packet.size
+    )
+    times = {packet.pts for packet in packets}
+    made_up = stream.container.format.name == "avi" and stream.codec_context.has_b_frames
+    has_times = None not in times and len(times) == len(packets) and not made_up
+    n_frames = sum(packet.is_shown for packet in packets)
+    return Timeline(stream_fps(stream), n_frames, packets, has_times)
 
 
 def decoded_timeline(path: Path) -> Timeline:
-    """Count the frames of a video by decoding all of it: slower than its packets, and never wrong."""
+    """Count the frames of a video by decoding all of it: slow, and never wrong."""
     with open_stream(path, "video") as stream:
         n_frames = sum(1 for _ in stream.container.decode(stream))
-        return Timeline(n_frames, stream_fps(stream), None)
+        return Timeline(stream_fps(stream), n_frames)
 
 
-def read_frames(path: Path, timeline: Timeline, numbers: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Decode a video as far as the last wanted frame and give the wanted ones, one at a time.
+@dataclass(frozen=True)
+class Run:
+    """A stretch of packets to decode."""
+
+    start: int  # position of the packet at which decoding starts
+    wanted: tuple[int, ...]  # positions of the packets whose frames are wanted, the last one the end
+
+
+def plan_runs(packets: Sequence[Packet], wanted: set[int]) -> list[Run]:
+    """Choose where to start decoding for each wanted packet: one run for those that share a start.
+
+    That is the last key packet that is decoded no later and shown no later: what a key packet
+    precedes but is shown before it may need frames of before.
+
+    >>> i, p, b = Packet(0, True, True), Packet(2, False, True), Packet(1, False, True)
+    >>> plan_runs([i, p, b, Packet(4, True, True), Packet(3, False, True)], {2, 3, 4})
+    [Run(start=0, wanted=(2, 4)), Run(start=3, wanted=(3,))]
+    """
+    runs = defaultdict(list)
+    keys = [position for position, packet in enumerate(packets) if packet.is_key]
+    for position in sorted(wanted):
+        i = bisect_right(keys, position) - 1
+        while i >= 0 and packets[keys[i]].pts > packets[position].pts:
+            i -= 1
+        runs[keys[i] if i >= 0 else 0].append(position)
+    return [Run(start, tuple(positions)) for start, positions in sorted(runs.items())]
+
+
+def read_frames(
+    stream: av.VideoStream, timeline: Timeline, numbers: set[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Decode wanted frames of a video, by seeking to the key frame before; one frame is held at a time.
 
     Args:
-        path: the video.
-        timeline: its timeline.
+        stream: the video.
+        timeline: its timeline, with times.
         numbers: the wanted frames, counted in the order in which they are shown.
 
     Yields:
         (number, (3, H, W) uint8), RGB, upright.
 
     Raises:
-        MediaError: the file cannot be decoded.
-        TimelineError: a wanted frame is not shown, or frames are not shown in the order of their times.
+        TimelineError: a wanted frame does not come out whole, or they come in another order than that
+            of their times.
     """
-    if timeline.timestamps:
-        wanted = {timeline.timestamps[number]: number for number in numbers}
-    else:
-        wanted = {number: number for number in numbers}
-    with open_stream(path, "video") as stream:
-        stream.thread_type = "AUTO"
-        shown_until = -math.inf
-        for count, frame in enumerate(stream.container.decode(stream)):
-            if timeline.timestamps:
-                if frame.pts is None or frame.pts <= shown_until:
-                    raise TimelineError(path, "frames are shown in another order than that of their times")
-                shown_until = frame.pts
-            number = wanted.pop(frame.pts if timeline.timestamps else count, None)
+    packets = timeline.packets
+    position_of = {packet.pts: position for position, packet in enumerate(packets)}
+    shown = sorted(packet.pts for packet in packets if packet.is_shown)
+    number_of = {shown[number]: number for number in numbers}
+    context = stream.codec_context
+    context.thread_count = 1  # so that skip_frame acts on the very packet it is set for
+    can_skip = context.name == "h264"  # where FFmpeg's notion of a reference is known to be exact
+    for run in plan_runs(packets, {position_of[pts] for pts in number_of}):
+        last_shown = -math.inf
+        for frame in _decode_run(stream, packets, position_of, run, can_skip):
+            if frame.pts is None or frame.pts <= last_shown:
+                raise TimelineError(stream.container.name, "frames are shown in another order")
+            last_shown = frame.pts
+            number = number_of.pop(frame.pts, None)
             if number is not None:
+                if frame.is_corrupt:
+                    raise TimelineError(stream.container.name, f"frame {number} is damaged")
+                yield number, to_rgb(frame)
+    if number_of:
+        raise TimelineError(stream.container.name, "frames are missing")
+
+
+def _decode_run(
+    stream: av.VideoStream,
+    packets: Sequence[Packet],
+    position_of: dict[int, int],
+    run: Run,
+    can_skip: bool,
+) -> Iterator[av.VideoFrame]:
+    """Decode a run, without the frames that are neither wanted nor needed by others."""
+    context, start_time = stream.codec_context, packets[run.start].pts
+    for packet in _packets_from(stream, packets, position_of, run.start):
+        position = position_of[packet.pts]
+        if packet.pts >= start_time:  # those shown before the start may need frames of before
+            try:
+                yield from decode_packet(
+                    packet, "NONREF" if can_skip and position not in run.wanted else "DEFAULT"
+                )
+            except av.FFmpegError as e:  # a key packet that is none; from the file's start it may do
+                raise TimelineError(stream.container.name, e.strerror) from e
+        if position == run.wanted[-1]:
+            break
+    yield from context.decode(None)
+
+
+def decode_packet(packet: av.Packet, skip: str) -> list[av.VideoFrame]:
+    """Decode a packet, or leave it out where `skip` is "NONREF" and no other frame refers to it."""
+    packet.stream.codec_context.skip_frame = skip
+    return packet.decode()
+
+
+def _packets_from(
+    stream: av.VideoStream, packets: Sequence[Packet], position_of: dict[int, int], start: int
+) -> Iterator[av.Packet]:
+    """Seek to a packet, wherever the container's own seeking lands before it.
+
+    Raises:
+        TimelineError: the container does not give the packets that it gave before.
+    """
+    for target in (packets[start].pts, packets[0].pts):
+        with suppress(av.FFmpegError):
+            stream.container.seek(target, stream=stream)
+        demuxed = (packet for packet in stream.container.demux(stream) if packet.size)
+        for packet in demuxed:
+            if position_of.get(packet.pts, math.inf) > start:
+                break  # landed behind it
+            if position_of[packet.pts] == start:
+                yield packet
+                for packet in demuxed:
+                    if packet.pts not in position_of:
+                        raise TimelineError(stream.container.name, "packets have other times than before")
+                    yield packet
+                return
+    raise TimelineError(stream.container.name, "cannot be searched")
+
+
+def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Decode a video from its start and give the wanted frames, by counting; as read_frames."""
+    wanted = set(numbers)
+    with open_stream(path, "video") as stream:
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(stream.container.decode(stream)):
+            if number in wanted:
+                wanted.remove(number)
                 yield number, to_rgb(frame)
             if not wanted:
                 return
@@ -377,20 +599,95 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0]
 
 
-def three_crops(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
-    """Cut three squares out of a frame along its long side: at its start, centre and end.
+def crop_offsets(long_side: int, size: int = SIZE) -> tuple[int, int, int]:
+    """Place three squares along a frame's long side: at its start, centre and end.
 
-    Args:
-        frame: (3, size, L) or (3, L, size).
-
-    Returns:
-        (3 crops, 3, size, size).
+    >>> crop_offsets(299)
+    (0, 38, 75)
     """
-    height, width = frame.shape[1:]
-    free = max(height, width) - size
-    offsets = (0, math.ceil(free / 2), free)
-    axis = 1 if height > width else 2
-    return torch.stack([frame.narrow(axis, offset, size) for offset in offsets])
+    return (0, math.ceil((long_side - size) / 2), long_side - size)
+
+
+def crop(frames: torch.Tensor, offset: int, size: int = SIZE) -> torch.Tensor:
+    """Cut a square out of frames (..., size, L) or (..., L, size) along their long side."""
+    axis = -2 if frames.shape[-2] > frames.shape[-1] else -1
+    return frames.narrow(axis, offset, size)
+
+
+Place = tuple[int, int, int]  # rows of a clip's first and last frame, and where its square starts
+
+
+def cut_clips(frames: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
+    """Cut clips out of frames (F, 3, H, W): (len(places), 3, 2, 224, 224)."""
+    return torch.stack([crop(torch.stack([frames[a], frames[b]], dim=1), at) for a, b, at in places])
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """A video as the model's input, uncut: crops overlap, and equal clips are cut once."""
+
+    frames: torch.Tensor  # (F, 3, 224, L) or (F, 3, L, 224) float32, normalised
+    places: tuple[Place, ...]  # S, clip-major and crop-minor
+
+    @cached_property
+    def counts(self) -> dict[Place, int]:
+        """Distinct clip -> how many of the S it is."""
+        return Counter(self.places)
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Give the distinct clips on a device, (D, 3, 2, 224, 224)."""
+        return cut_clips(self.frames.to(device, non_blocking=True), list(self.counts))
+
+    def pin_memory(self) -> VideoInput:
+        """Move to page-locked memory."""
+        return VideoInput(self.frames.pin_memory(), self.places)
+
+
+def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
+    """Read the frames of a video that make up its clips.
+
+    Raises:
+        MediaError: the file cannot be decoded, or shows no frame.
+    """
+    with media_errors(path):
+        clips, frames = _read_clip_frames(path, clip_seconds, n_clips)
+        numbers = list(frames)
+        pictures = [frames[number] for number in numbers]
+        row = {number: i for i, number in enumerate(numbers)}
+        if len({picture.shape for picture in pictures}) == 1:
+            offsets = crop_offsets(max(pictures[0].shape[1:]))
+            places = [(row[first], row[last], at) for first, last in clips for at in offsets]
+        else:  # the picture changes its size in mid-stream: each frame is cropped by its own
+            pictures = [
+                crop(picture, at) for picture in pictures for at in crop_offsets(max(picture.shape[1:]))
+            ]
+            places = [
+                (3 * row[first] + i, 3 * row[last] + i, 0) for first, last in clips for i in range(CROPS)
+            ]
+        return VideoInput(torch.stack(pictures), tuple(places))
+
+
+def _read_clip_frames(
+    path: Path, clip_seconds: float, n_clips: int
+) -> tuple[list[tuple[int, int]], dict[int, torch.Tensor]]:
+    """Read (first, last) frame numbers of the clips, and those frames, scaled and normalised."""
+
+    def choose(timeline: Timeline) -> tuple[list[tuple[int, int]], set[int]]:
+        if not timeline.n_frames:
+            raise MediaError(path, "no video frames")
+        clips = clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
+        return clips, {number for clip in clips for number in clip}
+
+    def prepare(frames: Iterator[tuple[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+        return {number: normalize_rgb(resize_short_side(frame)) for number, frame in frames}
+
+    with suppress(TimelineError), open_stream(path, "video") as stream:
+        timeline = packet_timeline(stream)
+        clips, numbers = choose(timeline)
+        found = read_frames(stream, timeline, numbers) if timeline.has_times else count_frames(path, numbers)
+        return clips, prepare(found)
+    clips, numbers = choose(decoded_timeline(path))
+    return clips, prepare(count_frames(path, numbers))
 
 
 def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
@@ -400,24 +697,10 @@ def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VI
         (S, 3, 2, 224, 224) float32, S = 3 n_clips, clip-major and crop-minor.
 
     Raises:
-        MediaError: the file cannot be decoded, or shows no frame.
+        MediaError: as read_video.
     """
-    try:
-        return _clips_of(path, packet_timeline(path), clip_seconds, n_clips)
-    except TimelineError:
-        return _clips_of(path, decoded_timeline(path), clip_seconds, n_clips)
-
-
-def _clips_of(path: Path, timeline: Timeline, clip_seconds: float, n_clips: int) -> torch.Tensor:
-    if timeline.n_frames == 0:
-        raise MediaError(path, "no video frames")
-    clips = clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
-    wanted = {number for clip in clips for number in clip}
-    crops = {  # frame number -> (3 crops, 3, 224, 224); one frame at a time is held at full size
-        number: three_crops(normalize_rgb(resize_short_side(frame)))
-        for number, frame in read_frames(path, timeline, wanted)
-    }
-    return torch.cat([torch.stack([crops[first], crops[last]], dim=2) for first, last in clips])
+    video = read_video(path, clip_seconds, n_clips)
+    return cut_clips(video.frames, video.places)
 
 
 # ------------------------------------------------------------------------------------------------

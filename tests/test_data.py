@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import struct
+import subprocess
+import sys
 import wave
 from fractions import Fraction
 
@@ -23,6 +26,17 @@ VIDEO_INPUTS = np.load(TESTS / "reference" / "video_inputs.npz")
 VIDEO_FRAMES = json.loads((TESTS / "reference" / "video_frames.json").read_text())
 
 
+def timeline_of(path) -> data.Timeline:
+    with data.open_stream(path, "video") as stream:
+        return data.packet_timeline(stream)
+
+
+def frames_of(path, numbers) -> dict[int, torch.Tensor]:
+    """Read frames as files with times are read, by seeking."""
+    with data.open_stream(path, "video") as stream:
+        return dict(data.read_frames(stream, data.packet_timeline(stream), set(numbers)))
+
+
 # Parity
 
 
@@ -36,7 +50,7 @@ def test_audio_input_is_the_released_loaders(name):
 
 @pytest.mark.parametrize("name", VIDEO_FRAMES)
 def test_video_frames_are_the_released_loaders(name):
-    timeline = data.packet_timeline(MEDIA / name)
+    timeline = timeline_of(MEDIA / name)
     recorded = VIDEO_FRAMES[name]
     assert timeline.n_frames == recorded["frames"]
     assert timeline.fps == recorded["fps"]
@@ -160,82 +174,111 @@ def brightness(frame: torch.Tensor) -> int:
     return round((frame[:, -10:, -10:].float().mean().item() - 20) / 2)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "codec"),
-    [
-        (".mp4", "libx264"),
-        (".mp4", "libx265"),
-        (".mkv", "libsvtav1"),
-        (".webm", "libvpx"),
-        (".avi", "mpeg4"),
-        (".avi", "libx264"),
-        (".flv", "libx264"),
-    ],
-)
-def test_frames_are_found_by_number(tmp_path, suffix, codec):
-    """Frames come in display order, whatever order they are coded in."""
-    path = write_video(tmp_path / f"x{suffix}", [picture(i) for i in range(60)], codec)
-    timeline = data.packet_timeline(path)
-    assert (timeline.n_frames, timeline.fps) == (60, 20.0)
-    wanted = {0, 1, 17, 44, 59}
-    found = {number: brightness(frame) for number, frame in data.read_frames(path, timeline, wanted)}
-    assert found == {number: pytest.approx(number, abs=1) for number in wanted}
+def moving(n: int) -> list[np.ndarray]:
+    """n pictures that move sideways and tell their number."""
+    return [np.maximum(picture(i), np.roll(TEXTURE, 3 * i, axis=1)) for i in range(n)]
 
 
-def test_frames_without_timestamps_are_counted(tmp_path):
-    path = write_video(tmp_path / "x.mp4", [picture(i) for i in range(40)])
-    counted = data.decoded_timeline(path)
-    assert counted == data.Timeline(40, 20.0, None)
-    named = data.packet_timeline(path)
-    for timeline in (counted, named):
-        found = {number: brightness(frame) for number, frame in data.read_frames(path, timeline, {3, 30})}
-        assert found == {3: pytest.approx(3, abs=1), 30: pytest.approx(30, abs=1)}
+TEXTURE = np.random.default_rng(0).integers(0, 20, (64, 96, 3), dtype=np.uint8)
+CODED = [  # suffix, codec, options, whether the container keeps times
+    (".mp4", "libx264", {}, True),
+    (".mkv", "libx264", {"g": "12"}, True),
+    (".mp4", "libx264", {"x264-params": "keyint=25:open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"}, True),
+    (".mkv", "libx264", {"x264-params": "keyint=25:open-gop=1:bframes=3:scenecut=0"}, True),
+    (".mov", "libx264", {"g": "1"}, True),
+    (".flv", "libx264", {"g": "20"}, True),
+    (".avi", "libx264", {"g": "20"}, False),
+    (".avi", "libx264", {"g": "20", "bf": "0"}, True),
+    (".mp4", "libx265", {"x265-params": "keyint=30:open-gop=1:temporal-layers=3:log-level=none"}, True),
+    (".webm", "libvpx", {"g": "30", "auto-alt-ref": "1", "lag-in-frames": "16"}, True),
+    (".webm", "libvpx-vp9", {"g": "30", "auto-alt-ref": "1", "lag-in-frames": "16"}, True),
+    (".mkv", "libsvtav1", {"g": "32"}, True),
+    (".avi", "mpeg4", {"g": "20", "bf": "2"}, False),
+    (".mkv", "mpeg4", {"g": "20", "bf": "2"}, True),
+    (".flv", "flv", {"g": "20"}, True),
+]
 
 
-def test_repeated_timestamps_name_no_frame(tmp_path):
-    """An H.264 stream without a container that keeps time has none; numbers are counted then."""
+@pytest.mark.parametrize(("suffix", "codec", "options", "has_times"), CODED)
+def test_frames_read_by_seeking_are_those_of_decoding_all(tmp_path, suffix, codec, options, has_times):
+    """Bit for bit, with B-frames, open groups of pictures and hidden frames; skipping loses nothing."""
+    path = write_video(tmp_path / f"x{suffix}", moving(100), codec, options=options)
+    wanted = {0, 1, 7, 33, 49, 50, 51, 77, 98, 99}
+    with data.open_stream(path, "video") as stream:
+        expected = {n: data.to_rgb(f) for n, f in enumerate(stream.container.decode(stream)) if n in wanted}
+    timeline = timeline_of(path)
+    assert (timeline.n_frames, timeline.fps, timeline.has_times) == (100, 20.0, has_times)
+    found = frames_of(path, wanted) if has_times else dict(data.count_frames(path, wanted))
+    assert {n for n in wanted if torch.equal(found[n], expected[n])} == wanted
+    assert [brightness(found[n]) for n in sorted(wanted)] == pytest.approx(sorted(wanted), abs=1)
+
+
+def test_decoding_starts_at_key_frames_and_leaves_out_what_nothing_needs(tmp_path, monkeypatch):
+    """Ten frames of a long video cost its key-frame intervals, not its length."""
+    path = write_video(tmp_path / "x.mp4", moving(100) * 10, options={"g": "20", "bf": "2", "sc_threshold": "0"})
+    sent = []
+    decode = data.decode_packet
+    monkeypatch.setattr(data, "decode_packet", lambda packet, skip: sent.append(skip) or decode(packet, skip))
+    data.load_video(path)
+    assert len(sent) <= 10 * 20
+    assert sent.count("NONREF") > sent.count("DEFAULT")
+
+
+def test_times_that_are_missing_name_no_frame(tmp_path):
     path = write_video(tmp_path / "x.h264", [picture(i) for i in range(40)], options={"bf": "0"})
-    timeline = data.packet_timeline(path)
-    assert timeline.timestamps is None
-    found = {number: brightness(frame) for number, frame in data.read_frames(path, timeline, {25})}
-    assert found == {25: pytest.approx(25, abs=1)}
+    assert not timeline_of(path).has_times
+    expected = data.load_video(write_video(tmp_path / "x.mkv", [picture(i) for i in range(40)]))
+    assert data.load_video(path).shape == expected.shape
 
 
-def test_variable_frame_rate_counts_frames(tmp_path):
+def test_a_variable_frame_rate_counts_frames(tmp_path):
     times = [40 * i if i < 20 else 800 + 120 * (i - 20) for i in range(40)]
     path = write_video(tmp_path / "x.mkv", [picture(i) for i in range(40)], pts=times)
-    timeline = data.packet_timeline(path)
-    assert timeline.n_frames == 40
-    found = {number: brightness(frame) for number, frame in data.read_frames(path, timeline, {10, 39})}
+    assert timeline_of(path).n_frames == 40
+    found = {number: brightness(frame) for number, frame in frames_of(path, {10, 39}).items()}
     assert found == {10: pytest.approx(10, abs=1), 39: pytest.approx(39, abs=1)}
+
+
+def cut_packets(whole, path, drop: int) -> None:
+    """Copy a video without its first packets."""
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in list(source.demux(video=0))[drop:]:
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
 
 
 def test_frames_that_the_decoder_does_not_show_are_not_counted(tmp_path):
     """A stream cut before its first key frame: the packets announce frames that never show."""
-    whole = write_video(
-        tmp_path / "whole.mkv",
-        [picture(i) for i in range(60)],
-        options={"g": "20", "bf": "0", "sc_threshold": "0"},
-    )
+    options = {"g": "20", "bf": "0", "sc_threshold": "0"}
+    whole = write_video(tmp_path / "whole.mkv", [picture(i) for i in range(60)], options=options)
     path = tmp_path / "cut.mkv"
-    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in list(source.demux(video=0))[5:]:
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
+    cut_packets(whole, path, 5)
     with pytest.raises(data.TimelineError):
-        list(data.read_frames(path, data.packet_timeline(path), {0}))
+        frames_of(path, {0})
     assert data.decoded_timeline(path).n_frames == 40
-    expected = data.load_video(write_video(tmp_path / "kept.mkv", [picture(i) for i in range(20, 60)]))
-    assert (data.load_video(path) - expected).abs().mean() < 0.05
+    kept = write_video(tmp_path / "kept.mkv", [picture(i) for i in range(20, 60)])
+    assert (data.load_video(path) - data.load_video(kept)).abs().mean() < 0.05
+
+
+def test_key_frames_that_are_none_are_read_from_the_start(tmp_path):
+    """With intra refresh no packet but the first can be decoded alone, whatever the container says."""
+    options = {"x264-params": "intra-refresh=1:keyint=40"}
+    path = write_video(tmp_path / "x.mp4", moving(100), options=options)
+    video, timeline = data.read_video(path), timeline_of(path)
+    clips = data.clip_frames(timeline.n_frames, timeline.fps)
+    expected = dict(data.count_frames(path, {n for clip in clips for n in clip}))
+    for place, (first, _) in zip(video.places[::3], clips, strict=True):
+        picture_of = data.normalize_rgb(data.resize_short_side(expected[first]))
+        assert torch.equal(video.frames[place[0]], picture_of)
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
 def test_frames_are_turned_upright(tmp_path, rotation, corner):
     """The corner that is white as coded goes where the display matrix turns it, counter-clockwise."""
     path = write_video(tmp_path / "x.mp4", [picture(0)] * 5, rotation=rotation)
-    ((_, frame),) = data.read_frames(path, data.packet_timeline(path), {2})
+    frame = frames_of(path, {2})[2]
     assert frame.shape == ((3, 64, 96) if rotation == 180 else (3, 96, 64))
     corners = {(0, 0), (0, 1), (1, 0), (1, 1)}
     values = {(y, x): frame[:, -y * 5 : 5 - y * 5 or None, -x * 5 : 5 - x * 5 or None] for y, x in corners}
@@ -250,7 +293,7 @@ def test_resize_and_crops_match_torchvision(shape):
     resized = data.resize_short_side(frame)
     long = math.floor(max(shape) / min(shape) * 224)
     assert sorted(resized.shape[1:]) == sorted((224, long))
-    crops = data.three_crops(resized)
+    crops = [data.crop(resized, offset) for offset in data.crop_offsets(long)]
     along = resized if shape[1] >= shape[0] else resized.transpose(1, 2)
     for crop, start in zip(crops, (0, math.ceil((long - 224) / 2), long - 224), strict=True):
         expected = along[:, :, start : start + 224]
@@ -273,8 +316,93 @@ def test_the_best_video_stream_is_taken(tmp_path):
                 container.mux(stream.encode(frame))
         for stream in streams:
             container.mux(stream.encode(None))
-    ((_, frame),) = data.read_frames(path, data.packet_timeline(path), {0})
+    frame = frames_of(path, {0})[0]
     assert frame.shape == (3, 64, 96)
+
+
+def test_a_picture_that_changes_its_size_is_cropped_frame_by_frame(tmp_path):
+    """Two H.264 streams of different shapes, one after the other."""
+    path = tmp_path / "x.h264"
+    with open(path, "wb") as file:
+        for shape in ((64, 96), (64, 160)):
+            images = [picture(i, *shape) for i in range(30)]
+            file.write(write_video(tmp_path / "part.h264", images, options={"bf": "0"}).read_bytes())
+    video = data.read_video(path)
+    assert video.frames.shape[1:] == (3, 224, 224)
+    assert data.load_video(path).shape == (15, 3, 2, 224, 224)
+
+
+# What is shared
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "shape", "distinct"),
+    [(100, (64, 96), 15), (100, (64, 64), 5), (20, (64, 96), 3), (20, (64, 64), 1)],
+)
+def test_equal_clips_of_a_video_are_cut_once(tmp_path, n_frames, shape, distinct):
+    """A square has three equal crops, and a video under 2 s five equal clips."""
+    path = write_video(tmp_path / "x.mp4", [picture(i, *shape) for i in range(n_frames)])
+    video, every = data.read_video(path), data.load_video(path)
+    clips = video.clips()
+    assert len(clips) == len(video.counts) == distinct
+    repeated = [clip for clip, count in zip(clips, video.counts.values(), strict=True) for _ in range(count)]
+    assert sorted(c.sum().item() for c in repeated) == sorted(c.sum().item() for c in every)
+
+
+@pytest.mark.parametrize(("seconds", "distinct"), [(1, 1), (0.3, 1), (3, 3)])
+def test_equal_clips_of_a_sound_are_kept_once(tmp_path, seconds, distinct):
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal(int(seconds * RATE)) * 0.1 + 0.2).astype(np.float32)
+    audio = data.read_audio(write_audio(tmp_path / "x.wav", noise))
+    assert len(audio.clips()) == len(audio.counts) == distinct
+    assert sum(audio.counts.values()) == 3
+
+
+# Long sounds
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr(data, "HELD_SECONDS", 5)
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2, int(7.3 * rate) + 1)).astype(np.float32) * 0.1
+    path = write_audio(tmp_path / "x.wav", samples, rate)
+    windows = data.load_windows(path)
+    monkeypatch.setattr(data, "HELD_SECONDS", 60)
+    expected = data.load_windows(path)
+    assert len(windows) == len(expected) == 3
+    for window, whole in zip(windows, expected, strict=True):
+        assert window.shape == whole.shape == (2, 2 * RATE)
+        np.testing.assert_allclose(window, whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ten_hours_of_sound_are_read_in_under_a_gigabyte(tmp_path):
+    """Stereo at 48 kHz, 6.9 GB of samples: silence but for a note at start, middle and end."""
+    seconds, rate = 36000, 48000
+    n_bytes = seconds * rate * 4
+    header = b"RF64" + b"\xff" * 4 + b"WAVE"
+    header += b"ds64" + struct.pack("<IQQQI", 28, n_bytes + 72, n_bytes, seconds * rate, 0)
+    header += b"fmt " + struct.pack("<IHHIIHH", 16, 1, 2, rate, rate * 4, 4, 16) + b"data" + b"\xff" * 4
+    note = (np.repeat(tone(2, 440, rate), 2) * 32767).astype("<i2").tobytes()
+    path = tmp_path / "ten_hours.wav"
+    with open(path, "wb") as file:  # a sparse file: the silence takes no room
+        file.write(header)
+        for start in (0, (seconds - 2) // 2, seconds - 2):
+            file.seek(len(header) + start * rate * 4)
+            file.write(note)
+    code = (
+        "import resource, sys; from imagebind import data; before = resource.getrusage(0).ru_maxrss\n"
+        "windows = data.load_windows(sys.argv[1])\n"
+        "print(resource.getrusage(0).ru_maxrss, *(w.std().item() for w in windows))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=TESTS.parent, capture_output=True, text=True
+    )
+    path.unlink()
+    kilobytes, *deviations = map(float, result.stdout.split())
+    assert kilobytes < 1e6
+    assert deviations == pytest.approx([0.5 / 2**0.5] * 3, rel=1e-3)
 
 
 # Bad files

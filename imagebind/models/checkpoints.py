@@ -8,7 +8,6 @@ towers that are built are taken out of it, under our names. One of our own is in
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -174,9 +173,3 @@ def write_checkpoint(
     """Write a checkpoint of our own."""
     content = {"format": FORMAT, "towers": towers, "state_dict": dict(state_dict), "note": note}
     torch.save(content, path)
-
-
-def fingerprint(path: str | os.PathLike) -> str:
-    """Give the SHA-256 of a file, as sha256sum prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

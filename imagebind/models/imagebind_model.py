@@ -124,8 +124,10 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, MLP_RATIO * config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm_1(x))
-        return x + self.mlp(self.norm_2(x))
+        # x stays in float32 whatever the products are computed in: their errors do not add up.
+        dtype = self.attn.in_proj_weight.dtype
+        x = x + self.attn(self.norm_1(x).to(dtype))
+        return x + self.mlp(self.norm_2(x).to(dtype))
 
 
 class Tower(nn.Module):
@@ -151,7 +153,8 @@ class Tower(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Embed clips, (B, *clip_shape) -> (B, E), each row of length `scale`."""
-        x = self.stem(clips).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = self.stem(clips.to(self.stem.weight.dtype)).float()
+        x = x.flatten(2).transpose(1, 2)  # (B, N, D)
         x = self.stem_norm(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
         x = self.pre_norm(x + self.pos_embed)
@@ -184,6 +187,15 @@ class ImageBindModel(nn.Module):
             raise ValueError("towers are of one embedding size")
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
+
+    def set_dtype(self, dtype: torch.dtype) -> ImageBindModel:
+        """Convert the weights of the big matrix products; norms, tokens and heads stay in float32."""
+        for tower in self.towers.values():
+            tower.stem.to(dtype)
+            for block in tower.blocks:
+                block.attn.to(dtype)
+                block.mlp.to(dtype)
+        return self
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Embed the inputs of any modalities.

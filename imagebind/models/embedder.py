@@ -1,0 +1,91 @@
+"""Inputs to rows: the model in a precision on a device, in batches that fit into its memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from imagebind.data import AudioInput, VideoInput
+from imagebind.models.imagebind_model import ImageBindModel
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+log = logging.getLogger(__name__)
+
+
+class Embedder:
+    """ImageBind, ready to embed batches of files.
+
+    Args:
+        model: of any checkpoint; its weights are converted in place.
+        device: where to compute.
+        precision: of the matrix products, a key of DTYPES.
+    """
+
+    def __init__(self, model: ImageBindModel, device: torch.device, precision: str):
+        self.model = model.to(device).set_dtype(DTYPES[precision])
+        self.device = device
+        self.precision = precision
+        self.max_files = None  # in one forward pass, once a batch did not fit
+
+    @torch.inference_mode()
+    def __call__(self, modality: str, inputs: Sequence[AudioInput | VideoInput]) -> torch.Tensor:
+        """Embed a batch of files.
+
+        Returns:
+            (B, E) float32 on the CPU.
+
+        Raises:
+            MemoryError: one file does not fit into the device's memory.
+        """
+        rows, done = [], 0
+        while done < len(inputs):
+            part = inputs[done : done + (self.max_files or len(inputs))]
+            try:
+                with float32_products(self.precision):
+                    rows.append(self._embed(modality, part).cpu())
+            except RuntimeError as e:
+                if not is_out_of_memory(e):
+                    raise
+                if len(part) == 1:
+                    raise MemoryError(f"{self.device}: one file does not fit into memory") from e
+                if self.max_files is None:
+                    log.warning(
+                        "%s: out of memory with %d files, going on with fewer", self.device, len(part)
+                    )
+                self.max_files = len(part) // 2
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            else:
+                done += len(part)
+        return torch.cat(rows)
+
+    def _embed(self, modality: str, inputs: Sequence[AudioInput | VideoInput]) -> torch.Tensor:
+        """Embed each distinct clip once, and weight it by how often the file has it."""
+        clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
+        rows = self.model({modality: torch.cat(clips)})[modality].split([len(c) for c in clips])
+        counts = [torch.tensor(list(file.counts.values()), device=self.device) for file in inputs]  # (D,)
+        return torch.stack(
+            [count.float() @ row / count.sum() for row, count in zip(rows, counts, strict=True)]
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell a lack of memory, of a GPU or of the CPU, from other errors."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let CUDA round the inputs of float32 products to TF32, or not, as `precision` says."""
+    before = torch.get_float32_matmul_precision()
+    allowed = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
