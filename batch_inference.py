@@ -416,6 +416,7 @@ class FileEmbedder:
         self.rows: dict[str, dict[str, np.ndarray]] = {"audio": {}, "video": {}}  # side -> path -> (E,)
         self.failures: list[Failure] = []
         self.contents: dict[tuple[str, str], np.ndarray] = {}  # (side, hash) -> row, of this run
+        self.n_files = self.n_cached = 0
         self.seconds = Counter()  # where the time went
 
     def embed(self, sounds: Sequence[str], videos: Sequence[str]) -> None:
@@ -435,6 +436,8 @@ class FileEmbedder:
         while (batch := self._timed("waiting", lambda: next(batches, None))) is not None:
             self._timed("model", lambda batch=batch: self._embed_batch(batch))
             for file in batch:
+                self.n_files += 1
+                self.n_cached += file.row is not None
                 self.seconds["reading"] += file.seconds
                 progress[file.side].update(
                     skipped=file.path not in self.rows[file.side], cached=file.row is not None
@@ -453,8 +456,9 @@ class FileEmbedder:
         else:
             workers = "before it, without workers"
         log.info(
-            "%.1f s: model %.1f s, waiting for files %.1f s; reading took %.1f s %s",
-            *(self.seconds[what] for what in ("all", "model", "waiting", "reading")),
+            "%d files in %.1f s, %d from the cache: model %.1f s, waiting %.1f s; reading took %.1f s %s",
+            *(self.n_files, self.seconds["all"], self.n_cached),
+            *(self.seconds[what] for what in ("model", "waiting", "reading")),
             workers,
         )
 

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import av
 import numpy as np
@@ -49,6 +50,7 @@ MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
 MEL_MEAN, MEL_STD = -4.268, 9.138
+SAME_CLIP = 2e-6  # mean difference of mels that moves no cosine by more than 1e-11
 HELD_SECONDS = 60  # a longer sound is decoded twice rather than held whole
 
 VIDEO_CLIPS = 5
@@ -351,17 +353,37 @@ def load_audio(
         return (torch.stack(mels)[:, None] - mean) / std
 
 
+class ByValue:
+    """A dataclass whose tensors go to another process as plain bytes.
+
+    torch would put each into a file of shared memory, of which there may be little, and a worker that
+    finds none loses the file without a word.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(
+            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+        )
+
+
 @dataclass(frozen=True)
-class AudioInput:
+class AudioInput(ByValue):
     """A sound as the model's input."""
 
     mels: torch.Tensor  # (S, 1, 128, 204)
 
     @cached_property
     def counts(self) -> dict[int, int]:
-        """Distinct clip -> how many of the S it is; in a sound shorter than a clip all are equal."""
+        """Distinct clip -> how many of the S it is.
+
+        In a sound shorter than a clip all are equal, but for the rounding of a mean subtracted again.
+        """
         return Counter(
-            next(k for k in range(i + 1) if self.mels[k].equal(m)) for i, m in enumerate(self.mels)
+            next(k for k in range(i + 1) if (self.mels[k] - mel).abs().mean() <= SAME_CLIP)
+            for i, mel in enumerate(self.mels)
         )
 
     def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
@@ -623,7 +645,7 @@ def cut_clips(frames: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class VideoInput:
+class VideoInput(ByValue):
     """A video as the model's input, uncut: crops overlap, and equal clips are cut once."""
 
     frames: torch.Tensor  # (F, 3, 224, L) or (F, 3, L, 224) float32, normalised

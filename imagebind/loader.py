@@ -6,9 +6,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from imagebind import data
@@ -53,7 +55,7 @@ class FileReader:
 
     def __getitem__(self, index: int) -> LoadedFile:
         began = time.perf_counter()
-        with collected_warnings() as warnings:
+        with collected_warnings() as warnings, one_thread():
             loaded = self._read(*self.files[index])
         return replace(loaded, warnings=tuple(warnings), seconds=time.perf_counter() - began)
 
@@ -89,6 +91,17 @@ class collected_warnings(logging.Handler):  # noqa: N801 (used as a context mana
     def __exit__(self, *exc_info) -> None:
         data.log.propagate = True
         data.log.removeHandler(self)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, in workers or not: an input is then the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_workers() -> int:

@@ -215,7 +215,9 @@ def test_frames_read_by_seeking_are_those_of_decoding_all(tmp_path, suffix, code
 
 def test_decoding_starts_at_key_frames_and_leaves_out_what_nothing_needs(tmp_path, monkeypatch):
     """Ten frames of a long video cost its key-frame intervals, not its length."""
-    path = write_video(tmp_path / "x.mp4", moving(100) * 10, options={"g": "20", "bf": "2", "sc_threshold": "0"})
+    path = write_video(
+        tmp_path / "x.mp4", moving(100) * 10, options={"g": "20", "bf": "2", "sc_threshold": "0"}
+    )
     sent = []
     decode = data.decode_packet
     monkeypatch.setattr(data, "decode_packet", lambda packet, skip: sent.append(skip) or decode(packet, skip))

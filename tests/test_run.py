@@ -25,6 +25,7 @@ from batch_inference import (
     main,
 )
 from imagebind import data
+from imagebind.cache import content_hash
 from imagebind.models import checkpoints
 from imagebind.models.imagebind_model import load_model, save_model
 
@@ -38,6 +39,7 @@ OUTPUTS = {
     "pairs.txt",
     "metrics.json",
     "consistency_report.txt",
+    "embeddings.sqlite",
 }
 
 
@@ -225,7 +227,7 @@ def test_the_protocol_says_how(run, small_checkpoint):
     protocol = outputs.metrics["protocol"]
     assert protocol["checkpoint"] == {
         "file": "small.pth",
-        "sha256": checkpoints.fingerprint(small_checkpoint),
+        "sha256": content_hash(small_checkpoint),
         "note": "test weights",
     }
     assert (protocol["precision"], protocol["device"]) == ("fp32", "cpu")
@@ -409,7 +411,7 @@ def test_nothing_to_evaluate_is_status_1(run, pairs):
     (pairs / "empty").mkdir()
     assert_one_line_error(run(video=("--video_dir", "empty")), "empty: no video files")
     assert_one_line_error(
-        run(audio=("--audio_paths", "none.wav"), video=("--video_paths", "none.mp4")), "1 files were"
+        run(audio=("--audio_paths", "none.wav"), video=("--video_paths", "none.mp4")), "2 files were"
     )
     for suffix in ("mkv", "avi"):
         shutil.copy(pairs / "video" / "a.mp4", pairs / "empty" / f"a.{suffix}")
@@ -444,7 +446,7 @@ def test_outputs_are_written_whole_or_not_at_all(run, pairs):
     before = {name: (earlier.folder / name).read_bytes() for name in os.listdir(earlier.folder)}
     argv = ["--audio_dir", "audio", "--video_dir", "video", "--checkpoint", DEMO / "imagebind_demo.pth"]
     result = subprocess.run(
-        [sys.executable, ROOT / "batch_inference.py", *argv, "--device", "cpu"],
+        [sys.executable, ROOT / "batch_inference.py", *argv, "--device", "cpu", "--no_cache"],
         cwd=pairs,
         capture_output=True,
         text=True,
@@ -544,7 +546,7 @@ def test_the_api_takes_directories_and_writes_nothing_unasked(pairs, small_check
 
 
 def test_the_api_raises_one_line(pairs, small_checkpoint):
-    with pytest.raises(EvaluationError, match=r"^nothing is left to evaluate: 1 files were skipped$"):
+    with pytest.raises(EvaluationError, match=r"^nothing is left to evaluate: 2 files were skipped$"):
         batch_inference_av_consistency(["x.wav"], ["x.mp4"], device="cpu", checkpoint=small_checkpoint)
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         batch_inference_av_consistency(["x.wav"], ["x.mp4"], batch_size=0)

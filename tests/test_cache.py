@@ -1,0 +1,268 @@
+"""The embedding cache: what is computed again and what is not, and caches that are damaged."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
+
+from batch_inference import batch_inference_av_consistency, main
+from imagebind.cache import EmbeddingCache
+from imagebind.models import embedder
+from imagebind.models.imagebind_model import load_model, save_model
+
+ROW = np.arange(1024, dtype=np.float32)
+
+
+@pytest.fixture
+def evaluate(pairs, small_checkpoint, monkeypatch):
+    """Evaluate `pairs` into outputs/; give the results and how many files the model embedded."""
+    monkeypatch.chdir(pairs)
+    embedded = []
+    real = embedder.Embedder.__call__
+
+    def counted(self, modality, inputs):
+        embedded.extend(inputs)
+        return real(self, modality, inputs)
+
+    monkeypatch.setattr(embedder.Embedder, "__call__", counted)
+
+    def evaluate(**options):
+        embedded.clear()
+        options = {"checkpoint": small_checkpoint, "output_dir": "outputs", "num_workers": 2, **options}
+        results = batch_inference_av_consistency("audio", "video", device="cpu", **options)
+        return results, len(embedded)
+
+    return evaluate
+
+
+def same_rows(a, b) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in ("audio_embeddings", "video_embeddings"))
+
+
+def test_a_second_run_embeds_nothing(evaluate):
+    first, n_first = evaluate()
+    second, n_second = evaluate()
+    assert (n_first, n_second) == (8, 0)
+    assert same_rows(first, second)
+    assert first["metrics"] == second["metrics"]
+
+
+def test_weights_are_not_read_where_all_is_cached(evaluate, monkeypatch):
+    evaluate()
+    monkeypatch.setattr(embedder.Embedder, "__init__", None)  # nobody may make one
+    assert evaluate()[1] == 0
+
+
+def test_only_new_content_is_embedded(evaluate, pairs):
+    evaluate()
+    write_audio(pairs / "audio" / "b.wav", tone(1, 999))
+    os.rename(pairs / "audio" / "a.wav", pairs / "audio" / "x.wav")  # known under another name
+    os.rename(pairs / "video" / "a.mp4", pairs / "video" / "x.mp4")
+    results, n = evaluate()
+    assert n == 1
+    fresh, _ = evaluate(no_cache=True, output_dir=None)
+    np.testing.assert_allclose(results["audio_embeddings"], fresh["audio_embeddings"], atol=1e-5)
+
+
+def test_identical_files_are_embedded_once(evaluate, pairs):
+    for x in "bcd":
+        shutil.copy(pairs / "audio" / "a.wav", pairs / "audio" / f"{x}.wav")
+    results, n = evaluate(batch_size=2)
+    assert n == 1 + 4
+    assert (results["audio_embeddings"] == results["audio_embeddings"][0]).all()
+
+
+def test_another_model_or_precision_has_rows_of_its_own(evaluate, small_checkpoint, tmp_path):
+    first, _ = evaluate()
+    model = load_model(small_checkpoint)
+    with torch.no_grad():
+        model.towers["audio"].head.weight *= -1
+    save_model(model, tmp_path / "other.pth")
+    other, n = evaluate(checkpoint=tmp_path / "other.pth")
+    assert n == 8
+    assert not same_rows(first, other)
+    assert evaluate(precision="bf16")[1] == 8
+    assert evaluate()[1] == 0
+
+
+def test_a_cache_is_shared_with_other_output_directories_on_request(evaluate, pairs):
+    evaluate(output_dir="one", cache="shared.sqlite")
+    assert "embeddings.sqlite" not in os.listdir(pairs / "one")
+    assert evaluate(output_dir="two", cache="shared.sqlite")[1] == 0
+    assert evaluate(output_dir=None, cache="shared.sqlite")[1] == 0
+
+
+def test_no_cache_keeps_and_finds_nothing(evaluate, pairs):
+    evaluate()
+    assert evaluate(no_cache=True)[1] == 8
+    evaluate(no_cache=True, output_dir="bare")
+    assert "embeddings.sqlite" not in os.listdir(pairs / "bare")
+
+
+def test_rows_that_are_not_finite_are_not_kept(tmp_path, pairs, small_checkpoint):
+    model = load_model(small_checkpoint)
+    with torch.no_grad():
+        model.towers["audio"].pos_embed[:] = torch.nan
+    save_model(model, tmp_path / "nan.pth")
+    argv = ["--audio_dir", f"{pairs}/audio", "--video_dir", f"{pairs}/video", "--device", "cpu"]
+    assert main([*argv, "--checkpoint", f"{tmp_path}/nan.pth", "--output_dir", f"{pairs}/out"]) == 1
+    with sqlite3.connect(pairs / "out" / "embeddings.sqlite") as connection:
+        assert connection.execute("SELECT side, count(*) FROM rows GROUP BY side").fetchall() == [
+            ("video", 4)
+        ]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(pairs, tmp_path):
+    """Killed after some files are in the cache; the same command then embeds the others alone."""
+    argv = [
+        sys.executable,
+        TESTS.parent / "batch_inference.py",
+        "--audio_dir",
+        "audio",
+        "--video_dir",
+        "video",
+    ]
+    argv += ["--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu", "--batch_size", "1"]
+    os.mkfifo(pairs / "video" / "e.mp4")  # a file whose reading never ends
+    write_audio(pairs / "audio" / "e.wav", tone(1))
+    run = subprocess.Popen([*argv, "--num_workers", "0"], cwd=pairs, stderr=subprocess.PIPE, text=True)
+    cache = pairs / "outputs" / "embeddings.sqlite"
+    with open(pairs / "video" / "e.mp4", "wb"):  # opens when the run reads it, after all others
+        run.kill()
+        run.wait()
+        run.stderr.close()
+    with sqlite3.connect(cache) as connection:
+        assert connection.execute("SELECT count(*) FROM rows").fetchone() == (9,)
+    (pairs / "video" / "e.mp4").unlink()
+    write_video(pairs / "video" / "e.mp4", [picture(i) for i in range(20)])
+    result = subprocess.run(argv, cwd=pairs, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "9 from the cache" in result.stderr
+
+
+# Caches that are not what they should be
+
+
+@pytest.fixture
+def cache(tmp_path):
+    cache = EmbeddingCache(tmp_path / "cache.sqlite", "weights", "fp32")
+    cache.put("audio", [("content", ROW)])
+    return cache
+
+
+def reopened(cache) -> EmbeddingCache:
+    cache.close()
+    return EmbeddingCache(cache.path, "weights", "fp32")
+
+
+def test_rows_are_found_again(cache):
+    again = reopened(cache)
+    np.testing.assert_array_equal(again.get("content", "audio"), ROW)
+    assert again.get("content", "video") is None
+    assert again.get("other", "audio") is None
+    assert EmbeddingCache(cache.path, "other", "fp32").get("content", "audio") is None
+    assert EmbeddingCache(cache.path, "weights", "bf16").get("content", "audio") is None
+
+
+def test_a_changed_row_is_not_trusted(cache):
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("UPDATE rows SET row = ?", ((ROW + 1).tobytes(),))
+    assert reopened(cache).get("content", "audio") is None
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
+def test_a_file_that_is_no_cache_is_set_aside(cache, caplog, content):
+    cache.close()
+    cache.path.write_bytes(content)
+    again = reopened(cache)
+    assert f"{cache.path}: not a cache of this version; set aside as cache.sqlite.bad" in caplog.text
+    assert (cache.path.parent / "cache.sqlite.bad").read_bytes() == content
+    assert again.get("content", "audio") is None
+    again.put("audio", [("content", ROW)])
+    assert reopened(again).get("content", "audio") is not None
+
+
+def test_a_cache_of_another_version_is_set_aside(cache, caplog):
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert reopened(cache).get("content", "audio") is None
+    assert "set aside as cache.sqlite.bad" in caplog.text
+
+
+def test_damage_within_is_met_later_and_ends_nothing(cache, caplog):
+    """Pages in the middle are overwritten: what they held is not found, and the run goes on."""
+    cache.put("audio", [(f"content{i}", ROW + i) for i in range(200)])
+    cache.close()
+    size = cache.path.stat().st_size
+    with open(cache.path, "r+b") as file:
+        file.seek(4096 * 2)
+        file.write(os.urandom(size - 4096 * 3))
+    again = reopened(cache)
+    found = [again.get(f"content{i}", "audio") for i in range(200)]
+    for i, row in enumerate(found):
+        assert row is None or np.array_equal(row, ROW + i)
+    again.put("audio", [("new", ROW)])
+
+
+def test_a_full_disk_ends_the_cache_and_not_the_run(pairs, tmp_path):
+    """A file may grow to 100 kB alone: the cache hits that limit, the outputs do not."""
+    import resource
+
+    argv = [
+        sys.executable,
+        TESTS.parent / "batch_inference.py",
+        "--audio_dir",
+        "audio",
+        "--video_dir",
+        "video",
+    ]
+    for i in range(20):
+        write_audio(pairs / "audio" / f"more{i}.wav", tone(0.2, 300 + i))
+        shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"more{i}.mp4")
+    result = subprocess.run(
+        [*argv, "--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu", "--batch_size", "1"],
+        cwd=pairs,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert result.returncode == 0, result.stderr
+    (warning,) = (line for line in result.stderr.splitlines() if "embeddings.sqlite" in line)
+    assert "cannot be written" in warning
+    assert result.stdout.splitlines()[-1].startswith("evaluated 24 pairs")
+
+
+def test_a_place_that_cannot_be_written_is_said_once(tmp_path, caplog):
+    cache = EmbeddingCache(tmp_path / "none" / "cache.sqlite", "weights", "fp32")
+    cache.put("audio", [("content", ROW)])
+    assert cache.get("content", "audio") is None
+    assert len(caplog.records) == 1
+    assert "cannot be written" in caplog.text
+
+
+def write_rows(path, name: str) -> None:
+    cache = EmbeddingCache(path, "weights", "fp32")
+    for i in range(50):
+        cache.put("audio", [(f"{name}{i}", ROW)])
+
+
+def test_two_processes_write_one_cache(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=write_rows, args=(path, name)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    cache = EmbeddingCache(path, "weights", "fp32")
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert all(cache.get(f"{name}{i}", "audio") is not None for name in "ab" for i in range(50))

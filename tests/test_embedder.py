@@ -1,0 +1,158 @@
+"""Inputs to rows: shared clips, batches that do not fit, precisions, and worker processes."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import RATE, picture, tone, write_audio, write_video
+
+from batch_inference import batch_inference_av_consistency, choose_precision
+from imagebind import data
+from imagebind.loader import load_files
+from imagebind.models.embedder import Embedder
+from imagebind.models.imagebind_model import load_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Inputs of videos and sounds whose clips are shared in several ways."""
+    rng = np.random.default_rng(0)
+    shapes = [(100, (64, 96)), (100, (64, 64)), (20, (64, 96)), (20, (96, 64))]
+    videos = [
+        write_video(tmp_path / f"{i}.mp4", [picture(k, *shape) for k in range(n)])
+        for i, (n, shape) in enumerate(shapes)
+    ]
+    sounds = [
+        write_audio(tmp_path / f"{i}.wav", rng.standard_normal(int(s * RATE)).astype(np.float32) * 0.1 + 0.1)
+        for i, s in enumerate((1, 3, 7))
+    ]
+    return sounds, videos
+
+
+@torch.inference_mode()
+def test_shared_clips_give_the_rows_of_all_clips(files, small_checkpoint):
+    sounds, videos = files
+    model = load_model(small_checkpoint)
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    for modality, read, load, paths in (
+        ("audio", data.read_audio, data.load_audio, sounds),
+        ("vision", data.read_video, data.load_video, videos),
+    ):
+        shared = embedder(modality, [read(path) for path in paths])
+        every = torch.cat([model({modality: load(path)[None]})[modality] for path in paths])
+        cosine = torch.nn.functional.cosine_similarity(shared.double(), every.double())
+        assert (1 - cosine).max() < 1e-6
+        np.testing.assert_allclose(shared, every, atol=1e-6 * every.norm(dim=1).max())
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoint, caplog):
+    _, videos = files
+    inputs = [data.read_video(path) for path in videos]
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    expected = embedder("vision", inputs)
+
+    def little_memory(module, args):
+        if len(args[0]) > 15:  # clips
+            raise torch.OutOfMemoryError("no room")
+
+    embedder.model.towers["vision"].register_forward_pre_hook(little_memory)
+    np.testing.assert_allclose(embedder("vision", inputs), expected, atol=1e-6)
+    embedder("vision", inputs)
+    assert [r.getMessage() for r in caplog.records] == [
+        "cpu: out of memory with 4 files, going on with fewer"
+    ]
+
+
+def test_one_file_that_does_not_fit_ends_the_run(files, small_checkpoint):
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+
+    def no_memory(module, args):
+        raise torch.OutOfMemoryError("no room")
+
+    embedder.model.towers["vision"].register_forward_pre_hook(no_memory)
+    with pytest.raises(MemoryError, match="cpu: one file does not fit into memory"):
+        embedder("vision", [data.read_video(path) for path in files[1]])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(files, small_checkpoint):
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+
+    def broken(module, args):
+        raise RuntimeError("something else")
+
+    embedder.model.towers["vision"].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        embedder("vision", [data.read_video(path) for path in files[1]])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 1e-6), ("fp16", 1e-3), ("bf16", 1e-2)])
+def test_other_precisions_are_near_and_hold_half_the_weights(files, small_checkpoint, precision, tolerance):
+    inputs = [data.read_audio(path) for path in files[0]]
+    full = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    other = Embedder(load_model(small_checkpoint), CPU, precision)
+    rows, expected = other("audio", inputs), full("audio", inputs)
+    assert rows.dtype == torch.float32
+    assert (1 - torch.nn.functional.cosine_similarity(rows, expected)).max() < tolerance
+    sizes = [sum(p.nbytes for p in e.model.towers["vision"].blocks.parameters()) for e in (other, full)]
+    assert sizes[0] < sizes[1] * (1.01 if precision == "tf32" else 0.52)
+
+
+def test_auto_is_full_precision_on_the_cpu():
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert choose_precision("auto", torch.device("cuda:0")) == "fp16"
+
+
+def test_workers_give_what_the_main_process_gives(files, small_checkpoint):
+    sounds, videos = files
+    runs = [
+        batch_inference_av_consistency(
+            [*sounds, "missing.wav"],
+            [*videos, "missing.mp4"],
+            device="cpu",
+            batch_size=2,
+            retrieval_mode=True,
+            checkpoint=small_checkpoint,
+            num_workers=workers,
+        )
+        for workers in (0, 2)
+    ]
+    for key in ("audio_embeddings", "video_embeddings", "similarity_matrix"):
+        assert torch.equal(runs[0][key], runs[1][key])
+    for key in ("metrics", "audio_names", "video_names", "pairs", "failures"):
+        assert runs[0][key] == runs[1][key]
+    assert [f["path"] for f in runs[0]["failures"]] == ["missing.wav", "missing.mp4"]
+
+
+def test_workers_read_with_one_thread_and_report_warnings(tmp_path):
+    path = write_audio(tmp_path / "click.wav", tone(0.01))
+    for workers in (0, 1):
+        ((file,),) = load_files([("audio", str(path))], 4, workers)
+        assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
+        assert file.seconds > 0
+        assert file.input.mels.shape == (3, 1, 128, 204)
+
+
+def test_batches_are_of_one_side_and_hold_every_file_once(tmp_path):
+    files = [("audio", f"{i}.wav") for i in range(5)] + [("video", f"{i}.mp4") for i in range(4)]
+    batches = list(load_files(files, 2, 2))
+    assert sorted((file.side, file.path) for batch in batches for file in batch) == sorted(files)
+    assert all(len({file.side for file in batch}) == 1 and len(batch) <= 2 for batch in batches)
+    assert {file.reason for batch in batches for file in batch} == {"No such file or directory"}
+
+
+def test_reading_takes_no_shared_memory(files, small_checkpoint):
+    """Inputs go through pipes: a machine with little /dev/shm loses nothing."""
+    before = set(os.listdir("/dev/shm"))
+    batches = load_files([("video", str(path)) for path in files[1]], 1, 2)
+    held = [next(batches)]
+    assert set(os.listdir("/dev/shm")) - before == {
+        name for name in set(os.listdir("/dev/shm")) - before if name.startswith("sem.")
+    }
+    held += list(batches)
+    assert len(held) == 4
