@@ -61,6 +61,8 @@ PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einop
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024  # of the similarity matrix
 
+Results = dict[str, Any]  # what the API returns
+
 log = logging.getLogger("batch_inference")
 
 
@@ -512,6 +514,34 @@ class FileEmbedder:
         self.failures.append(Failure(file.path, file.side, reason))
 
 
+def open_embedder(
+    checkpoint: str | os.PathLike | None,
+    device: str,
+    precision: str,
+    cache: str | os.PathLike | None,
+    batch_size: int,
+    num_workers: int | None,
+) -> tuple[FileEmbedder, dict[str, Any]]:
+    """Make ready to embed.
+
+    Returns:
+        the embedder, and the protocol: how it computes rows.
+
+    Raises:
+        EvaluationError: the weights cannot be had, or there is no such device.
+    """
+    from imagebind.loader import default_workers
+
+    model, path = load_model(checkpoint)
+    device = choose_device(device)
+    precision = choose_precision(precision, device)
+    sha256 = content_hash(path)
+    kept = None if cache is None else EmbeddingCache(cache, sha256, precision)
+    workers = default_workers() if num_workers is None else num_workers
+    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers)
+    return embedder, protocol(path, sha256, model.note, device, precision)
+
+
 def arrange_rows(
     audio_rows: dict[str, np.ndarray],
     video_rows: dict[str, np.ndarray],
@@ -770,7 +800,6 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
-Results = dict[str, Any]
 Writer = Callable[[Results, BinaryIO], None]
 
 
@@ -903,16 +932,10 @@ def batch_inference_av_consistency(
         EvaluationError: nothing can be evaluated, the model cannot be loaded, or an output not be written.
         ValueError: batch_size is not positive, num_workers negative, precision or report_lang unknown.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-    if num_workers is not None and num_workers < 0:
-        raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if report_lang not in LANGUAGES:
-        raise ValueError(f"report_lang must be one of {', '.join(LANGUAGES)}, not {report_lang!r}")
+    check_options(batch_size, precision, num_workers, report_lang)
     if output_dir is not None:
         make_output_dir(output_dir)
+        cache = cache or Path(output_dir, CACHE_NAME)
     audio, video = gather_files("audio", audio_paths), gather_files("video", video_paths)
     pairing = pair_files(audio, video)
     report_pairing(audio, video, pairing)
@@ -920,31 +943,54 @@ def batch_inference_av_consistency(
     if not retrieval and not pairing.pairs:
         raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
 
-    import torch
-
-    from imagebind.loader import default_workers
-
-    model, checkpoint = load_model(checkpoint)
-    device = choose_device(device)
-    precision = choose_precision(precision, device)
-    sha256 = content_hash(checkpoint)
-    if cache is None and output_dir is not None:
-        cache = Path(output_dir, CACHE_NAME)
-    kept = None if no_cache or cache is None else EmbeddingCache(cache, sha256, precision)
-    workers = default_workers() if num_workers is None else num_workers
-    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers)
+    embedder, how = open_embedder(
+        checkpoint, device, precision, None if no_cache else cache, batch_size, num_workers
+    )
     sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
     videos = video.distinct if retrieval else [video for _, video in pairing.pairs]
     embedder.embed(sounds, videos)
     embedder.report_time()
-    audio_rows, video_rows, failures = embedder.rows["audio"], embedder.rows["video"], embedder.failures
 
-    sounds, videos, pairs, truth = arrange_rows(audio_rows, video_rows, pairing.pairs, retrieval)
+    results = compare(audio, video, pairing, retrieval, embedder.rows, embedder.failures)
+    results["metrics"]["protocol"] = how
+    if output_dir is not None:
+        write_outputs(results, output_dir, report_lang)
+    return results
+
+
+def check_options(batch_size: int, precision: str, num_workers: int | None, report_lang: str) -> None:
+    """Raise a ValueError for an option that means nothing."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
+    for name, value, known in (("precision", precision, PRECISIONS), ("report_lang", report_lang, LANGUAGES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def compare(
+    audio: MediaFiles,
+    video: MediaFiles,
+    pairing: Pairing,
+    retrieval: bool,
+    rows: dict[str, dict[str, np.ndarray]],
+    failures: Sequence[Failure],
+) -> Results:
+    """Compare the files that have a row: the results of the API, all but the protocol.
+
+    Raises:
+        EvaluationError: a side is empty.
+    """
+    import torch
+
+    sounds, videos, pairs, truth = arrange_rows(rows["audio"], rows["video"], pairing.pairs, retrieval)
     if not sounds or not videos:
         raise EvaluationError(f"nothing is left to evaluate: {len(failures)} files were skipped")
-    audio_embeddings = np.stack([audio_rows[path] for path in sounds])
-    video_embeddings = np.stack([video_rows[path] for path in videos])
+    audio_embeddings = np.stack([rows["audio"][path] for path in sounds])
+    video_embeddings = np.stack([rows["video"][path] for path in videos])
     similarity = cosine_similarity(audio_embeddings, video_embeddings)
+    skipped = [asdict(failure) for failure in failures]
     metrics = {
         "mode": "retrieval" if retrieval else "pairing",
         "pairing_rule": pairing.rule,
@@ -956,10 +1002,9 @@ def batch_inference_av_consistency(
             "failed": len(failures),
         },
         **compute_metrics(similarity, truth),
-        "failures": [asdict(failure) for failure in failures],
-        "protocol": protocol(checkpoint, sha256, model.note, device, precision),
+        "failures": skipped,
     }
-    results = {
+    return {
         "audio_embeddings": torch.from_numpy(audio_embeddings),
         "video_embeddings": torch.from_numpy(video_embeddings),
         "similarity_matrix": torch.from_numpy(similarity),
@@ -967,11 +1012,8 @@ def batch_inference_av_consistency(
         "audio_names": [audio.names[path] for path in sounds],
         "video_names": [video.names[path] for path in videos],
         "pairs": pairs,
-        "failures": metrics["failures"],
+        "failures": skipped,
     }
-    if output_dir is not None:
-        write_outputs(results, output_dir, report_lang)
-    return results
 
 
 # ------------------------------------------------------------------------------------------------
