@@ -435,7 +435,7 @@ class FileEmbedder:
         on_gpu = self.device.type == "cuda"
         began = time.perf_counter()
         batches = load_files(files, self.batch_size, self.num_workers, self.cache, pin_memory=on_gpu)
-        while (batch := self._timed("waiting", lambda: next(batches, None))) is not None:
+        while (batch := self._timed("waiting", lambda: self._next_batch(batches))) is not None:
             self._timed("model", lambda batch=batch: self._embed_batch(batch))
             for file in batch:
                 self.n_files += 1
@@ -470,6 +470,13 @@ class FileEmbedder:
             return work()
         finally:
             self.seconds[what] += time.perf_counter() - began
+
+    def _next_batch(self, batches: Iterator[list[LoadedFile]]) -> list[LoadedFile] | None:
+        try:
+            return next(batches, None)
+        except RuntimeError as e:  # what DataLoader makes of a worker that was killed
+            again = "; the same command goes on from the cache" if self.cache is not None else ""
+            raise EvaluationError(f"a process that reads files died ({str(e).splitlines()[0]}){again}") from e
 
     def _embed_batch(self, batch: Sequence[LoadedFile]) -> None:
         """Give every file of a batch, all of one side, its row or its failure."""
@@ -1179,7 +1186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {one_line(str(e))}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted; embeddings made so far are in the cache", file=sys.stderr)
+            kept = "" if args.no_cache else "; the same command goes on from the cache"
+            print(f"interrupted{kept}", file=sys.stderr)
             return 130
     counts = results["metrics"]["counts"]
     print(format_report(results["metrics"], args.report_lang))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def leave_interrupts_to_main(worker: int) -> None:
+    """Let Ctrl-C end the main process, which ends its workers, without a traceback from each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def default_workers() -> int:
     """Give the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -140,5 +146,6 @@ def load_files(
         pin_memory=pin_memory,
         prefetch_factor=BATCHES_AHEAD if num_workers else None,
         in_order=False,
+        worker_init_fn=leave_interrupts_to_main,
     )
     return iter(loader)

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -200,14 +199,15 @@ def ready(folder: Path) -> dict:
 
 
 MEMORY = """
-import json, resource, sys, torch
+import json, sys, torch
 from imagebind import data
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 embedder = Embedder(load_model(sys.argv[1]), torch.device("cpu"), "fp32")
 embedder("audio", [data.read_audio(sys.argv[2])])
 embedder("vision", [data.read_video(sys.argv[3])])
-print(json.dumps({"kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"kb": int(peak)}))
 """
 
 
@@ -357,7 +357,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("throughput.json"))
     parser.add_argument("--work_dir", type=Path, help="keep media and weights here (default: temporary)")
     args = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     measured = {}
     with tempfile.TemporaryDirectory() as temporary:
         base = args.work_dir or Path(temporary)
