@@ -435,21 +435,30 @@ class FileEmbedder:
         on_gpu = self.device.type == "cuda"
         began = time.perf_counter()
         batches = load_files(files, self.batch_size, self.num_workers, self.cache, pin_memory=on_gpu)
-        while (batch := self._timed("waiting", lambda: self._next_batch(batches))) is not None:
-            self._timed("model", lambda batch=batch: self._embed_batch(batch))
-            for file in batch:
-                self.n_files += 1
-                self.n_cached += file.row is not None
-                self.seconds["reading"] += file.seconds
-                progress[file.side].update(
-                    skipped=file.path not in self.rows[file.side], cached=file.row is not None
-                )
+        try:
+            while (batch := self._timed("waiting", lambda: next(batches, None))) is not None:
+                self._timed("model", lambda batch=batch: self._embed_batch(batch))
+                self._count(batch, progress)
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e):
+                raise
+            again = "; the same command goes on from the cache" if self.cache is not None else ""
+            raise EvaluationError(f"a process that reads files died{again}") from e
         self.seconds["all"] = time.perf_counter() - began
         for side, paths in sides.items():  # batches come as they are ready; rows go by the files
             rows = self.rows[side]
             self.rows[side] = {path: rows[path] for path in paths if path in rows}
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
+
+    def _count(self, batch: Sequence[LoadedFile], progress: dict[str, Progress]) -> None:
+        for file in batch:
+            self.n_files += 1
+            self.n_cached += file.row is not None
+            self.seconds["reading"] += file.seconds
+            progress[file.side].update(
+                skipped=file.path not in self.rows[file.side], cached=file.row is not None
+            )
 
     def report_time(self) -> None:
         """Say on the log where the time went."""
@@ -470,13 +479,6 @@ class FileEmbedder:
             return work()
         finally:
             self.seconds[what] += time.perf_counter() - began
-
-    def _next_batch(self, batches: Iterator[list[LoadedFile]]) -> list[LoadedFile] | None:
-        try:
-            return next(batches, None)
-        except RuntimeError as e:  # what DataLoader makes of a worker that was killed
-            again = "; the same command goes on from the cache" if self.cache is not None else ""
-            raise EvaluationError(f"a process that reads files died ({str(e).splitlines()[0]}){again}") from e
 
     def _embed_batch(self, batch: Sequence[LoadedFile]) -> None:
         """Give every file of a batch, all of one side, its row or its failure."""
