@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
 from PIL import Image
 
+import batch_inference
 from batch_inference import (
     EvaluationError,
     batch_inference_av_consistency,
@@ -234,6 +236,27 @@ def test_the_protocol_says_how(run, small_checkpoint):
     assert (protocol["audio"]["clips"], protocol["audio"]["channel"]) == (3, "first")
     assert [protocol["video"][key] for key in ("clips", "frames_per_clip", "crops")] == [5, 2, 3]
     assert protocol["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_progress_is_lines_where_there_is_no_terminal(run, monkeypatch):
+    _, _, _, err = run(out="quiet")
+    assert "files/s" not in err  # a short run says nothing between
+    monkeypatch.setattr(batch_inference, "SECONDS_PER_LINE", -1)
+    _, _, _, err = run()
+    for side in ("audio", "video"):
+        for i in range(1, 5):
+            line = rf"^{side}: {i} of 4 files, [\d.]+ files/s, \d+ s left, 0 skipped, 0 cached$"
+            assert re.search(line, err, re.M)
+
+
+def test_a_line_says_where_the_time_went(run):
+    time = r"model [\d.]+ s, waiting [\d.]+ s; reading took [\d.]+ s"
+    _, _, _, err = run("--num_workers", "2")
+    assert re.search(rf"^8 files in [\d.]+ s, 0 from the cache: {time} in 2 workers beside it$", err, re.M)
+    _, _, _, err = run("--num_workers", "0")
+    assert re.search(
+        rf"^8 files in [\d.]+ s, 8 from the cache: {time} before it, without workers$", err, re.M
+    )
 
 
 # Retrieval mode
@@ -471,6 +494,8 @@ def test_outputs_are_written_whole_or_not_at_all(run, pairs):
         (["--batch_size", "0"], "argument --batch_size: '0' is not a whole number of 1 or more"),
         (["--batch_size", "x"], "argument --batch_size: 'x' is not"),
         (["--device", "gpu"], "argument --device: 'gpu' is not a device such as cuda:0 or cpu"),
+        (["--num_workers", "-1"], "argument --num_workers: '-1' is not a whole number of 0 or more"),
+        (["--precision", "int8"], "argument --precision: invalid choice"),
         (["--report_lang", "fr"], "argument --report_lang: invalid choice"),
     ],
 )
@@ -550,6 +575,10 @@ def test_the_api_raises_one_line(pairs, small_checkpoint):
         batch_inference_av_consistency(["x.wav"], ["x.mp4"], device="cpu", checkpoint=small_checkpoint)
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         batch_inference_av_consistency(["x.wav"], ["x.mp4"], batch_size=0)
+    with pytest.raises(ValueError, match="num_workers must be 0 or more"):
+        batch_inference_av_consistency(["x.wav"], ["x.mp4"], num_workers=-1)
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32, tf32, bf16, fp16"):
+        batch_inference_av_consistency(["x.wav"], ["x.mp4"], precision="int8")
     with pytest.raises(ValueError, match="report_lang must be one of zh, en"):
         batch_inference_av_consistency(["x.wav"], ["x.mp4"], report_lang="fr")
 

@@ -31,18 +31,12 @@ import torch.nn.functional as F
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from reference.weights import fill  # noqa: E402
+from test_model import released_state_dict  # noqa: E402
 
 from imagebind import data  # noqa: E402
 from imagebind.loader import load_files  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
-from imagebind.models.imagebind_model import (  # noqa: E402
-    IMAGEBIND_HUGE,
-    MLP_RATIO,
-    ImageBindModel,
-    load_model,
-    save_model,
-)
+from imagebind.models.imagebind_model import IMAGEBIND_HUGE, MLP_RATIO, load_model  # noqa: E402
 
 DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
@@ -117,17 +111,10 @@ def make_clips(folder: Path, n_each: int = 8) -> list[Path]:
 
 
 def huge_checkpoint(folder: Path) -> Path:
-    """Write the full-size towers under reference weights, once."""
+    """Write a checkpoint of the released kind and size under reference weights, once."""
     path = folder / "huge.pth"
     if not path.exists():
-        with torch.device("meta"):
-            model = ImageBindModel(IMAGEBIND_HUGE)
-        model.to_empty(device="cpu")
-        for tower, config in ((model.towers[m], IMAGEBIND_HUGE[m]) for m in IMAGEBIND_HUGE):
-            if tower.log_scale is not None:
-                tower.log_scale.fill_(math.log(config.scale))
-        fill({name: tensor for name, tensor in model.state_dict().items() if "log_scale" not in name})
-        save_model(model, path)
+        torch.save(released_state_dict("huge"), path)
     return path
 
 
@@ -181,12 +168,14 @@ def hour(folder: Path) -> dict:
 
 READY = """
 import json, sys, time, torch
+from imagebind.models.checkpoints import _rename_released
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model
 began = time.perf_counter()
 if sys.argv[2] == "ours":
     load_model(sys.argv[1])
 else:
-    ImageBindModel(IMAGEBIND_HUGE).load_state_dict(torch.load(sys.argv[1], weights_only=True)["state_dict"])
+    released = torch.load(sys.argv[1], weights_only=True)
+    ImageBindModel(IMAGEBIND_HUGE).load_state_dict(_rename_released(released))
 print(json.dumps({"s": time.perf_counter() - began}))
 """
 
