@@ -8,7 +8,7 @@ Only what is used is decoded: three windows of a sound, ten frames of a video. A
 a chain of functions that can be called by hand:
 
     audio   load_windows (load_waveform, clip_spans) -> log_mel
-    video   packet_timeline -> clip_frames -> read_frames -> resize_short_side -> three_crops
+    video   packet_timeline -> clip_frames -> read_frames -> resize_short_side -> crop
 
 Letters in shapes: B files, S clips of a file, C channels, T samples or frames, H x W pixels.
 The recipe is that of the ImageBind paper (Girdhar et al., CVPR 2023) as the released loaders carry

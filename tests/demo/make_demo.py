@@ -192,11 +192,11 @@ def training_pair(scene: Scene, rng: np.random.Generator) -> tuple[torch.Tensor,
     clip = torch.from_numpy(sound(scene, data.CLIP_SECONDS))[None]
     mel = (data.log_mel(clip - clip.mean())[None] - data.MEL_MEAN) / data.MEL_STD
     start = rng.uniform(0, 2)
-    crop = rng.integers(data.CROPS)
+    offset = data.crop_offsets(WIDTH * data.SIZE // HEIGHT)[rng.integers(data.CROPS)]
     frames = []
     for seconds in (start, start + data.CLIP_SECONDS - 1 / FPS):
         frame = torch.from_numpy(picture(scene, seconds)).permute(2, 0, 1)
-        frames.append((data.three_crops(data.resize_short_side(frame))[crop] * 255).round().byte())
+        frames.append((data.crop(data.resize_short_side(frame), offset) * 255).round().byte())
     return mel, torch.stack(frames, dim=1)
 
 
