@@ -284,7 +284,8 @@ def _decode_windows(
     position = 0
     for samples, _ in decode_sound(path):
         for pieces, (low, high) in zip(kept, sources, strict=True):
-            pieces.append(samples[:, max(low - position, 0) : max(high - position, 0)])
+            if position < high and low < position + samples.shape[1]:
+                pieces.append(samples[:, max(low - position, 0) : high - position])
         position += samples.shape[1]
     windows = []
     for pieces, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
