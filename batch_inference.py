@@ -384,7 +384,7 @@ class Progress:
             self.said = now
             rate = self.done / (now - self.began)
             log.info(
-                "%s: %d of %d files, %.1f files/s, %.0f s left, %d skipped, %d cached",
+                "%s: %d of %d files, %.2f files/s, %.0f s left, %d skipped, %d cached",
                 *(self.side, self.done, self.total, rate, (self.total - self.done) / rate),
                 *(self.skipped, self.cached),
             )
