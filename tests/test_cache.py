@@ -22,6 +22,10 @@ from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 
 ROW = np.arange(1024, dtype=np.float32)
+PROGRAM = [  # as a process of its own, run inside the directory of `pairs`
+    *(sys.executable, TESTS.parent / "batch_inference.py", "--audio_dir", "audio", "--video_dir", "video"),
+    *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"),
+]
 
 
 @pytest.fixture
@@ -125,15 +129,7 @@ def test_rows_that_are_not_finite_are_not_kept(tmp_path, pairs, small_checkpoint
 
 def test_an_interrupted_run_goes_on_where_it_was(pairs, tmp_path):
     """Killed after some files are in the cache; the same command then embeds the others alone."""
-    argv = [
-        sys.executable,
-        TESTS.parent / "batch_inference.py",
-        "--audio_dir",
-        "audio",
-        "--video_dir",
-        "video",
-    ]
-    argv += ["--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu", "--batch_size", "1"]
+    argv = [*PROGRAM, "--batch_size", "1"]
     os.mkfifo(pairs / "video" / "e.mp4")  # a file whose reading never ends
     write_audio(pairs / "audio" / "e.wav", tone(1))
     run = subprocess.Popen([*argv, "--num_workers", "0"], cwd=pairs, stderr=subprocess.PIPE, text=True)
@@ -152,15 +148,7 @@ def test_an_interrupted_run_goes_on_where_it_was(pairs, tmp_path):
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(pairs):
-    argv = [
-        sys.executable,
-        TESTS.parent / "batch_inference.py",
-        "--audio_dir",
-        "audio",
-        "--video_dir",
-        "video",
-    ]
-    argv += ["--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu", "--num_workers", "1"]
+    argv = [*PROGRAM, "--num_workers", "1"]
     os.mkfifo(pairs / "video" / "e.mp4")
     write_audio(pairs / "audio" / "e.wav", tone(1))
     run = subprocess.Popen(argv, cwd=pairs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -244,19 +232,11 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(pairs, tmp_path):
     """A file may grow to 100 kB alone: the cache hits that limit, the outputs do not."""
     import resource
 
-    argv = [
-        sys.executable,
-        TESTS.parent / "batch_inference.py",
-        "--audio_dir",
-        "audio",
-        "--video_dir",
-        "video",
-    ]
     for i in range(20):
         write_audio(pairs / "audio" / f"more{i}.wav", tone(0.2, 300 + i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"more{i}.mp4")
     result = subprocess.run(
-        [*argv, "--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu", "--batch_size", "1"],
+        [*PROGRAM, "--batch_size", "1"],
         cwd=pairs,
         capture_output=True,
         text=True,
