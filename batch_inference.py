@@ -24,27 +24,30 @@ On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; cha
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import os
 import re
+import signal
+import socket
 import sys
-import tempfile
 import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from imagebind.cache import EmbeddingCache, content_hash
+from imagebind.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
     import torch
@@ -57,6 +60,8 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")
 RECALL_AT = (1, 5, 10)
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"
+METRICS_NAME = "metrics.json"
+LOCK_NAME = ".in_use"
 PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024  # of the similarity matrix
@@ -68,6 +73,18 @@ log = logging.getLogger("batch_inference")
 
 class EvaluationError(RuntimeError):
     """A run that cannot be done; the message is one line that says why and what to do."""
+
+
+class NothingLeftError(EvaluationError):
+    """A run that skipped so many files that a side is empty.
+
+    Args:
+        counts: as in metrics.json.
+    """
+
+    def __init__(self, counts: dict[str, int]):
+        super().__init__(f"nothing is left to evaluate: {counts['failed']} files were skipped")
+        self.counts = counts
 
 
 # ------------------------------------------------------------------------------------------------
@@ -389,6 +406,11 @@ class Progress:
                 *(self.skipped, self.cached),
             )
         if self.done == self.total:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -399,8 +421,8 @@ class FileEmbedder:
         model: as loaded; it moves to the device when the first file needs it.
         device, precision: of the model.
         cache: of rows, or None.
-        batch_size: files in one forward pass.
-        num_workers: processes that read files.
+        batch_size: files that go to the model together.
+        workers: processes that read files; None reads in this one.
     """
 
     def __init__(
@@ -410,10 +432,10 @@ class FileEmbedder:
         precision: str,
         cache: EmbeddingCache | None,
         batch_size: int,
-        num_workers: int,
+        workers: Workers | None,
     ):
         self.model, self.device, self.precision = model, device, precision
-        self.cache, self.batch_size, self.num_workers = cache, batch_size, num_workers
+        self.cache, self.batch_size, self.workers = cache, batch_size, workers
         self.embedder = None
         self.rows: dict[str, dict[str, np.ndarray]] = {"audio": {}, "video": {}}  # side -> path -> (E,)
         self.failures: list[Failure] = []
@@ -425,52 +447,52 @@ class FileEmbedder:
         """Embed files of both sides; one that cannot be is left out and costs no other.
 
         Raises:
-            EvaluationError: a file does not fit into the device's memory.
+            EvaluationError: a file does not fit into the device's memory, or no process can be started.
+            KeyboardInterrupt: says what is kept.
         """
         from imagebind.loader import load_files
 
         sides = {"audio": list(dict.fromkeys(sounds)), "video": list(dict.fromkeys(videos))}
         files = [(side, path) for side, paths in sides.items() for path in paths]
         progress = {side: Progress(side, len(paths)) for side, paths in sides.items()}
-        on_gpu = self.device.type == "cuda"
+        waiting = {side: {} for side in sides}  # side -> content, or path where there is no cache -> files
+        ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
         began = time.perf_counter()
-        batches = load_files(files, self.batch_size, self.num_workers, self.cache, pin_memory=on_gpu)
+        loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
         try:
-            while (batch := self._timed("waiting", lambda: next(batches, None))) is not None:
-                self._timed("model", lambda batch=batch: self._embed_batch(batch))
-                self._count(batch, progress)
-        except RuntimeError as e:
-            if "DataLoader worker" not in str(e):
-                raise
-            again = "; the same command goes on from the cache" if self.cache is not None else ""
-            raise EvaluationError(f"a process that reads files died{again}") from e
+            while (file := self._timed("waiting", lambda: next(loaded, None))) is not None:
+                self._take(file, waiting[file.side], progress[file.side])
+                if len(waiting[file.side]) == self.batch_size:
+                    self._embed_waiting(file.side, waiting[file.side], progress[file.side])
+            for side in sides:
+                self._embed_waiting(side, waiting[side], progress[side])
+        except (MemoryError, WorkersError) as e:
+            raise EvaluationError(str(e) or "out of memory") from e
+        except KeyboardInterrupt:
+            kept = "" if self.cache is None else f" and kept in {self.cache.path}"
+            n_rows = sum(map(len, self.rows.values()))
+            raise KeyboardInterrupt(f"{n_rows} of {len(files)} files are embedded{kept}") from None
+        finally:
+            for side in sides:
+                progress[side].close()
         self.seconds["all"] = time.perf_counter() - began
-        for side, paths in sides.items():  # batches come as they are ready; rows go by the files
+        for side, paths in sides.items():  # files come as they are ready; rows go by their order
             rows = self.rows[side]
             self.rows[side] = {path: rows[path] for path in paths if path in rows}
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
 
-    def _count(self, batch: Sequence[LoadedFile], progress: dict[str, Progress]) -> None:
-        for file in batch:
-            self.n_files += 1
-            self.n_cached += file.row is not None
-            self.seconds["reading"] += file.seconds
-            progress[file.side].update(
-                skipped=file.path not in self.rows[file.side], cached=file.row is not None
-            )
-
     def report_time(self) -> None:
         """Say on the log where the time went."""
-        if self.num_workers:
-            workers = f"in {self.num_workers} workers beside it"
+        if self.workers is None:
+            where = "before it, without workers"
         else:
-            workers = "before it, without workers"
+            where = f"in {self.workers.n_workers} workers beside it"
         log.info(
             "%d files in %.1f s, %d from the cache: model %.1f s, waiting %.1f s; reading took %.1f s %s",
             *(self.n_files, self.seconds["all"], self.n_cached),
             *(self.seconds[what] for what in ("model", "waiting", "reading")),
-            workers,
+            where,
         )
 
     def _timed(self, what: str, work: Callable[[], Any]) -> Any:
@@ -480,36 +502,38 @@ class FileEmbedder:
         finally:
             self.seconds[what] += time.perf_counter() - began
 
-    def _embed_batch(self, batch: Sequence[LoadedFile]) -> None:
-        """Give every file of a batch, all of one side, its row or its failure."""
-        new = {}  # content, or path where there is no cache -> files, the first with the input
-        for file in batch:
-            for warning in file.warnings:
-                log.warning("%s", warning)
-            known = self.contents.get((file.side, file.content))
-            if file.reason is not None:
-                self._skip(file, file.reason)
-            elif file.row is not None or known is not None:
-                self.rows[file.side][file.path] = known if file.row is None else file.row
-            else:
-                new.setdefault(file.content or file.path, []).append(file)
-        if not new:
+    def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]], progress: Progress) -> None:
+        """Give a file its failure or the row that is known, or let it wait for the model."""
+        self.n_files += 1
+        self.seconds["reading"] += file.seconds
+        for warning in file.warnings:
+            log.warning("%s", warning)
+        row = self.contents.get((file.side, file.content)) if file.row is None else file.row
+        if file.reason is not None:
+            self._skip(file, file.reason, progress)
+        elif row is not None:
+            self.n_cached += file.row is not None
+            self._keep(file, row, progress)
+        else:
+            waiting.setdefault(file.content or file.path, []).append(file)
+
+    def _embed_waiting(self, side: str, waiting: dict[str, list[LoadedFile]], progress: Progress) -> None:
+        """Give the files that wait their rows, the same one to files of the same content."""
+        if not waiting:
             return
-        side = batch[0].side
-        try:
-            rows = self._forward(MODALITIES[side], [files[0].input for files in new.values()])
-        except MemoryError as e:
-            raise EvaluationError(str(e)) from e
-        for files, row in zip(new.values(), rows, strict=True):
-            for file in files:
-                if np.isfinite(row).all():
-                    self.rows[side][file.path] = row
-                else:
-                    self._skip(file, "its embedding is not finite")
+        inputs = [files[0].input for files in waiting.values()]
+        rows = self._timed("model", lambda: self._forward(MODALITIES[side], inputs))
+        finite = {key: row for key, row in zip(waiting, rows, strict=True) if np.isfinite(row).all()}
         if self.cache is not None:
-            kept = {c: row for c, row in zip(new, rows, strict=True) if np.isfinite(row).all()}
-            self.contents |= {(side, content): row for content, row in kept.items()}
-            self.cache.put(side, kept.items())
+            self.contents |= {(side, content): row for content, row in finite.items()}
+            self.cache.put(side, finite.items())
+        for key, files in waiting.items():
+            for file in files:
+                if key in finite:
+                    self._keep(file, finite[key], progress)
+                else:
+                    self._skip(file, "its embedding is not finite", progress)
+        waiting.clear()
 
     def _forward(self, modality: str, inputs: list) -> np.ndarray:
         if self.embedder is None:
@@ -518,9 +542,24 @@ class FileEmbedder:
             self.embedder = Embedder(self.model, self.device, self.precision)
         return self.embedder(modality, inputs).numpy()
 
-    def _skip(self, file: LoadedFile, reason: str) -> None:
+    def _keep(self, file: LoadedFile, row: np.ndarray, progress: Progress) -> None:
+        self.rows[file.side][file.path] = row
+        progress.update(skipped=False, cached=file.row is not None)
+
+    def _skip(self, file: LoadedFile, reason: str, progress: Progress) -> None:
         log.warning("skipped %s file %s: %s", file.side, file.path, reason)
         self.failures.append(Failure(file.path, file.side, reason))
+        progress.update(skipped=True, cached=False)
+
+
+def start_workers(num_workers: int | None, n_files: int, timeout: float, memory_gb: float) -> Workers | None:
+    """Start the processes that read files; None is one for each core that this process may use."""
+    if num_workers is None:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        num_workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if num_workers == 0:
+        return None
+    return Workers("imagebind.loader:read_file", min(num_workers, n_files), timeout, round(memory_gb * 1e9))
 
 
 def open_embedder(
@@ -529,7 +568,7 @@ def open_embedder(
     precision: str,
     cache: str | os.PathLike | None,
     batch_size: int,
-    num_workers: int | None,
+    workers: Workers | None,
 ) -> tuple[FileEmbedder, dict[str, Any]]:
     """Make ready to embed.
 
@@ -539,14 +578,11 @@ def open_embedder(
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
     """
-    from imagebind.loader import default_workers
-
     model, path = load_model(checkpoint)
     device = choose_device(device)
     precision = choose_precision(precision, device)
     sha256 = content_hash(path)
     kept = None if cache is None else EmbeddingCache(cache, sha256, precision)
-    workers = default_workers() if num_workers is None else num_workers
     embedder = FileEmbedder(model, device, precision, kept, batch_size, workers)
     return embedder, protocol(path, sha256, model.note, device, precision)
 
@@ -804,9 +840,26 @@ def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     }
 
 
+# What a file name may hold and a line may not: control characters, line ends, and marks that turn the
+# direction of the text that follows.
+UNSHOWN = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+
+
 def one_line(text: str) -> str:
-    """Write control characters, which a file name may hold, as \\xNN: a name stays in its field and line."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda m: m[0].encode("unicode_escape").decode(), text)
+    """Write what would break a line, or turn it around, as \\n, \\xNN or \\uNNNN."""
+    return re.sub(f"[{UNSHOWN}]", lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+def field(name: str) -> str:
+    r"""Write a name so that it stays in its field and can be read back, a backslash being doubled.
+
+    >>> name = "a\tb\\c\udcff.wav"
+    >>> print(field(name))
+    a\tb\\c\udcff.wav
+    >>> field(name).encode("latin-1", "backslashreplace").decode("unicode_escape") == name
+    True
+    """
+    return re.sub(rf"[{UNSHOWN}\\\ud800-\udfff]", lambda m: m[0].encode("unicode_escape").decode(), name)
 
 
 Writer = Callable[[Results, BinaryIO], None]
@@ -838,13 +891,13 @@ def writers(report_lang: str) -> dict[str, Writer]:
         "audio_embeddings.npy": npy_writer("audio_embeddings"),
         "video_embeddings.npy": npy_writer("video_embeddings"),
         "similarity_matrix.npy": npy_writer("similarity_matrix"),
-        "audio_names.txt": text_writer(lambda r: map(one_line, r["audio_names"])),
-        "video_names.txt": text_writer(lambda r: map(one_line, r["video_names"])),
-        "pairs.txt": text_writer(lambda r: ("\t".join(map(one_line, pair)) for pair in r["pairs"])),
-        "metrics.json": text_writer(lambda r: [to_json(r["metrics"])]),
+        "audio_names.txt": text_writer(lambda r: map(field, r["audio_names"])),
+        "video_names.txt": text_writer(lambda r: map(field, r["video_names"])),
+        "pairs.txt": text_writer(lambda r: ("\t".join(map(field, pair)) for pair in r["pairs"])),
         "consistency_report.txt": text_writer(
             lambda r: format_report(r["metrics"], report_lang).splitlines()
         ),
+        METRICS_NAME: text_writer(lambda r: [to_json(r["metrics"])]),
     }
 
 
@@ -856,35 +909,92 @@ def to_json(metrics: dict[str, Any]) -> str:
 def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report_lang: str = "zh") -> None:
     """Write all outputs: first each to a temporary file, then, when all are whole, rename them.
 
+    metrics.json is the first to go and the last to come: where it is, all are of one run.
+
     Raises:
         EvaluationError: one cannot be written; those of an earlier run stay as they were.
     """
-    temporary = {}
+    name = "outputs"
     try:
+        if not os.path.isdir(output_dir):
+            log.warning("%s: gone during the run; made again", output_dir)
+            os.makedirs(output_dir)
         for name, write in writers(report_lang).items():
-            temporary[name] = Path(output_dir, f".{name}.{os.getpid()}.tmp")
-            with open(temporary[name], "wb") as file:
+            with open(temporary_path(output_dir, name), "wb") as file:
                 write(results, file)
-        for name, path in temporary.items():
-            os.replace(path, Path(output_dir, name))
+                file.flush()
+                os.fsync(file.fileno())
+        Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
+        for name in writers(report_lang):
+            os.replace(temporary_path(output_dir, name), Path(output_dir, name))
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
-        for path in temporary.values():
+        remove_temporary_files(output_dir)
+
+
+def temporary_path(output_dir: str | os.PathLike, name: str) -> Path:
+    return Path(output_dir, f".{name}.tmp")
+
+
+def remove_temporary_files(output_dir: str | os.PathLike) -> None:
+    """Remove what a run that was killed may have left."""
+    for name in writers("en"):
+        with suppress(OSError):
+            temporary_path(output_dir, name).unlink()
+
+
+@contextmanager
+def exclusive_use(output_dir: str | os.PathLike) -> Iterator[None]:
+    """Make the output directory, and keep other runs out of it for as long as this one lives.
+
+    The lock is the operating system's and goes with the process, however that ends; the file it is on
+    only says who holds it.
+
+    Raises:
+        EvaluationError: the directory cannot be written to, or another run uses it.
+    """
+    path = Path(output_dir, LOCK_NAME)
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        file = open_locked(path)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}")
+        file.flush()
+    except BlockingIOError as e:
+        raise EvaluationError(
+            f"{output_dir}: in use by {e}; wait for it, or name another --output_dir"
+        ) from e
+    except OSError as e:
+        raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
+    with file:
+        remove_temporary_files(output_dir)
+        try:
+            yield
+        finally:
             path.unlink(missing_ok=True)
 
 
-def make_output_dir(output_dir: str | os.PathLike) -> None:
-    """Make the output directory and see that it can be written to, before any work is done.
+def open_locked(path: Path) -> TextIO:
+    """Open a file and lock it.
 
     Raises:
-        EvaluationError: it cannot.
+        BlockingIOError: another process has it locked; the message is what it wrote there.
     """
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as e:
-        raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the lock is the open file)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as e:  # either, says POSIX
+            file.seek(0)
+            raise BlockingIOError(file.read() or "another run") from e
+        except OSError as e:
+            log.warning("%s: cannot be locked (%s); see that no other run writes there", path, e.strerror)
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # its owner removed it in this moment: the lock is on a file that nobody sees
 
 
 # ------------------------------------------------------------------------------------------------
@@ -905,6 +1015,8 @@ def batch_inference_av_consistency(
     checkpoint: str | os.PathLike | None = None,
     precision: str = "auto",
     num_workers: int | None = None,
+    timeout: float = 300,
+    worker_memory_gb: float = 4,
     cache: str | os.PathLike | None = None,
     no_cache: bool = False,
     report_lang: str = "zh",
@@ -918,12 +1030,15 @@ def batch_inference_av_consistency(
         audio_paths: sound files, or video files for their sound, in order; or a directory.
         video_paths: video files, in order; or a directory.
         device: of torch; the CPU is used where CUDA is asked for and not available.
-        batch_size: files in one forward pass.
+        batch_size: files that go to the model together.
         output_dir: where to write the outputs; None writes none.
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         checkpoint: weights other than the released ones.
         precision: of the matrix products, one of PRECISIONS; "auto" is fp32 on the CPU, fp16 on CUDA.
-        num_workers: processes that read files; None is one for each core, 0 reads in this process.
+        num_workers: processes that read files; None is one for each core, 0 reads in this process,
+            where a decoder that crashes or hangs takes the run with it.
+        timeout: seconds that reading one file may take.
+        worker_memory_gb: memory that reading one file may take, in 10^9 bytes.
         cache: the file that keeps embeddings; None is embeddings.sqlite in output_dir, if there is one.
         no_cache: compute all, and keep nothing.
         report_lang: of consistency_report.txt, "zh" or "en".
@@ -938,41 +1053,57 @@ def batch_inference_av_consistency(
         failures: dicts of path, side and reason.
 
     Raises:
-        EvaluationError: nothing can be evaluated, the model cannot be loaded, or an output not be written.
-        ValueError: batch_size is not positive, num_workers negative, precision or report_lang unknown.
+        EvaluationError: nothing can be evaluated, the model cannot be loaded, an output not be written,
+            or another run uses output_dir.
+        ValueError: an option that means nothing.
+        KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
-    check_options(batch_size, precision, num_workers, report_lang)
-    if output_dir is not None:
-        make_output_dir(output_dir)
-        cache = cache or Path(output_dir, CACHE_NAME)
-    audio, video = gather_files("audio", audio_paths), gather_files("video", video_paths)
-    pairing = pair_files(audio, video)
-    report_pairing(audio, video, pairing)
-    retrieval = retrieval_mode or pairing.rule == "none"
-    if not retrieval and not pairing.pairs:
-        raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+    check_options(batch_size, precision, num_workers, timeout, worker_memory_gb, report_lang)
+    with ExitStack() as stack:
+        if output_dir is not None:
+            stack.enter_context(exclusive_use(output_dir))
+            cache = cache or Path(output_dir, CACHE_NAME)
+        audio, video = gather_files("audio", audio_paths), gather_files("video", video_paths)
+        pairing = pair_files(audio, video)
+        report_pairing(audio, video, pairing)
+        retrieval = retrieval_mode or pairing.rule == "none"
+        if not retrieval and not pairing.pairs:
+            raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+        sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
+        videos = video.distinct if retrieval else [video for _, video in pairing.pairs]
 
-    embedder, how = open_embedder(
-        checkpoint, device, precision, None if no_cache else cache, batch_size, num_workers
-    )
-    sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
-    videos = video.distinct if retrieval else [video for _, video in pairing.pairs]
-    embedder.embed(sounds, videos)
-    embedder.report_time()
+        workers = start_workers(num_workers, len(sounds) + len(videos), timeout, worker_memory_gb)
+        if workers is not None:
+            stack.enter_context(workers)
+        embedder, how = open_embedder(
+            checkpoint, device, precision, None if no_cache else cache, batch_size, workers
+        )
+        embedder.embed(sounds, videos)
+        embedder.report_time()
 
-    results = compare(audio, video, pairing, retrieval, embedder.rows, embedder.failures)
-    results["metrics"]["protocol"] = how
-    if output_dir is not None:
-        write_outputs(results, output_dir, report_lang)
-    return results
+        results = compare(audio, video, pairing, retrieval, embedder.rows, embedder.failures)
+        results["metrics"]["protocol"] = how
+        if output_dir is not None:
+            write_outputs(results, output_dir, report_lang)
+        return results
 
 
-def check_options(batch_size: int, precision: str, num_workers: int | None, report_lang: str) -> None:
+def check_options(
+    batch_size: int,
+    precision: str,
+    num_workers: int | None,
+    timeout: float,
+    worker_memory_gb: float,
+    report_lang: str,
+) -> None:
     """Raise a ValueError for an option that means nothing."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
+    for name, value in (("timeout", timeout), ("worker_memory_gb", worker_memory_gb)):
+        if not value > 0:
+            raise ValueError(f"{name} must be more than 0, not {value}")
     for name, value, known in (("precision", precision, PRECISIONS), ("report_lang", report_lang, LANGUAGES)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
@@ -989,13 +1120,20 @@ def compare(
     """Compare the files that have a row: the results of the API, all but the protocol.
 
     Raises:
-        EvaluationError: a side is empty.
+        NothingLeftError: a side is empty.
     """
     import torch
 
     sounds, videos, pairs, truth = arrange_rows(rows["audio"], rows["video"], pairing.pairs, retrieval)
+    counts = {
+        "audio": len(sounds),
+        "video": len(videos),
+        "pairs": len(pairs),
+        "unmatched": pairing.n_unmatched,
+        "failed": len(failures),
+    }
     if not sounds or not videos:
-        raise EvaluationError(f"nothing is left to evaluate: {len(failures)} files were skipped")
+        raise NothingLeftError(counts)
     audio_embeddings = np.stack([rows["audio"][path] for path in sounds])
     video_embeddings = np.stack([rows["video"][path] for path in videos])
     similarity = cosine_similarity(audio_embeddings, video_embeddings)
@@ -1003,13 +1141,7 @@ def compare(
     metrics = {
         "mode": "retrieval" if retrieval else "pairing",
         "pairing_rule": pairing.rule,
-        "counts": {
-            "audio": len(sounds),
-            "video": len(videos),
-            "pairs": len(pairs),
-            "unmatched": pairing.n_unmatched,
-            "failed": len(failures),
-        },
+        "counts": counts,
         **compute_metrics(similarity, truth),
         "failures": skipped,
     }
@@ -1046,6 +1178,12 @@ def whole_number(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    if not re.fullmatch(r"\d*\.?\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return float(text)
 
 
 def existing_directory(text: str) -> str:
@@ -1108,13 +1246,27 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=4,
         metavar="N",
-        help="files in one forward pass (default: %(default)s)",
+        help="files that go to the model together (default: %(default)s)",
     )
     group.add_argument(
         "--num_workers",
         type=whole_number,
         metavar="N",
         help="processes that read files; 0 reads in the main one (default: one for each core)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=positive_number,
+        default=300,
+        metavar="SECONDS",
+        help="skip a file whose reading takes longer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--worker_memory_gb",
+        type=positive_number,
+        default=4,
+        metavar="GB",
+        help="skip a file whose reading takes more memory (default: %(default)s)",
     )
     group.add_argument(
         "--precision",
@@ -1137,6 +1289,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--report_lang", choices=LANGUAGES, default="zh", help="language of the report (default: %(default)s)"
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with status 3 when a file was skipped, outputs all written",
     )
     return parser
 
@@ -1163,12 +1320,36 @@ def logging_to_stderr() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
+@contextmanager
+def stopped_by_signals() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM alike; give a list that then holds the signal."""
+    received, before = [], {}
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0 done, 1 not to be done, 2 wrong usage."""
+    """Run the command line.
+
+    Returns:
+        the exit status: 0 done, 1 not to be done, 2 wrong usage, 3 done with files skipped and --strict,
+        130 and 143 stopped by Ctrl-C and SIGTERM.
+    """
     args = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
-    with logging_to_stderr():
+    with logging_to_stderr(), stopped_by_signals() as signals:
         try:
             results = batch_inference_av_consistency(
                 next(x for x in (args.audio_dir, args.audio_file, args.audio_paths) if x is not None),
@@ -1180,22 +1361,31 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpoint=args.checkpoint,
                 precision=args.precision,
                 num_workers=args.num_workers,
+                timeout=args.timeout,
+                worker_memory_gb=args.worker_memory_gb,
                 cache=args.cache,
                 no_cache=args.no_cache,
                 report_lang=args.report_lang,
             )
         except EvaluationError as e:
             print(f"error: {one_line(str(e))}", file=sys.stderr)
+            if isinstance(e, NothingLeftError):
+                print(summary(e.counts))
             return 1
-        except KeyboardInterrupt:
-            kept = "" if args.no_cache else "; the same command goes on from the cache"
-            print(f"interrupted{kept}", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as e:
+            kept = "" if args.no_cache else "; the same command goes on from there"
+            print(f"interrupted: {one_line(str(e)) or 'nothing is embedded yet'}{kept}", file=sys.stderr)
+            return 128 + signals[0]
     counts = results["metrics"]["counts"]
     print(format_report(results["metrics"], args.report_lang))
     print(f"results: {one_line(args.output_dir)}")
-    print("evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files".format_map(counts))
-    return 0
+    print(summary(counts))
+    return 3 if args.strict and counts["failed"] else 0
+
+
+def summary(counts: dict[str, int]) -> str:
+    """Give the last line of a run."""
+    return "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files".format_map(counts)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ CLIP_SECONDS = 2
 
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
+SAMPLE_RATES = (1_000, 768_000)  # that a file may have
+FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's own
+MOST_PHASES = 1 << 22  # of torchaudio's filter, times its step
+RESAMPLED_AT_A_TIME = 4096
 MEL_BINS = 128
 MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
 FRAME_LENGTH_MS = 25
@@ -57,8 +61,11 @@ VIDEO_CLIPS = 5
 FRAMES_PER_CLIP = 2  # the first and the last
 CROPS = 3
 SIZE = 224
+MOST_STRETCHED = 10  # long side to short side of a frame that is scaled whole
 RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
 RGB_STD = (0.26862954, 0.26130258, 0.27577711)
+
+OUT_OF_MEMORY = "needs more memory than it may have"
 
 Path = str | os.PathLike
 
@@ -100,10 +107,19 @@ def media_errors(path: Path) -> Iterator[None]:
         yield
     except MediaError:
         raise
+    except MemoryError as e:
+        raise MediaError(path, OUT_OF_MEMORY) from e
     except (OSError, av.FFmpegError) as e:
         raise MediaError(path, e.strerror or str(e)) from e
     except Exception as e:  # decoders meet anything; one file's trouble must stay that file's
-        raise MediaError(path, f"{type(e).__name__}: {e}") from e
+        no_memory = "can't allocate memory" in str(e)  # as torch puts it
+        raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e
+
+
+def check_is_file(path: Path) -> None:
+    """Raise a MediaError for what would block or never end: a pipe, a socket, a device."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise MediaError(path, "not a regular file")
 
 
 @contextmanager
@@ -116,6 +132,7 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
     # An open file rather than a name: a name would be read as an address ("concat:...", "http:...").
     # No protocol is allowed within either, so that no playlist can reach for other files.
     options = {"protocol_whitelist": "none"}
+    check_is_file(path)
     with media_errors(path), g_pathmgr.open(os.fspath(path), "rb") as file:
         if not file.read(1):
             raise MediaError(path, "the file is empty")
@@ -201,12 +218,49 @@ def decode_sound(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
     Raises:
         MediaError: the file cannot be decoded.
     """
-    with open_stream(path, "audio") as stream:
+    with media_errors(path), open_stream(path, "audio") as stream:
         stream.codec_context.thread_count = 1
+        form = None  # of the first frame: sample rate and channels
         to_float = av.AudioResampler(format="fltp")  # sample format alone; rate and layout stay
         for frame in stream.container.decode(stream):
+            if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
+                raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
+            form = form or (frame.sample_rate, frame.layout.nb_channels)
+            if form != (frame.sample_rate, frame.layout.nb_channels):
+                raise MediaError(path, "its sample rate or number of channels changes")
             for floats in to_float.resample(frame):
                 yield torch.from_numpy(floats.to_ndarray()), floats.sample_rate
+
+
+def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Resample as torchaudio does, by a Hann-windowed sinc, also between rates that share no divisor.
+
+    torchaudio keeps the filter of every phase: gigabytes for, say, 44,101 Hz.
+
+    Args:
+        waveform: (C, T) at `rate`, in Hz.
+
+    Returns:
+        (C, ceil(T * new_rate / rate)).
+    """
+    common = math.gcd(rate, new_rate)
+    step, new = rate // common, new_rate // common
+    if step * new <= MOST_PHASES:
+        return torchaudio.functional.resample(waveform, rate, new_rate)
+    cutoff = min(step, new) * FILTER_ROLLOFF / step  # as a share of the rate
+    reach = math.ceil(FILTER_PERIODS / cutoff)  # samples of the file
+    taps = torch.arange(-reach, reach + 2)
+    padded = F.pad(waveform, (reach, reach + 2))
+    n_samples = -(-waveform.shape[1] * new // step)
+    pieces = []
+    for start in range(0, n_samples, RESAMPLED_AT_A_TIME):
+        at = torch.arange(start, min(start + RESAMPLED_AT_A_TIME, n_samples)) * step  # in 1 / new samples
+        nearest = at // new
+        t = (taps - ((at % new).double() / new)[:, None]) * cutoff  # (n, taps), in periods
+        window = (t.clamp(-FILTER_PERIODS, FILTER_PERIODS) * (math.pi / FILTER_PERIODS / 2)).cos().square()
+        kernel = (t.sinc() * window * cutoff).float()
+        pieces.append(torch.einsum("cnt,nt->cn", padded[:, nearest[:, None] + taps + reach], kernel))
+    return torch.cat(pieces, dim=1)
 
 
 def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
@@ -226,7 +280,7 @@ def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
     if not pieces:
         raise MediaError(path, "no audio samples")
     waveform = torch.cat([samples for samples, _ in pieces], dim=1)
-    return torchaudio.functional.resample(waveform, pieces[0][1], sample_rate)
+    return resample(waveform, pieces[0][1], sample_rate)
 
 
 def load_windows(
@@ -263,7 +317,7 @@ def load_windows(
     ]
     if not pieces:
         return _decode_windows(path, spans, rate, sample_rate)
-    waveform = torchaudio.functional.resample(torch.cat(pieces, dim=1), rate, sample_rate)
+    waveform = resample(torch.cat(pieces, dim=1), rate, sample_rate)
     return [waveform[:, start:end] for start, end in spans]
 
 
@@ -275,7 +329,7 @@ def _decode_windows(
     # is resampled as it is within the whole, beyond the reach of the filter from its ends.
     common = math.gcd(rate, sample_rate)
     step, new = rate // common, sample_rate // common
-    margin = rate // 100  # the filter reaches 6 periods of the lower rate
+    margin = math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(rate / sample_rate, 1))  # its reach
     sources = [
         (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
         for start, end in spans
@@ -289,7 +343,7 @@ def _decode_windows(
         position += samples.shape[1]
     windows = []
     for pieces, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
-        resampled = torchaudio.functional.resample(torch.cat(pieces, dim=1), rate, sample_rate)
+        resampled = resample(torch.cat(pieces, dim=1), rate, sample_rate)
         offset = low // step * new
         windows.append(resampled[:, start - offset : end - offset])
     return windows
@@ -351,7 +405,10 @@ def load_audio(
             # shows by rounding in bins of almost no energy, and published scores have it.
             clip -= clip.mean()
             mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
-        return (torch.stack(mels)[:, None] - mean) / std
+        inputs = (torch.stack(mels)[:, None] - mean) / std
+        if not inputs.isfinite().all():
+            raise MediaError(path, "samples too large to compute with")
+        return inputs
 
 
 class ByValue:
@@ -622,6 +679,30 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
 
 
+def squares(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+    """Scale a frame and cut three squares out of it, without what lies between them.
+
+    Of a frame 1 pixel wide and 8000 high, scaled whole, that would be gigabytes.
+
+    Args:
+        frame: (3, H, W) uint8.
+
+    Returns:
+        (3, 3, size, size): the squares that `crop` cuts out of resize_short_side(frame).
+    """
+    height, width = frame.shape[1:]
+    upright = width < height
+    pixels = (frame.transpose(1, 2) if upright else frame)[None].float().div_(255)
+    long_side = math.floor(max(height, width) / min(height, width) * size)
+    cut = []
+    for offset in crop_offsets(long_side, size):
+        along = (2 * torch.arange(offset, offset + size) + 1) / long_side - 1  # -1 and 1 are the edges
+        across = (2 * torch.arange(size) + 1) / size - 1
+        grid = torch.stack(torch.meshgrid(along, across, indexing="xy"), dim=-1)[None]
+        cut.append(F.grid_sample(pixels, grid, "bilinear", "border", align_corners=False)[0])
+    return torch.stack([square.transpose(1, 2) if upright else square for square in cut])
+
+
 def crop_offsets(long_side: int, size: int = SIZE) -> tuple[int, int, int]:
     """Place three squares along a frame's long side: at its start, centre and end.
 
@@ -677,17 +758,27 @@ def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VI
         numbers = list(frames)
         pictures = [frames[number] for number in numbers]
         row = {number: i for i, number in enumerate(numbers)}
-        if len({picture.shape for picture in pictures}) == 1:
+        if pictures[0].ndim == 3 and len({picture.shape for picture in pictures}) == 1:
             offsets = crop_offsets(max(pictures[0].shape[1:]))
             places = [(row[first], row[last], at) for first, last in clips for at in offsets]
-        else:  # the picture changes its size in mid-stream: each frame is cropped by its own
-            pictures = [
-                crop(picture, at) for picture in pictures for at in crop_offsets(max(picture.shape[1:]))
-            ]
+        else:  # cut already, or the picture changes its size in mid-stream: each frame has its own squares
+            pictures = [square for picture in pictures for square in _cut(picture)]
             places = [
                 (3 * row[first] + i, 3 * row[last] + i, 0) for first, last in clips for i in range(CROPS)
             ]
         return VideoInput(torch.stack(pictures), tuple(places))
+
+
+def _cut(picture: torch.Tensor) -> Sequence[torch.Tensor]:
+    if picture.ndim == 4:
+        return picture
+    return [crop(picture, at) for at in crop_offsets(max(picture.shape[1:]))]
+
+
+def _scaled(frame: torch.Tensor) -> torch.Tensor:
+    """Scale and normalise a frame: (3, 224, L) or (3, L, 224), or its squares (3, 3, 224, 224)."""
+    stretched = max(frame.shape[1:]) > MOST_STRETCHED * min(frame.shape[1:])
+    return normalize_rgb(squares(frame) if stretched else resize_short_side(frame))
 
 
 def _read_clip_frames(
@@ -702,7 +793,7 @@ def _read_clip_frames(
         return clips, {number for clip in clips for number in clip}
 
     def prepare(frames: Iterator[tuple[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
-        return {number: normalize_rgb(resize_short_side(frame)) for number, frame in frames}
+        return {number: _scaled(frame) for number, frame in frames}
 
     with suppress(TimelineError), open_stream(path, "video") as stream:
         timeline = packet_timeline(stream)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
+from conftest import DEMO, TESTS, tone, write_audio
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind.cache import EmbeddingCache
@@ -125,43 +123,6 @@ def test_rows_that_are_not_finite_are_not_kept(tmp_path, pairs, small_checkpoint
         assert connection.execute("SELECT side, count(*) FROM rows GROUP BY side").fetchall() == [
             ("video", 4)
         ]
-
-
-def test_an_interrupted_run_goes_on_where_it_was(pairs, tmp_path):
-    """Killed after some files are in the cache; the same command then embeds the others alone."""
-    argv = [*PROGRAM, "--batch_size", "1"]
-    os.mkfifo(pairs / "video" / "e.mp4")  # a file whose reading never ends
-    write_audio(pairs / "audio" / "e.wav", tone(1))
-    run = subprocess.Popen([*argv, "--num_workers", "0"], cwd=pairs, stderr=subprocess.PIPE, text=True)
-    cache = pairs / "outputs" / "embeddings.sqlite"
-    with open(pairs / "video" / "e.mp4", "wb"):  # opens when the run reads it, after all others
-        run.kill()
-        run.wait()
-        run.stderr.close()
-    with sqlite3.connect(cache) as connection:
-        assert connection.execute("SELECT count(*) FROM rows").fetchone() == (9,)
-    (pairs / "video" / "e.mp4").unlink()
-    write_video(pairs / "video" / "e.mp4", [picture(i) for i in range(20)])
-    result = subprocess.run(argv, cwd=pairs, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert "9 from the cache" in result.stderr
-
-
-def test_a_worker_that_is_killed_ends_the_run_in_one_line(pairs):
-    argv = [*PROGRAM, "--num_workers", "1"]
-    os.mkfifo(pairs / "video" / "e.mp4")
-    write_audio(pairs / "audio" / "e.wav", tone(1))
-    run = subprocess.Popen(argv, cwd=pairs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with open(pairs / "video" / "e.mp4", "wb"):  # opens when the worker reads it
-        (worker,) = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGKILL)
-        out, err = run.communicate(timeout=60)
-    assert (run.returncode, out) == (1, "")
-    assert (
-        err.splitlines()[-1]
-        == "error: a process that reads files died; the same command goes on from the cache"
-    )
-    assert "Traceback" not in err
 
 
 # Caches that are not what they should be

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
-from conftest import RATE, picture, tone, write_audio, write_video
+from conftest import RATE, picture, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency, choose_precision
 from imagebind import data
-from imagebind.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 
@@ -55,6 +52,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoi
     inputs = [data.read_video(path) for path in videos]
     embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
     expected = embedder("vision", inputs)
+    embedder.max_files = None  # as on a GPU
 
     def little_memory(module, args):
         if len(args[0]) > 15:  # clips
@@ -129,30 +127,15 @@ def test_workers_give_what_the_main_process_gives(files, small_checkpoint):
     assert [f["path"] for f in runs[0]["failures"]] == ["missing.wav", "missing.mp4"]
 
 
-def test_workers_read_with_one_thread_and_report_warnings(tmp_path):
-    path = write_audio(tmp_path / "click.wav", tone(0.01))
-    for workers in (0, 1):
-        ((file,),) = load_files([("audio", str(path))], 4, workers)
-        assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
-        assert file.seconds > 0
-        assert file.input.mels.shape == (3, 1, 128, 204)
-
-
-def test_batches_are_of_one_side_and_hold_every_file_once(tmp_path):
-    files = [("audio", f"{i}.wav") for i in range(5)] + [("video", f"{i}.mp4") for i in range(4)]
-    batches = list(load_files(files, 2, 2))
-    assert sorted((file.side, file.path) for batch in batches for file in batch) == sorted(files)
-    assert all(len({file.side for file in batch}) == 1 and len(batch) <= 2 for batch in batches)
-    assert {file.reason for batch in batches for file in batch} == {"No such file or directory"}
-
-
-def test_reading_takes_no_shared_memory(files, small_checkpoint):
-    """Inputs go through pipes: a machine with little /dev/shm loses nothing."""
-    before = set(os.listdir("/dev/shm"))
-    batches = load_files([("video", str(path)) for path in files[1]], 1, 2)
-    held = [next(batches)]
-    assert set(os.listdir("/dev/shm")) - before == {
-        name for name in set(os.listdir("/dev/shm")) - before if name.startswith("sem.")
-    }
-    held += list(batches)
-    assert len(held) == 4
+def test_a_files_row_does_not_depend_on_the_others(files, small_checkpoint):
+    """On the CPU: alone, among others and in another order, it is the same to the last bit."""
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    for modality, inputs in (
+        ("audio", [data.read_audio(path) for path in files[0]]),
+        ("vision", [data.read_video(path) for path in files[1]]),
+    ):
+        together = embedder(modality, inputs)
+        assert torch.equal(embedder(modality, inputs[::-1]), together.flip(0))
+        assert all(
+            torch.equal(embedder(modality, [x])[0], row) for x, row in zip(inputs, together, strict=True)
+        )

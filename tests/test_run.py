@@ -419,10 +419,10 @@ def test_an_embedding_that_is_not_finite_costs_its_file(run, small_checkpoint, t
 # Errors
 
 
-def assert_one_line_error(result, *parts: str) -> None:
+def assert_one_line_error(result, *parts: str, said: str = "") -> None:
     status, _, out, err = result
     assert status == 1
-    assert out == ""
+    assert out == said
     assert "Traceback" not in err
     last = err.splitlines()[-1]
     assert last.startswith("error: ")
@@ -434,7 +434,9 @@ def test_nothing_to_evaluate_is_status_1(run, pairs):
     (pairs / "empty").mkdir()
     assert_one_line_error(run(video=("--video_dir", "empty")), "empty: no video files")
     assert_one_line_error(
-        run(audio=("--audio_paths", "none.wav"), video=("--video_paths", "none.mp4")), "2 files were"
+        run(audio=("--audio_paths", "none.wav"), video=("--video_paths", "none.mp4")),
+        "2 files were",
+        said="evaluated 0 pairs, skipped 2 files, unmatched 0 files\n",
     )
     for suffix in ("mkv", "avi"):
         shutil.copy(pairs / "video" / "a.mp4", pairs / "empty" / f"a.{suffix}")

@@ -29,7 +29,9 @@ class Embedder:
         self.model = model.to(device).set_dtype(DTYPES[precision])
         self.device = device
         self.precision = precision
-        self.max_files = None  # in one forward pass, once a batch did not fit
+        # In one forward pass; None is as many as come. A CPU gains nothing by more than one, and a row
+        # is then the same to the last bit whatever else is in the run.
+        self.max_files = 1 if device.type == "cpu" else None
 
     @torch.inference_mode()
     def __call__(self, modality: str, inputs: Sequence[AudioInput | VideoInput]) -> torch.Tensor:

@@ -1,0 +1,304 @@
+"""Tasks in processes that may crash, hang or eat memory: each costs its one task.
+
+    this process ── a thread and a socket for each worker ── worker
+          └── server, which forks the workers and tells how they ended
+
+A process with threads, a GPU and an open database is not safe to fork, so a server is forked before
+there are any, and does nothing but fork. All of them end with the process that they work for, however
+that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import pkgutil
+import queue
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REQUEST = struct.Struct("q")  # to the server: 0 with a socket, start a worker; else its pid, to wait for
+SIZE = struct.Struct("Q")  # before each message
+PARENT_DIED = signal.SIGUSR1  # what the server is sent when the process that it serves is gone
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class WorkersError(RuntimeError):
+    """No worker can be started."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The result of a task that its worker did not survive."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process, and the socket to it."""
+
+    pid: int
+    socket: socket.socket
+
+
+class Workers:
+    """Processes that do one task at a time each.
+
+    Args:
+        work: "module:function", imported in the server alone; called as function(context, task) in a
+            worker, and what it returns is pickled.
+        n_workers: processes.
+        timeout_seconds: for one task; a worker that needs longer is killed.
+        memory_bytes: that a worker may allocate, beyond what it has when it starts.
+    """
+
+    def __init__(self, work: str, n_workers: int, timeout_seconds: float, memory_bytes: int):
+        self.n_workers = n_workers
+        self.timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()  # of the socket to the server, and of the tasks
+        self._room = threading.Semaphore(0)  # for results that are not asked for yet
+        self._threads = []
+        self._closing = False
+        self._control, theirs = socket.socketpair()
+        self._server = os.fork()
+        if self._server == 0:
+            try:
+                self._control.close()
+                _serve(theirs, work, memory_bytes)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def map(
+        self, context: Any, tasks: Iterable[Any], ahead: int, finish: Callable[[Any], Any] | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Do tasks, and give (task, result) in the order in which they are done; once in a pool's life.
+
+        Args:
+            context: what `work` gets with every task.
+            tasks: to be done.
+            ahead: how many may be done or under way before they are asked for.
+            finish: what to make of a result, in a thread.
+
+        Raises:
+            WorkersError: no process can be started.
+        """
+        tasks, done = iter(tasks), queue.SimpleQueue()
+        self._room.release(ahead)
+
+        def tend() -> None:
+            """Give one worker its tasks, and get another when it is lost."""
+            worker = None
+            try:
+                while True:
+                    self._room.acquire()
+                    with self._lock:
+                        task = next(tasks, None)
+                    if task is None or self._closing:
+                        break
+                    worker = worker or self._start(context)
+                    result = self._do(worker, task)
+                    if isinstance(result, Lost):
+                        worker = None
+                    elif finish is not None:
+                        result = finish(result)
+                    done.put((task, result))
+            except Exception as e:
+                done.put(e)
+            finally:
+                if worker is not None:
+                    worker.socket.close()
+                self._room.release()  # the next thread finds no task either
+                done.put(None)
+
+        self._threads = [threading.Thread(target=tend, daemon=True) for _ in range(self.n_workers)]
+        for thread in self._threads:
+            thread.start()
+        tending = self.n_workers
+        while tending:
+            item = done.get()
+            if item is None:
+                tending -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+                self._room.release()
+
+    def close(self) -> None:
+        """End all processes, whatever they are at."""
+        self._closing = True
+        self._control.shutdown(socket.SHUT_RDWR)  # the server kills its workers: threads wait no more
+        with suppress(ChildProcessError):
+            os.waitpid(self._server, 0)
+        self._room.release(self.n_workers)
+        for thread in self._threads:
+            thread.join()
+        self._control.close()
+
+    def _start(self, context: Any) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            try:
+                socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
+                pid = self._answer()
+            except (OSError, EOFError) as e:
+                raise WorkersError(f"no process can be started to read files ({e})") from e
+        _send(ours, context)
+        return Worker(pid, ours)
+
+    def _answer(self) -> int:
+        (answer,) = REQUEST.unpack(_receive_bytes(self._control, REQUEST.size))
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return answer
+
+    def _do(self, worker: Worker, task: Any) -> Any:
+        reason = None
+        try:
+            _send(worker.socket, task)
+            return _receive(worker.socket, time.monotonic() + self.timeout_seconds)
+        except TimeoutError:
+            reason = f"took more than {self.timeout_seconds:g} s (--timeout)"
+            os.kill(worker.pid, signal.SIGKILL)  # the server has not waited for it: the pid is its own
+        except (OSError, EOFError):
+            pass
+        with worker.socket, self._lock:
+            self._control.sendall(REQUEST.pack(worker.pid))
+            status = self._answer()
+        return Lost(reason or describe_end(status))
+
+
+def describe_end(status: int) -> str:
+    """Say how a process ended, by its wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"its process ended with status {code}"
+    name = signal.Signals(-code).name
+    return f"its process was killed ({name})" if name == "SIGKILL" else f"its process crashed ({name})"
+
+
+def _serve(control: socket.socket, work: str, memory_bytes: int) -> None:
+    """Fork workers on request, and tell how they ended; at the end of the socket, kill those left."""
+    pids = set()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they go to all processes; it is the first that decides
+
+    def leave(*_) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+    signal.signal(PARENT_DIED, leave)
+    _end_with_parent(PARENT_DIED)
+    _silence()
+    function = pkgutil.resolve_name(work)
+    while True:
+        message, sockets, _, _ = socket.recv_fds(control, REQUEST.size, 1)
+        if not message:
+            leave()
+        (pid,) = REQUEST.unpack(message)
+        if pid:
+            pids.remove(pid)
+            _, answer = os.waitpid(pid, 0)
+        else:
+            try:
+                answer = os.fork()
+            except OSError as e:
+                answer = -e.errno
+            if answer == 0:
+                control.close()
+                _work(socket.socket(fileno=sockets[0]), function, memory_bytes)
+            if answer > 0:
+                pids.add(answer)
+            os.close(sockets[0])
+        control.sendall(REQUEST.pack(answer))
+
+
+def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
+    """Do tasks until there are no more."""
+    signal.signal(PARENT_DIED, signal.SIG_DFL)
+    _end_with_parent(signal.SIGKILL)
+    _limit(memory_bytes)
+    try:
+        context = _receive(tasks)
+        while True:
+            _send(tasks, work(context, _receive(tasks)))
+    except EOFError:
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+def _end_with_parent(number: signal.Signals) -> None:
+    """Ask for a signal when the parent dies, where there is such a thing."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def _limit(memory_bytes: int) -> None:
+    """Let allocations beyond a size fail, and no crash fill the disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        with suppress(OSError):  # where memory runs out all the same, it is a worker that goes
+            Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _silence() -> None:
+    """Keep what decoders have to say off the terminal: a file's trouble comes as its reason."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+
+
+def _send(to: socket.socket, message: Any) -> None:
+    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    to.settimeout(None)
+    to.sendall(SIZE.pack(len(content)))
+    to.sendall(content)
+
+
+def _receive(source: socket.socket, deadline: float | None = None) -> Any:
+    (size,) = SIZE.unpack(_receive_bytes(source, SIZE.size, deadline))
+    return pickle.loads(_receive_bytes(source, size, deadline))
+
+
+def _receive_bytes(source: socket.socket, size: int, deadline: float | None = None) -> bytearray:
+    content = bytearray(size)
+    view = memoryview(content)
+    while view:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        source.settimeout(left)
+        n = source.recv_into(view)
+        if not n:
+            raise EOFError("the other end is closed")
+        view = view[n:]
+    return content
