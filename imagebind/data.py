@@ -65,6 +65,10 @@ MOST_STRETCHED = 10  # long side to short side of a frame that is scaled whole
 RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
 RGB_STD = (0.26862954, 0.26130258, 0.27577711)
 
+MOST_DAMAGED = 0.1  # share of packets
+LEAST_FOUND = 0.95  # of what a file says it holds
+STATES_ITS_LENGTH = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # other lengths are FFmpeg's estimates
+
 OUT_OF_MEMORY = "needs more memory than it may have"
 
 Path = str | os.PathLike
@@ -144,6 +148,32 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
             yield stream
 
 
+def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """Decode a stream to its end, without the packets that cannot be decoded, as ffmpeg does.
+
+    Raises:
+        MediaError: too many of them cannot.
+    """
+    stream.codec_context.thread_count = 1
+    path, n_packets, n_damaged = stream.container.name, 0, 0
+    for packet in stream.container.demux(stream):
+        n_packets += packet.size > 0
+        try:
+            yield from packet.decode()
+        except av.InvalidDataError:
+            n_damaged += 1
+    if n_damaged > MOST_DAMAGED * n_packets:
+        raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
+    if n_damaged:
+        log.warning("%s: %d of %d packets are damaged and left out", path, n_damaged, n_packets)
+
+
+def warn_if_cut_off(path: Path, found: float, stated: float, unit: str) -> None:
+    """Warn of a file that ends long before it should."""
+    if found < LEAST_FOUND * stated:
+        log.warning("%s: cut off: %.6g of %.6g %s are there", path, found, stated, unit)
+
+
 # ------------------------------------------------------------------------------------------------
 # Time
 # ------------------------------------------------------------------------------------------------
@@ -219,17 +249,22 @@ def decode_sound(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
         MediaError: the file cannot be decoded.
     """
     with media_errors(path), open_stream(path, "audio") as stream:
-        stream.codec_context.thread_count = 1
         form = None  # of the first frame: sample rate and channels
-        to_float = av.AudioResampler(format="fltp")  # sample format alone; rate and layout stay
-        for frame in stream.container.decode(stream):
+        # Sample format alone; rate and layout stay. Interleaved, as PyAV crashes on 8 planes and more.
+        to_float = av.AudioResampler(format="flt")
+        n_samples = 0
+        for frame in decode(stream):
             if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                 raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
             form = form or (frame.sample_rate, frame.layout.nb_channels)
             if form != (frame.sample_rate, frame.layout.nb_channels):
                 raise MediaError(path, "its sample rate or number of channels changes")
             for floats in to_float.resample(frame):
-                yield torch.from_numpy(floats.to_ndarray()), floats.sample_rate
+                n_samples += floats.samples
+                yield torch.from_numpy(floats.to_ndarray()).view(-1, form[1]).T, floats.sample_rate
+        if n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
+            stated = float(stream.duration * stream.time_base)
+            warn_if_cut_off(path, n_samples / form[0], stated, "seconds of sound")
 
 
 def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
@@ -509,13 +544,14 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     made_up = stream.container.format.name == "avi" and stream.codec_context.has_b_frames
     has_times = None not in times and len(times) == len(packets) and not made_up
     n_frames = sum(packet.is_shown for packet in packets)
+    warn_if_cut_off(stream.container.name, len(packets), stream.frames, "frames")
     return Timeline(stream_fps(stream), n_frames, packets, has_times)
 
 
 def decoded_timeline(path: Path) -> Timeline:
     """Count the frames of a video by decoding all of it: slow, and never wrong."""
     with open_stream(path, "video") as stream:
-        n_frames = sum(1 for _ in stream.container.decode(stream))
+        n_frames = sum(1 for _ in decode(stream))
         return Timeline(stream_fps(stream), n_frames)
 
 
@@ -644,8 +680,7 @@ def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, torch.Ten
     """Decode a video from its start and give the wanted frames, by counting; as read_frames."""
     wanted = set(numbers)
     with open_stream(path, "video") as stream:
-        stream.codec_context.thread_count = 1
-        for number, frame in enumerate(stream.container.decode(stream)):
+        for number, frame in enumerate(decode(stream)):
             if number in wanted:
                 wanted.remove(number)
                 yield number, to_rgb(frame)

@@ -68,7 +68,8 @@ class collected_warnings(logging.Handler):  # noqa: N801 (used as a context mana
         self.messages = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.getMessage() not in self.messages:  # a file can be decoded twice
+            self.messages.append(record.getMessage())
 
     def __enter__(self) -> list[str]:
         data.log.addHandler(self)

@@ -41,13 +41,15 @@ def tone(seconds: float, hz: float = 440, rate: int = RATE) -> np.ndarray:
 def write_audio(path: Path, samples: np.ndarray, rate: int = RATE, codec: str = "pcm_f32le") -> Path:
     """Write (C, T) float32 samples, or (T,) for mono."""
     samples = np.atleast_2d(samples)
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(samples)]
+    layout = {1: "mono", 2: "stereo", 3: "2.1", 6: "5.1", 8: "7.1", 16: "hexadecagonal"}[len(samples)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1).copy(), "flt", layout)
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
-        container.mux(stream.encode(frame))
+        if samples.size:
+            frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1).copy(), "flt", layout)
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+            container.mux(stream.encode(frame))
+        container.start_encoding()  # also where there is nothing to encode
         container.mux(stream.encode(None))
     return path
 
@@ -67,13 +69,14 @@ def write_video(
     pts: list[int] | None = None,
     rotation: int = 0,
     options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
 ) -> Path:
     """Write pictures (H, W, 3) uint8; `pts` are frame times in 1 / 1000 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         if rotation:
             stream.set_display_rotation(rotation)
         if pts:
