@@ -155,14 +155,14 @@ class Workers:
         self._control.close()
 
     def _start(self, context: Any) -> Worker:
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
-            try:
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs, self._lock:
                 socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
                 pid = self._answer()
-            except (OSError, EOFError) as e:
-                raise WorkersError(f"no process can be started to read files ({e})") from e
-        _send(ours, context)
+            _send(ours, context)
+        except (OSError, EOFError) as e:
+            raise WorkersError(f"no process can be started to read files ({e})") from e
         return Worker(pid, ours)
 
     def _answer(self) -> int:

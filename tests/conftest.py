@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import resource
+import struct
+import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +17,7 @@ import numpy as np
 import pytest
 from reference.weights import fill
 
+from batch_inference import main
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model
 
 TESTS = Path(__file__).parent
@@ -51,6 +58,18 @@ def write_audio(path: Path, samples: np.ndarray, rate: int = RATE, codec: str = 
             container.mux(stream.encode(frame))
         container.start_encoding()  # also where there is nothing to encode
         container.mux(stream.encode(None))
+    return path
+
+
+def silence(path: Path, hours: float) -> Path:
+    """Write 16-bit mono at 48 kHz: no room on disk, and for ten hours half a minute to read."""
+    n_samples = round(hours * 3600) * 48000
+    header = b"RF64" + b"\xff" * 4 + b"WAVE"
+    header += b"ds64" + struct.pack("<IQQQI", 28, 2 * n_samples + 72, 2 * n_samples, n_samples, 0)
+    header += b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 48000, 96000, 2, 16) + b"data" + b"\xff" * 4
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header)
+    os.truncate(path, len(header) + 2 * n_samples)
     return path
 
 
@@ -97,3 +116,78 @@ def pairs(tmp_path) -> Path:
         write_audio(tmp_path / "audio" / f"{name}.wav", tone(1, 200 * (i + 1)))
         write_video(tmp_path / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
     return tmp_path
+
+
+# Programs: whole runs in processes of their own, which can be killed
+
+DIRS = ("--audio_dir", "audio", "--video_dir", "video")
+PROGRAM = [  # from its very start, which takes seconds
+    *(sys.executable, TESTS.parent / "batch_inference.py", *DIRS),
+    *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"),
+]
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["batch_inference", "imagebind.loader", "imagebind.models.embedder"])
+
+
+class Program:
+    """A run of the command line in `folder`, in a process that has all imports done.
+
+    Args:
+        folder: where it runs; what it says goes to files there.
+        argv: options beside inputs and model.
+        inputs: other ones than audio/ and video/ there.
+        limits: of the process, {resource.RLIMIT_...: number}.
+    """
+
+    def __init__(
+        self, folder: Path, *argv: str, inputs: Sequence[str] = DIRS, limits: dict[int, int] | None = None
+    ):
+        self.folder = folder
+        self.process = FORKSERVER.Process(target=run_program, args=(folder, (*inputs, *argv), limits or {}))
+        self.process.start()
+
+    def wait(self) -> tuple[int, list[str], list[str]]:
+        """Give exit status, and the lines of stdout and stderr."""
+        self.process.join(300)
+        assert self.process.exitcode is not None, "hangs"
+        out, err = ((self.folder / name).read_text().splitlines() for name in ("stdout", "stderr"))
+        assert not any("Traceback" in line for line in err), err
+        return self.process.exitcode, out, err
+
+    def readers(self) -> list[int]:
+        """List the processes that read files."""
+        return [worker for server in children(self.process.pid) for worker in children(server)]
+
+    def reader_of(self, path: Path) -> int:
+        """Wait until a process reads a file, and give it."""
+        while self.process.is_alive():
+            for pid in self.readers():
+                if str(path) in open_files(pid):
+                    return pid
+        raise AssertionError((self.folder / "stderr").read_text())
+
+
+def run_program(folder: Path, argv: tuple[str, ...], limits: dict[int, int]) -> None:
+    os.chdir(folder)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for limit, value in limits.items():
+        resource.setrlimit(limit, (value, value))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    status = main([*argv, "--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu"])
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def open_files(pid: int) -> set[str]:
+    try:
+        return {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+    except FileNotFoundError:
+        return set()

@@ -7,12 +7,11 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, TESTS, tone, write_audio
+from conftest import tone, write_audio
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind.cache import EmbeddingCache
@@ -20,10 +19,6 @@ from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 
 ROW = np.arange(1024, dtype=np.float32)
-PROGRAM = [  # as a process of its own, run inside the directory of `pairs`
-    *(sys.executable, TESTS.parent / "batch_inference.py", "--audio_dir", "audio", "--video_dir", "video"),
-    *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"),
-]
 
 
 @pytest.fixture
