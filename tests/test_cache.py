@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import tone, write_audio
+from conftest import PROGRAM, tone, write_audio
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind.cache import EmbeddingCache
