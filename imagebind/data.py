@@ -145,7 +145,19 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
             stream = container.streams.best(kind)
             if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
                 raise MediaError(path, f"no {kind} stream")
+            if stream.codec_context is None:
+                raise MediaError(path, f"no decoder for its {kind}")
             yield stream
+
+
+def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """Give the packets of a stream from where its container is; the last is empty, and ends decoding."""
+    while True:
+        try:
+            yield from stream.container.demux(stream)
+            return
+        except IndexError:  # PyAV knows no stream that turns up in the middle of a file: past its packet
+            continue
 
 
 def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
@@ -156,11 +168,13 @@ def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
     """
     stream.codec_context.thread_count = 1
     path, n_packets, n_damaged = stream.container.name, 0, 0
-    for packet in stream.container.demux(stream):
-        n_packets += packet.size > 0
+    for packet in demux(stream):
+        n_packets += 1
         try:
             yield from packet.decode()
-        except av.InvalidDataError:
+        except av.FFmpegError as e:
+            if isinstance(e, MemoryError):
+                raise
             n_damaged += 1
     if n_damaged > MOST_DAMAGED * n_packets:
         raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
@@ -537,7 +551,7 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
             other.discard = Discard.all
     packets = tuple(
         Packet(packet.pts, packet.is_keyframe, not packet.is_discard)
-        for packet in stream.container.demux(stream)
+        for packet in demux(stream)
         if packet.size
     )
     times = {packet.pts for packet in packets}
@@ -662,7 +676,7 @@ def _packets_from(
     for target in (packets[start].pts, packets[0].pts):
         with suppress(av.FFmpegError):
             stream.container.seek(target, stream=stream)
-        demuxed = (packet for packet in stream.container.demux(stream) if packet.size)
+        demuxed = (packet for packet in demux(stream) if packet.size)
         for packet in demuxed:
             if position_of.get(packet.pts, math.inf) > start:
                 break  # landed behind it

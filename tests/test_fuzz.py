@@ -1,0 +1,30 @@
+"""Damaged media: a few hundred cases by seed, and those that once broke the rule."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import TESTS
+from fuzz.fuzz import damaged, fault, fuzz, whole_files
+
+from imagebind.loader import read_file
+
+CASES = sorted((TESTS / "fuzz" / "cases").iterdir())
+
+
+def test_damaged_files_give_an_input_or_a_reason(tmp_path):
+    outcomes, faults = fuzz(0, 400, tmp_path)
+    assert not faults
+    assert sum(outcomes.values()) == 400
+    assert outcomes["input"] > 100
+    assert sum(n for kind, n in outcomes.items() if not kind.startswith("input")) > 100
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
+def test_what_was_found_stays_mended(path):
+    """Each is named by its side and by what was wrong with it."""
+    assert fault(read_file(None, (path.name.split("_")[0], str(path)))) is None
+
+
+def test_a_case_is_made_again_by_its_seed():
+    files = whole_files()
+    assert damaged(files, 7) == damaged(files, 7) != damaged(files, 8)
