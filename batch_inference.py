@@ -438,6 +438,7 @@ class FileEmbedder:
         self.cache, self.batch_size, self.workers = cache, batch_size, workers
         self.embedder = None
         self.rows: dict[str, dict[str, np.ndarray]] = {"audio": {}, "video": {}}  # side -> path -> (E,)
+        self.stores: dict[str, np.ndarray] = {}  # side -> (files, E), which the rows are views of
         self.failures: list[Failure] = []
         self.contents: dict[tuple[str, str], np.ndarray] = {}  # (side, hash) -> row, of this run
         self.n_files = self.n_cached = 0
@@ -525,7 +526,6 @@ class FileEmbedder:
         rows = self._timed("model", lambda: self._forward(MODALITIES[side], inputs))
         finite = {key: row for key, row in zip(waiting, rows, strict=True) if np.isfinite(row).all()}
         if self.cache is not None:
-            self.contents |= {(side, content): row for content, row in finite.items()}
             self.cache.put(side, finite.items())
         for key, files in waiting.items():
             for file in files:
@@ -543,7 +543,16 @@ class FileEmbedder:
         return self.embedder(modality, inputs).numpy()
 
     def _keep(self, file: LoadedFile, row: np.ndarray, progress: Progress) -> None:
-        self.rows[file.side][file.path] = row
+        # All rows in one piece of memory: each for itself, they would lie between the model's activations
+        # and keep what those leave from being used again.
+        if file.side not in self.stores:
+            self.stores[file.side] = np.empty((progress.total, len(row)), np.float32)
+        rows = self.rows[file.side]
+        stored = self.stores[file.side][len(rows)]
+        stored[:] = row
+        rows[file.path] = stored
+        if file.content is not None:
+            self.contents[file.side, file.content] = stored
         progress.update(skipped=False, cached=file.row is not None)
 
     def _skip(self, file: LoadedFile, reason: str, progress: Progress) -> None:

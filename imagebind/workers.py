@@ -146,6 +146,8 @@ class Workers:
     def close(self) -> None:
         """End all processes, whatever they are at."""
         self._closing = True
+        if not self._threads:
+            os.kill(self._server, signal.SIGKILL)  # without workers: it may be importing yet
         self._control.shutdown(socket.SHUT_RDWR)  # the server kills its workers: threads wait no more
         with suppress(ChildProcessError):
             os.waitpid(self._server, 0)

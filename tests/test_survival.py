@@ -374,31 +374,29 @@ def test_a_tree_of_200_000_files_and_a_loop_is_walked_once(pairs):
 @pytest.mark.slow
 def test_10000_files_take_no_more_than_1000(pairs):
     """Memory, open files and shared memory stay flat; but for the rows, of 4 kB each."""
-    sound = tone(0.3)
-    video = (pairs / "video" / "a.mp4").read_bytes()
+    square = write_video(pairs / "square.mp4", [picture(i, 64, 64) for i in range(5)]).read_bytes()
     for i in range(5000):
-        write_audio(pairs / "audio" / f"n{i}.wav", sound * (0.5 + i / 10_000))
-        (pairs / "video" / f"n{i}.mp4").write_bytes(video + struct.pack(">I4sI", 12, b"free", i))
+        write_audio(pairs / "audio" / f"n{i}.wav", tone(0.3) * (0.5 + i / 10_000))
+        (pairs / "video" / f"n{i}.mp4").write_bytes(square + struct.pack(">I4sI", 12, b"free", i))
 
-    def used(program) -> tuple[int, int, int]:
+    def used() -> tuple[int, int, int]:
         """Give bytes of memory and open files of all processes, and files in shared memory."""
         pids = [program.process.pid, *program.readers()]
         status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-        memory = sum(int(re.search(r"RssAnon:\s+(\d+)", text)[1]) * 1024 for text in status)
-        return memory, sum(len(open_files(pid)) for pid in pids), len(os.listdir("/dev/shm"))
+        kilobytes = [int(kb) for text in status for kb in re.findall(r"RssAnon:\s+(\d+)", text)]
+        return sum(kilobytes) * 1024, sum(len(open_files(pid)) for pid in pids), len(os.listdir("/dev/shm"))
 
     program = Program(pairs)
-    seen = {}
+    seen = {}  # thousands of files -> what they used
     while program.process.is_alive():
-        n = n_cached(pairs)
-        if n // 1000 > len(seen):
-            seen[n // 1000] = used(program)
+        program.process.join(0.5)
+        if (thousands := n_cached(pairs) // 1000) and program.readers():
+            seen.setdefault(thousands, used())
     status, out, _ = program.wait()
     assert status == 0
     assert out[-1] == "evaluated 5004 pairs, skipped 0 files, unmatched 0 files"
-    assert len(seen) >= 9
-    print(seen)
+    assert len(seen) >= 5
     memory, n_open, n_shared = zip(*seen.values(), strict=True)
-    assert max(memory[1:]) - memory[0] < 9000 * 4096 * 2 + 50_000_000
-    assert max(n_open) - n_open[0] <= 4
+    assert max(memory) - memory[0] < 9000 * 4096 + 60_000_000  # the second tower starts in between
+    assert max(n_open) <= n_open[0] + 4
     assert max(n_shared) <= n_shared[0]

@@ -33,6 +33,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from test_model import released_state_dict  # noqa: E402
 
+from batch_inference import start_workers  # noqa: E402
 from imagebind import data  # noqa: E402
 from imagebind.loader import load_files  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
@@ -145,7 +146,8 @@ def decode(folder: Path) -> dict:
     paths = make_clips(folder)
     baseline = timed(lambda: [released_way(path) for path in paths])
     files = [("video", str(path)) for path in paths]
-    ours = timed(lambda: list(load_files(files, 1, 2)))
+    with start_workers(2, len(files), 300, 4) as workers:
+        ours = timed(lambda: list(load_files(files, workers)))
     return {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
 
 
@@ -297,19 +299,21 @@ import json, os, sys, time, torch
 from imagebind.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
-from batch_inference import FileEmbedder
+from batch_inference import FileEmbedder, start_workers
 torch.set_num_threads(1)
 files = sorted(os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1]))
 def seconds(work):
     began = time.perf_counter(); work(); return time.perf_counter() - began
 cores = sorted(os.sched_getaffinity(0))
 held = []
-decode = seconds(lambda: held.extend(load_files([("video", path) for path in files], 1, 1)))
+with start_workers(1, len(files), 300, 4) as workers:
+    decode = seconds(lambda: held.extend(load_files([("video", path) for path in files], workers)))
 embedder = Embedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32")
-embedder("vision", [held[0][0].input])
-model = seconds(lambda: [embedder("vision", [file.input for file in batch]) for batch in held])
-whole = FileEmbedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32", None, 1, 1)
-run = seconds(lambda: whole.embed([], files))
+embedder("vision", [held[0].input])
+model = seconds(lambda: [embedder("vision", [file.input]) for file in held])
+with start_workers(1, len(files), 300, 4) as workers:
+    whole = FileEmbedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32", None, 1, workers)
+    run = seconds(lambda: whole.embed([], files))
 print(json.dumps({"decode_s": decode, "model_s": model, "ours_s": run, "ratio": run / max(decode, model)}))
 """
 
