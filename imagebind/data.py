@@ -169,13 +169,14 @@ def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
     stream.codec_context.thread_count = 1
     path, n_packets, n_damaged = stream.container.name, 0, 0
     for packet in demux(stream):
-        n_packets += 1
+        n_packets += packet.size > 0
         try:
             yield from packet.decode()
         except av.FFmpegError as e:
             if isinstance(e, MemoryError):
                 raise
             n_damaged += 1
+    n_damaged = min(n_damaged, n_packets)  # the empty one at the end can fail as well
     if n_damaged > MOST_DAMAGED * n_packets:
         raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
     if n_damaged:

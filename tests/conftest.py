@@ -164,6 +164,7 @@ class Program:
             for pid in self.readers():
                 if str(path) in open_files(pid):
                     return pid
+            self.process.join(0.02)
         raise AssertionError((self.folder / "stderr").read_text())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import TESTS
-from fuzz.fuzz import damaged, fault, fuzz, whole_files
+from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
 
 from imagebind.loader import read_file
 

@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import subprocess
 import unicodedata
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,9 @@ def contents(folder) -> dict[str, bytes]:
 
 def n_cached(folder) -> int:
     try:
-        with sqlite3.connect(f"file:{folder / CACHE}?mode=ro", uri=True) as connection:
-            return connection.execute("SELECT count(*) FROM rows").fetchone()[0]
+        with closing(sqlite3.connect(f"file:{folder / CACHE}?mode=ro", uri=True)) as connection:
+            ((n,),) = connection.execute("SELECT count(*) FROM rows").fetchall()
+            return n
     except sqlite3.OperationalError:  # not made yet
         return 0
 
@@ -160,6 +162,7 @@ def test_a_signal_stops_the_run_and_says_what_is_kept(with_long, number, expecte
     program = Program(with_long, "--num_workers", "2", "--batch_size", "1")
     program.reader_of(with_long / "audio" / "long.wav")
     while n_cached(with_long) < 9:
+        program.process.join(0.1)
         assert program.process.is_alive()
     readers = program.readers()
     os.kill(program.process.pid, number)
@@ -182,7 +185,7 @@ def test_workers_end_with_a_run_that_is_killed(with_long):
     program.process.kill()
     program.process.join()
     while str(with_long / "audio" / "long.wav") in open_files(reader):
-        pass
+        program.process.join(0.02)
     assert Program(with_long, "--timeout", "1").wait()[0] == 0
 
 
@@ -241,7 +244,10 @@ def test_256_open_files_are_enough(pairs):
 
 
 def test_no_room_for_processes_is_one_line(pairs):
-    status, out, err = Program(pairs, "--num_workers", "32", limits={resource.RLIMIT_NOFILE: 20}).wait()
+    for i in range(30):
+        shutil.copy(pairs / "audio" / "a.wav", pairs / "audio" / f"n{i}.wav")
+        shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"n{i}.mp4")
+    status, out, err = Program(pairs, "--num_workers", "60", limits={resource.RLIMIT_NOFILE: 40}).wait()
     assert (status, out) == (1, [])
     assert err[-1] == "error: no process can be started to read files ([Errno 24] Too many open files)"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Damage media files by seed, and hold their reading to one rule.
 
-    python tests/fuzz/fuzz.py --cases 5000
+    python tests/fuzz/fuzz_media.py --cases 5000
 
 A damaged file gives an input of the right shape, finite, or a reason, in bounded time and memory; no
 process crashes. Prints what became of the cases; a case that breaks the rule is named by its seed,
