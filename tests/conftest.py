@@ -106,6 +106,7 @@ def write_video(
                 frame.time_base, frame.pts = Fraction(1, 1000), pts[i]
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # SVT-AV1 makes its callers real-time ones
     return path
 
 
