@@ -180,10 +180,11 @@ class Workers:
             return _receive(worker.socket, time.monotonic() + self.timeout_seconds)
         except TimeoutError:
             reason = f"took more than {self.timeout_seconds:g} s (--timeout)"
-            os.kill(worker.pid, signal.SIGKILL)  # the server has not waited for it: the pid is its own
-        except (OSError, EOFError):
-            pass
+        except Exception:  # the end of its messages, or one that memory gone bad has spoilt
+            if self._closing:
+                raise
         with worker.socket, self._lock:
+            os.kill(worker.pid, signal.SIGKILL)  # the server has not waited for it: the pid is its own
             self._control.sendall(REQUEST.pack(worker.pid))
             status = self._answer()
         return Lost(reason or describe_end(status))
