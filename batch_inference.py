@@ -1386,9 +1386,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"interrupted: {one_line(str(e)) or 'nothing is embedded yet'}{kept}", file=sys.stderr)
             return 128 + signals[0]
     counts = results["metrics"]["counts"]
-    print(format_report(results["metrics"], args.report_lang))
-    print(f"results: {one_line(args.output_dir)}")
-    print(summary(counts))
+    try:
+        print(format_report(results["metrics"], args.report_lang))
+        print(f"results: {one_line(args.output_dir)}")
+        print(summary(counts), flush=True)
+    except OSError as e:  # a full disk, or a reader that is gone; the outputs are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: cannot write to standard output ({e.strerror})", file=sys.stderr)
+        return 1
     return 3 if args.strict and counts["failed"] else 0
 
 

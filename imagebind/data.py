@@ -17,6 +17,7 @@ it out: the numbers below are those that published scores were made with.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -114,7 +115,8 @@ def media_errors(path: Path) -> Iterator[None]:
     except MemoryError as e:
         raise MediaError(path, OUT_OF_MEMORY) from e
     except (OSError, av.FFmpegError) as e:
-        raise MediaError(path, e.strerror or str(e)) from e
+        no_memory = e.errno == errno.EAGAIN  # for a thread
+        raise MediaError(path, OUT_OF_MEMORY if no_memory else e.strerror or str(e)) from e
     except Exception as e:  # decoders meet anything; one file's trouble must stay that file's
         no_memory = "can't allocate memory" in str(e)  # as torch puts it
         raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e

@@ -28,7 +28,7 @@ from batch_inference import (
 )
 from imagebind import data
 from imagebind.cache import content_hash
-from imagebind.models import checkpoints
+from imagebind.models import checkpoints, imagebind_model
 from imagebind.models.imagebind_model import load_model, save_model
 
 ROOT = TESTS.parent
@@ -463,6 +463,14 @@ def test_a_model_that_cannot_be_loaded_is_status_1(run, pairs, small_checkpoint,
 def test_an_output_directory_that_cannot_be_used_is_status_1(run, pairs):
     (pairs / "file").write_text("in the way")
     assert_one_line_error(run(out="file"), "file: cannot write to this directory")
+
+
+def test_a_device_without_memory_is_status_1(run, monkeypatch):
+    def no_memory(self, inputs):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(imagebind_model.ImageBindModel, "forward", no_memory)
+    assert_one_line_error(run(), "error: cpu: one file does not fit into memory")
 
 
 def test_outputs_are_written_whole_or_not_at_all(run, pairs):

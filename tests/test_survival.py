@@ -270,6 +270,16 @@ def test_an_output_directory_that_cannot_be_written_is_one_line(pairs):
     assert err == ["error: /proc/outputs: cannot write to this directory (No such file or directory)"]
 
 
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [("> /dev/full", "No space left on device"), ("| true", "Broken pipe")]
+)
+def test_standard_output_that_takes_no_more_is_one_line(pairs, redirection, reason):
+    command = " ".join(map(str, PROGRAM)) + f" --num_workers 0 {redirection}"
+    result = subprocess.run(["bash", "-c", command], cwd=pairs, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == f"error: cannot write to standard output ({reason})"
+    assert len(contents(pairs)) == 8
+
+
 # Two runs at once
 
 
