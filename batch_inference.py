@@ -15,6 +15,7 @@ What it writes to --output_dir, for N sounds and M videos:
     audio_names.txt         N lines, the name behind each row
     video_names.txt         M lines
     pairs.txt               audio path, tab, video path; in pairing mode line i is row i of both sides
+    pair_scores.csv         a line for each pair: similarity, ranks, how sure it is a pair
     metrics.json            all figures, what was skipped and why, and how they were computed
     consistency_report.txt  the same to read
 
@@ -24,9 +25,12 @@ On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; cha
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
+import io
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -37,7 +41,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -58,9 +62,17 @@ if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the wor
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")
 RECALL_AT = (1, 5, 10)
+QUARTILES = ("q1", "median", "q3")
+SUSPECT_RATE = 0.05  # false discoveries that are allowed among the pairs that are told from chance
+BOOTSTRAP_SAMPLES = 10_000
+SUSPECTS_SHOWN = 10
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"
 METRICS_NAME = "metrics.json"
+PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
+    *("similarity", "video_rank", "audio_rank", "percentile"),
+    *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
+)
 LOCK_NAME = ".in_use"
 PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
 NAMES_SHOWN = 5  # of many files in one warning
@@ -198,7 +210,7 @@ def gather_files(side: str, source: str | os.PathLike | Sequence[str | os.PathLi
 class Pairing:
     """Which sound belongs to which video."""
 
-    rule: str  # "stem", "position" or "none"
+    rule: str  # "stem", "position", "file" or "none"
     pairs: tuple[tuple[str, str], ...] = ()  # (audio path, video path)
     unmatched_audio: tuple[str, ...] = ()
     unmatched_video: tuple[str, ...] = ()
@@ -258,9 +270,16 @@ def pair_files(audio: MediaFiles, video: MediaFiles) -> Pairing:
     )
 
 
+def pair_with_own_sound(video: MediaFiles) -> Pairing:
+    """Pair each video file with itself: its picture with its sound."""
+    return Pairing("file", tuple((path, path) for path in video.distinct))
+
+
 def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> None:
     """Say on the log how the files were paired, and name the first that were not."""
-    if pairing.rule == "position":
+    if pairing.rule == "file":
+        log.info("no audio is given: each video's own sound is judged against its picture")
+    elif pairing.rule == "position":
         log.warning("no file name is on both sides; the two lists are paired by position")
     elif pairing.rule == "none":
         log.warning("no file name is on both sides; all files are compared, without knowing the pairs")
@@ -483,6 +502,11 @@ class FileEmbedder:
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """The length of a clip's row, by side."""
+        return {side: float(self.model.towers[tower].scale) for side, tower in MODALITIES.items()}
+
     def report_time(self) -> None:
         """Say on the log where the time went."""
         if self.workers is None:
@@ -669,43 +693,191 @@ def true_ranks(similarity: np.ndarray, truth: Sequence[tuple[int, int]]) -> np.n
     return ranks
 
 
-def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """Give mean and median rank, and Recall@K: the share of ranks that are K or better."""
+def retrieval_metrics(ranks: np.ndarray, n_candidates: int) -> dict[str, float]:
+    """Give mean and median rank, mean reciprocal rank, and Recall@K with what it is by chance.
+
+    Recall@K is the share of ranks that are K or better.
+    """
     return {
         "mean_rank": float(ranks.mean()),
         "median_rank": float(np.median(ranks)),
+        "mean_reciprocal_rank": float((1 / ranks).mean()),
         **{f"recall_at_{k}": float((ranks <= k).mean()) for k in RECALL_AT},
+        **{f"recall_at_{k}_chance": min(k / n_candidates, 1.0) for k in RECALL_AT},
     }
 
 
-def compute_metrics(similarity: np.ndarray, truth: Sequence[tuple[int, int]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Mismatches:
+    """The cells of a similarity matrix that are no true pair, and where the pairs lie among them."""
+
+    n: int
+    mean: float  # NaN where there are none
+    std: float
+    n_above: np.ndarray  # (P,) mismatches more similar than the pair
+    n_equal: np.ndarray  # (P,) and as similar
+    n_below_beside: np.ndarray  # (P,) those of the pair's own row and column that are less similar
+    n_beside: np.ndarray  # (P,) all of these
+
+    @property
+    def auc(self) -> float:
+        """Probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)."""
+        return 1 - float((self.n_above + self.n_equal / 2).mean()) / self.n
+
+    @property
+    def p_values(self) -> np.ndarray:
+        """(P,) how likely a mismatch is as similar as the pair: (1 + at least as similar) / (1 + all)."""
+        return (1 + self.n_above + self.n_equal) / (1 + self.n)
+
+
+def find_mismatches(
+    similarity: np.ndarray, truth: Sequence[tuple[int, int]], also_true: Iterable[tuple[int, int]] = ()
+) -> Mismatches:
+    """Hold the true pairs against all other cells.
+
+    Args:
+        similarity: (N, M).
+        truth: P pairs (row, column); a cell may stand there twice.
+        also_true: cells that are no mismatches either, where a file has several rows.
+    """
+    rows, columns = np.array(truth).T
+    scores = similarity[rows, columns]  # (P,)
+    cells = np.array(sorted({*truth, *also_true}))
+    levels = np.unique(scores)
+
+    def count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count, for each level, the values above it, and those not below it."""
+        above, from_it = (
+            np.bincount(np.searchsorted(levels, values.ravel(), side), minlength=len(levels) + 1)
+            for side in ("left", "right")
+        )
+        return tuple(c[::-1].cumsum()[::-1][1:] for c in (above, from_it))
+
+    n_above, n_from = np.zeros((2, len(levels)), np.int64)
+    total = squares = 0.0
+    center = similarity.mean(dtype=np.float64)
+    blocks = [similarity[i : i + ROWS_AT_A_TIME] for i in range(0, len(similarity), ROWS_AT_A_TIME)]
+    for sign, block in [*((1, block) for block in blocks), (-1, similarity[tuple(cells.T)])]:
+        above, from_it = count(block)
+        n_above += sign * above
+        n_from += sign * from_it
+        difference = block.astype(np.float64) - center
+        total += sign * difference.sum()
+        squares += sign * np.square(difference).sum()
+    n = similarity.size - len(cells)
+    mean = total / n if n else math.nan
+    level = np.searchsorted(levels, scores)
+
+    is_true = {}  # row or column -> its true cells
+    for i, j in cells.tolist():
+        is_true.setdefault(("row", i), []).append(j)
+        is_true.setdefault(("column", j), []).append(i)
+    n_below_beside, n_beside = np.zeros((2, len(truth)), np.int64)
+    for k, (i, j) in enumerate(truth):
+        for beside, true in (
+            (similarity[i], is_true["row", i]),
+            (similarity[:, j], is_true["column", j]),
+        ):
+            n_beside[k] += len(beside) - len(true)
+            n_below_beside[k] += np.count_nonzero(beside < scores[k])
+            n_below_beside[k] -= np.count_nonzero(beside[true] < scores[k])
+    return Mismatches(
+        n,
+        float(center + mean),
+        math.sqrt(max(squares / n - mean**2, 0)) if n else math.nan,
+        n_above[level],
+        (n_from - n_above)[level],
+        n_below_beside,
+        n_beside,
+    )
+
+
+def not_told_from_chance(p_values: np.ndarray, rate: float = SUSPECT_RATE) -> np.ndarray:
+    """Find the pairs that cannot be told from mismatches, by Benjamini and Hochberg's procedure (1995).
+
+    Returns:
+        (P,) bool.
+
+    >>> not_told_from_chance(np.array([0.01, 0.5, 0.03]))
+    array([False,  True, False])
+    """
+    order = np.argsort(p_values, kind="stable")
+    passes = p_values[order] <= rate * np.arange(1, len(order) + 1) / len(order)
+    n_told = np.flatnonzero(passes)[-1] + 1 if passes.any() else 0
+    told = np.zeros(len(order), bool)
+    told[order[:n_told]] = True
+    return ~told
+
+
+def bootstrap_interval(values: np.ndarray, seed: int) -> list[float]:
+    """Give the 95 % percentile bootstrap interval of a mean (Efron 1979)."""
+    generator, n = np.random.default_rng(seed), len(values)
+    n_samples = max(BOOTSTRAP_SAMPLES * 10_000 // max(n, 10_000), 1000)
+    means = [values[generator.integers(0, n, n)].mean() for _ in range(n_samples)]
+    return np.percentile(means, [2.5, 97.5]).tolist()
+
+
+def compute_metrics(
+    similarity: np.ndarray,
+    truth: Sequence[tuple[int, int]],
+    also_true: Iterable[tuple[int, int]] = (),
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Describe a similarity matrix; deviations are those of the population (divided by the number).
 
     Args:
         similarity: (N, M) cosines, sounds by videos.
         truth: the true pairs (sound, video); without any, what needs them is left out.
+        also_true: as in find_mismatches.
+        seed: of the bootstrap.
 
     Returns:
         the figures of metrics.json; ranks are those of videos for a sound, under video_to_audio
-        those of sounds for a video.
+        those of sounds for a video; and the columns of pair_scores.csv.
     """
     metrics = {
         "similarity_matrix_mean": float(similarity.mean(dtype=np.float64)),
         "similarity_matrix_std": float(similarity.std(dtype=np.float64)),
     }
     if not truth:
-        return metrics
+        return metrics, {}
     paired = np.array([similarity[i, j] for i, j in truth], np.float64)
-    return {
-        **metrics,
+    video_ranks = true_ranks(similarity, truth)
+    audio_ranks = true_ranks(similarity.T, [(j, i) for i, j in truth])
+    scores = {"similarity": paired, "video_rank": video_ranks, "audio_rank": audio_ranks}
+    quartiles = np.percentile(paired, [25, 50, 75])
+    metrics |= {
         "paired_similarity_mean": float(paired.mean()),
         "paired_similarity_std": float(paired.std()),
         "paired_similarity_min": float(paired.min()),
         "paired_similarity_max": float(paired.max()),
-        "paired_similarities": paired.tolist(),
-        **retrieval_metrics(true_ranks(similarity, truth)),
-        "video_to_audio": retrieval_metrics(true_ranks(similarity.T, [(j, i) for i, j in truth])),
+        **{f"paired_similarity_{name}": float(q) for name, q in zip(QUARTILES, quartiles, strict=True)},
+        "paired_similarity_interval": bootstrap_interval(paired, seed) if len(paired) > 1 else None,
+        "bootstrap_seed": seed,
     }
+    mismatches = find_mismatches(similarity, truth, also_true)
+    if mismatches.n:
+        p_values = mismatches.p_values
+        can_tell = 1 / (1 + mismatches.n) <= SUSPECT_RATE
+        suspect = not_told_from_chance(p_values) if can_tell else None
+        with np.errstate(invalid="ignore"):  # a pair alone in its row and column
+            percentile = mismatches.n_below_beside / mismatches.n_beside
+        scores |= {"percentile": percentile, "p_value": p_values}
+        metrics |= {
+            "mismatched_similarity_mean": mismatches.mean,
+            "mismatched_similarity_std": mismatches.std,
+            "margin": float(paired.mean()) - mismatches.mean,
+            "auc": mismatches.auc,
+            "suspects": None if suspect is None else int(suspect.sum()),
+        }
+        if suspect is not None:
+            scores["suspect"] = suspect
+    metrics |= {
+        "paired_similarities": paired.tolist(),
+        **retrieval_metrics(video_ranks, similarity.shape[1]),
+        "video_to_audio": retrieval_metrics(audio_ranks, similarity.shape[0]),
+    }
+    return metrics, scores
 
 
 # ------------------------------------------------------------------------------------------------
@@ -735,6 +907,16 @@ ENGLISH = {
     "无": "None",
     "两侧没有相同的文件名，不知道哪些文件成对": "no file name is on both sides, so the pairs are not known",
     "每一对都有文件被跳过": "every pair lost a file that was skipped",
+    "与不成对的组合相比": "Against mismatched combinations",
+    "平均配对相似度的 95% 置信区间": "95% interval of the mean of pairs",
+    "只有一对": "there is but one pair",
+    "不成对组合的平均相似度": "Mean of mismatched combinations",
+    "差距": "Margin",
+    "配对高于不成对组合的概率 (AUC)": "Probability that a pair is above a mismatch (AUC)",
+    "随机水平": "By chance",
+    "可疑配对": "Pairs that cannot be told from chance",
+    "不成对的组合太少，无法判断": "too few mismatched combinations to tell",
+    "其余见 pair_scores.csv": "the others are in pair_scores.csv",
     "其他文件": "Other files",
     "无配对，已忽略": "Without a partner, ignored",
     "无配对，作为干扰项": "Without a partner, kept as distractors",
@@ -747,6 +929,7 @@ ENGLISH = {
     "配对依据": "Pairs by",
     "stem": "file name",
     "position": "position in the two lists",
+    "file": "file, each with its own sound",
     "none": "nothing",
     "模型权重": "Checkpoint",
     "精度与设备": "Precision and device",
@@ -760,6 +943,7 @@ CHINESE = {
     "retrieval": "检索模式",
     "stem": "文件名",
     "position": "两个列表中的位置",
+    "file": "同一文件的声音与画面",
     "none": "无",
 }
 LANGUAGES = {"zh": CHINESE, "en": ENGLISH}
@@ -811,7 +995,33 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         },
         "检索性能": retrieval(metrics),
         "检索性能 (视频到音频)": retrieval(metrics["video_to_audio"]),
+        "与不成对的组合相比": against_mismatches(metrics, words),
     }
+
+
+def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
+    """Say how sure the mean of the pairs is, and what it is worth against all other combinations."""
+    rows = {}
+    if interval := metrics["paired_similarity_interval"]:
+        rows["平均配对相似度的 95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
+    if "margin" not in metrics:
+        return rows or {"无": words["只有一对"]}
+    mean, std = metrics["mismatched_similarity_mean"], metrics["mismatched_similarity_std"]
+    rows |= {
+        "不成对组合的平均相似度": f"{mean:.4f} ± {std:.4f}",
+        "差距": f"{metrics['margin']:.4f}",
+        "配对高于不成对组合的概率 (AUC)": f"{metrics['auc']:.4f}",
+    }
+    chance = ", ".join(f"Recall@{k} {metrics[f'recall_at_{k}_chance']:.4f}" for k in RECALL_AT)
+    rows["随机水平"] = chance
+    if metrics["suspects"] is None:
+        rows["可疑配对"] = words["不成对的组合太少，无法判断"]
+    else:
+        rows["可疑配对"] = metrics["suspects"]
+        rows |= {f"  {one_line(s['name'])}": f"{s['similarity']:.4f}" for s in metrics["lowest_suspects"]}
+    if len(metrics["lowest_suspects"]) < (metrics["suspects"] or 0):
+        rows["  ..."] = words["其余见 pair_scores.csv"]
+    return rows
 
 
 def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -871,6 +1081,8 @@ def field(name: str) -> str:
     return re.sub(rf"[{UNSHOWN}\\\ud800-\udfff]", lambda m: m[0].encode("unicode_escape").decode(), name)
 
 
+FORMULA_STARTS = ("=", "+", "-", "@")
+
 Writer = Callable[[Results, BinaryIO], None]
 
 
@@ -894,6 +1106,26 @@ def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
     return write
 
 
+def write_pair_scores(results: Results, file: BinaryIO) -> None:
+    """Write a table of the pairs that a spreadsheet opens: UTF-8 with a mark, and no cell a formula."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, float):
+            return "" if math.isnan(value) else f"{value:.6g}"
+        text = field(value)
+        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+    columns = ("name", "audio", "video", *PAIR_COLUMNS)
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for pair in results["pair_scores"]:
+        writer.writerow([cell(pair[column]) if column in pair else "" for column in columns])
+    text.detach()
+
+
 def writers(report_lang: str) -> dict[str, Writer]:
     """List the output files, each with the function that writes the results to it."""
     return {
@@ -903,6 +1135,7 @@ def writers(report_lang: str) -> dict[str, Writer]:
         "audio_names.txt": text_writer(lambda r: map(field, r["audio_names"])),
         "video_names.txt": text_writer(lambda r: map(field, r["video_names"])),
         "pairs.txt": text_writer(lambda r: ("\t".join(map(field, pair)) for pair in r["pairs"])),
+        "pair_scores.csv": write_pair_scores,
         "consistency_report.txt": text_writer(
             lambda r: format_report(r["metrics"], report_lang).splitlines()
         ),
@@ -1014,7 +1247,7 @@ Source = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def batch_inference_av_consistency(
-    audio_paths: Source,
+    audio_paths: Source | None,
     video_paths: Source,
     device: str = "cuda:0",
     batch_size: int = 4,
@@ -1028,6 +1261,7 @@ def batch_inference_av_consistency(
     worker_memory_gb: float = 4,
     cache: str | os.PathLike | None = None,
     no_cache: bool = False,
+    seed: int = 0,
     report_lang: str = "zh",
 ) -> dict[str, Any]:
     """Embed sounds and videos and measure how well they belong together.
@@ -1036,7 +1270,8 @@ def batch_inference_av_consistency(
     keeps its own row.
 
     Args:
-        audio_paths: sound files, or video files for their sound, in order; or a directory.
+        audio_paths: sound files, or video files for their sound, in order; or a directory. None judges
+            each video's own sound against its picture.
         video_paths: video files, in order; or a directory.
         device: of torch; the CPU is used where CUDA is asked for and not available.
         batch_size: files that go to the model together.
@@ -1050,6 +1285,7 @@ def batch_inference_av_consistency(
         worker_memory_gb: memory that reading one file may take, in 10^9 bytes.
         cache: the file that keeps embeddings; None is embeddings.sqlite in output_dir, if there is one.
         no_cache: compute all, and keep nothing.
+        seed: of the bootstrap.
         report_lang: of consistency_report.txt, "zh" or "en".
 
     Returns:
@@ -1059,6 +1295,7 @@ def batch_inference_av_consistency(
         metrics: what metrics.json holds.
         audio_names, video_names: the names behind the rows.
         pairs: (audio path, video path) of all pairs; in pairing mode pair i is row i of both sides.
+        pair_scores: a dict for each pair, of the columns of pair_scores.csv.
         failures: dicts of path, side and reason.
 
     Raises:
@@ -1072,8 +1309,12 @@ def batch_inference_av_consistency(
         if output_dir is not None:
             stack.enter_context(exclusive_use(output_dir))
             cache = cache or Path(output_dir, CACHE_NAME)
-        audio, video = gather_files("audio", audio_paths), gather_files("video", video_paths)
-        pairing = pair_files(audio, video)
+        video = gather_files("video", video_paths)
+        if audio_paths is None:
+            audio, pairing = replace(video, side="audio"), pair_with_own_sound(video)
+        else:
+            audio = gather_files("audio", audio_paths)
+            pairing = pair_files(audio, video)
         report_pairing(audio, video, pairing)
         retrieval = retrieval_mode or pairing.rule == "none"
         if not retrieval and not pairing.pairs:
@@ -1090,7 +1331,9 @@ def batch_inference_av_consistency(
         embedder.embed(sounds, videos)
         embedder.report_time()
 
-        results = compare(audio, video, pairing, retrieval, embedder.rows, embedder.failures)
+        results = compare(
+            audio, video, pairing, retrieval, embedder.rows, embedder.failures, embedder.scales, seed
+        )
         results["metrics"]["protocol"] = how
         if output_dir is not None:
             write_outputs(results, output_dir, report_lang)
@@ -1125,8 +1368,15 @@ def compare(
     retrieval: bool,
     rows: dict[str, dict[str, np.ndarray]],
     failures: Sequence[Failure],
+    scales: dict[str, float],
+    seed: int,
 ) -> Results:
     """Compare the files that have a row: the results of the API, all but the protocol.
+
+    Args:
+        rows: side -> path -> (E,).
+        scales: side -> the length of a clip's row.
+        seed: of the bootstrap.
 
     Raises:
         NothingLeftError: a side is empty.
@@ -1146,12 +1396,24 @@ def compare(
     audio_embeddings = np.stack([rows["audio"][path] for path in sounds])
     video_embeddings = np.stack([rows["video"][path] for path in videos])
     similarity = cosine_similarity(audio_embeddings, video_embeddings)
+    metrics, scores = compute_metrics(similarity, truth, true_cells(sounds, videos, pairs), seed)
+    for side, places in (("audio", [i for i, _ in truth]), ("video", [j for _, j in truth])):
+        embeddings = {"audio": audio_embeddings, "video": video_embeddings}[side][places]
+        scores[f"{side}_clips_alike"] = np.linalg.norm(embeddings.astype(np.float64), axis=1) / scales[side]
+    pair_scores = [
+        {"name": audio.names[sound], "audio": sound, "video": video}
+        | {column: scores[column][k].item() for column in PAIR_COLUMNS if column in scores}
+        for k, (sound, video) in enumerate(pairs)
+    ]
+    suspects = sorted((pair["similarity"], pair["name"]) for pair in pair_scores if pair.get("suspect"))
+    lowest = [{"name": name, "similarity": score} for score, name in suspects[:SUSPECTS_SHOWN]]
     skipped = [asdict(failure) for failure in failures]
     metrics = {
         "mode": "retrieval" if retrieval else "pairing",
         "pairing_rule": pairing.rule,
         "counts": counts,
-        **compute_metrics(similarity, truth),
+        **metrics,
+        "lowest_suspects": lowest,
         "failures": skipped,
     }
     return {
@@ -1162,8 +1424,21 @@ def compare(
         "audio_names": [audio.names[path] for path in sounds],
         "video_names": [video.names[path] for path in videos],
         "pairs": pairs,
+        "pair_scores": pair_scores,
         "failures": skipped,
     }
+
+
+def true_cells(
+    sounds: Sequence[str], videos: Sequence[str], pairs: Iterable[tuple[str, str]]
+) -> Iterator[tuple[int, int]]:
+    """Give all cells (row, column) of the matrix that compare the two files of a pair."""
+    places = defaultdict(list), defaultdict(list)
+    for place, paths in zip(places, (sounds, videos), strict=True):
+        for i, path in enumerate(paths):
+            place[path].append(i)
+    for sound, video in pairs:
+        yield from ((i, j) for i in places[0][sound] for j in places[1][video])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1216,8 +1491,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint tests/demo/imagebind_demo.pth",
     )
     for side, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
-        group = parser.add_argument_group(f"{side} inputs (one of the three)")
-        group = group.add_mutually_exclusive_group(required=True)
+        own = ", or none: each video's own sound is judged" if side == "audio" else ""
+        group = parser.add_argument_group(f"{side} inputs (one of the three{own})")
+        group = group.add_mutually_exclusive_group(required=side == "video")
         group.add_argument(
             f"--{side}_dir",
             type=existing_directory,
@@ -1297,6 +1573,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="where to write results (default: %(default)s)",
     )
     group.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="of the bootstrap that gives the interval of the mean (default: %(default)s)",
+    )
+    group.add_argument(
         "--report_lang", choices=LANGUAGES, default="zh", help="language of the report (default: %(default)s)"
     )
     group.add_argument(
@@ -1361,8 +1644,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with logging_to_stderr(), stopped_by_signals() as signals:
         try:
             results = batch_inference_av_consistency(
-                next(x for x in (args.audio_dir, args.audio_file, args.audio_paths) if x is not None),
-                next(x for x in (args.video_dir, args.video_file, args.video_paths) if x is not None),
+                given(args.audio_dir, args.audio_file, args.audio_paths),
+                given(args.video_dir, args.video_file, args.video_paths),
                 device=args.device,
                 batch_size=args.batch_size,
                 output_dir=args.output_dir,
@@ -1374,6 +1657,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 worker_memory_gb=args.worker_memory_gb,
                 cache=args.cache,
                 no_cache=args.no_cache,
+                seed=args.seed,
                 report_lang=args.report_lang,
             )
         except EvaluationError as e:
@@ -1395,6 +1679,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: cannot write to standard output ({e.strerror})", file=sys.stderr)
         return 1
     return 3 if args.strict and counts["failed"] else 0
+
+
+def given(*sources: Source | None) -> Source | None:
+    """Give the one of several options that was given."""
+    return next((source for source in sources if source is not None), None)
 
 
 def summary(counts: dict[str, int]) -> str:

@@ -6,8 +6,19 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from batch_inference import RECALL_AT, compute_metrics, cosine_similarity, retrieval_metrics, true_ranks
+import batch_inference
+from batch_inference import (
+    RECALL_AT,
+    SUSPECT_RATE,
+    bootstrap_interval,
+    compute_metrics,
+    cosine_similarity,
+    retrieval_metrics,
+    true_cells,
+    true_ranks,
+)
 
 
 def plain_cosine(a, b) -> float:
@@ -37,7 +48,7 @@ def scores_of(kind: str, n: int, m: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["random", "negative", "coarse", "equal"])
 def test_ranks_and_recall_are_those_of_a_plain_count(kind, n):
     similarity = scores_of(kind, n, n)
-    metrics = compute_metrics(similarity, [(i, i) for i in range(n)])
+    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(n)])
     for scores, figures in ((similarity, metrics), (similarity.T, metrics["video_to_audio"])):
         ranks = [plain_rank(list(scores[i]), i) for i in range(n)]
         assert figures["mean_rank"] == pytest.approx(sum(ranks) / n)
@@ -54,13 +65,13 @@ def test_truth_needs_no_diagonal():
     truth = [(3, 0), (0, 8), (4, 4)]
     ranks = true_ranks(similarity, truth)
     assert ranks.tolist() == [plain_rank(list(similarity[i]), j) for i, j in truth]
-    paired = compute_metrics(similarity, truth)["paired_similarities"]
+    paired = compute_metrics(similarity, truth)[0]["paired_similarities"]
     assert paired == [float(similarity[i, j]) for i, j in truth]
 
 
 def test_statistics_are_those_of_the_numbers():
     similarity = scores_of("random", 7, 7).astype(np.float64)
-    metrics = compute_metrics(similarity, [(i, i) for i in range(7)])
+    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(7)])
     diagonal = [similarity[i, i] for i in range(7)]
     mean = math.fsum(diagonal) / 7
     assert metrics["paired_similarity_mean"] == pytest.approx(mean)
@@ -78,16 +89,21 @@ def test_statistics_are_those_of_the_numbers():
 
 
 def test_a_single_pair_is_defined():
-    metrics = compute_metrics(np.array([[0.3]], np.float32), [(0, 0)])
+    metrics, scores = compute_metrics(np.array([[0.3]], np.float32), [(0, 0)])
     assert metrics["paired_similarity_std"] == 0
     assert metrics["mean_rank"] == metrics["median_rank"] == 1
     assert [metrics[f"recall_at_{k}"] for k in RECALL_AT] == [1, 1, 1]
+    assert metrics["paired_similarity_interval"] is None
+    assert "auc" not in metrics  # there is no mismatch
+    assert "suspect" not in scores
 
 
 def test_recall_beyond_the_set_is_certain():
-    figures = retrieval_metrics(np.array([3.0, 1.0, 2.0]))
+    figures = retrieval_metrics(np.array([3.0, 1.0, 2.0]), 3)
     assert figures["recall_at_5"] == figures["recall_at_10"] == 1
-    assert figures["recall_at_1"] == pytest.approx(1 / 3)
+    assert figures["recall_at_1"] == figures["recall_at_1_chance"] == pytest.approx(1 / 3)
+    assert figures["recall_at_5_chance"] == 1
+    assert figures["mean_reciprocal_rank"] == pytest.approx((1 / 3 + 1 + 1 / 2) / 3)
 
 
 @pytest.mark.parametrize("n", [2, 24, 1500])
@@ -95,16 +111,94 @@ def test_an_embedder_that_always_says_the_same_scores_chance(n):
     """One constant vector for every file: the middle rank, and no hit that a tie could make."""
     row = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
     similarity = cosine_similarity(np.repeat(row, n, 0), np.repeat(-3 * row, n, 0))
-    metrics = compute_metrics(similarity, [(i, i) for i in range(n)])
+    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(n)])
     assert metrics["mean_rank"] == metrics["median_rank"] == (n + 1) / 2
     assert metrics["recall_at_1"] == 0
 
 
 def test_without_truth_ranks_are_left_out():
-    assert set(compute_metrics(scores_of("random", 3, 4), [])) == {
-        "similarity_matrix_mean",
-        "similarity_matrix_std",
-    }
+    metrics, scores = compute_metrics(scores_of("random", 3, 4), [])
+    assert set(metrics) == {"similarity_matrix_mean", "similarity_matrix_std"}
+    assert scores == {}
+
+
+# Against mismatched pairs
+
+TRUTH = {  # of a matrix of 11 x 13: a diagonal, pairs anywhere, and files that stand in several pairs
+    "diagonal": [(i, i) for i in range(11)],
+    "anywhere": [(3, 0), (0, 12), (10, 4)],
+    "shared": [(0, 0), (0, 1), (5, 1), (5, 1)],
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "negative", "coarse", "equal"])
+@pytest.mark.parametrize("truth", TRUTH.values(), ids=TRUTH)
+def test_mismatches_are_all_other_cells(kind, truth):
+    similarity = scores_of(kind, 11, 13)
+    metrics, scores = compute_metrics(similarity, truth)
+    cells = [(i, j) for i in range(11) for j in range(13) if (i, j) not in truth]
+    others = [float(similarity[cell]) for cell in cells]
+    paired = [float(similarity[cell]) for cell in truth]
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others))
+    assert metrics["mismatched_similarity_std"] == pytest.approx(np.std(others), abs=1e-9)
+    assert metrics["margin"] == pytest.approx(np.mean(paired) - np.mean(others), abs=1e-9)
+    u = stats.mannwhitneyu(paired, others).statistic
+    assert metrics["auc"] == pytest.approx(u / (len(paired) * len(others)))
+    for k, (row, column) in enumerate(truth):
+        n_as_similar = sum(other >= paired[k] for other in others)
+        assert scores["p_value"][k] == pytest.approx((1 + n_as_similar) / (1 + len(others)))
+        beside = [float(similarity[c]) for c in cells if c[0] == row or c[1] == column]
+        share = sum(other < paired[k] for other in beside) / len(beside)
+        assert scores["percentile"][k] == pytest.approx(share)
+    told = stats.false_discovery_control(scores["p_value"], method="bh") <= SUSPECT_RATE
+    assert scores["suspect"].tolist() == (~told).tolist()
+    assert metrics["suspects"] == (~told).sum()
+    assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / scores["video_rank"]))
+    assert [metrics[f"paired_similarity_{q}"] for q in ("q1", "median", "q3")] == pytest.approx(
+        stats.scoreatpercentile(paired, [25, 50, 75])
+    )
+
+
+def test_many_blocks_count_as_one(monkeypatch):
+    similarity, truth = scores_of("coarse", 11, 13), TRUTH["diagonal"]
+    expected, expected_scores = compute_metrics(similarity, truth)
+    monkeypatch.setattr(batch_inference, "ROWS_AT_A_TIME", 4)
+    metrics, scores = compute_metrics(similarity, truth)
+    for key in ("mismatched_similarity_mean", "mismatched_similarity_std", "auc", "suspects"):
+        assert metrics[key] == pytest.approx(expected[key])
+    for column, values in expected_scores.items():
+        np.testing.assert_allclose(scores[column], values)
+
+
+def test_a_case_known_by_hand():
+    """Two pairs above all six mismatches but one, which is as similar as the second."""
+    similarity = np.array([[0.9, 0.1, 0.2, 0.5], [0.3, 0.5, 0.0, 0.1]], np.float32)
+    metrics, scores = compute_metrics(similarity, [(0, 0), (1, 1)])
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(1.2 / 6)
+    assert metrics["margin"] == pytest.approx(0.7 - 0.2)
+    assert metrics["auc"] == pytest.approx((6 + 5.5) / 12)
+    assert scores["percentile"].tolist() == [1, 1]
+    assert scores["p_value"] == pytest.approx([1 / 7, 2 / 7])
+    assert metrics["suspects"] is None  # six mismatches tell nothing at 0.05
+    assert "suspect" not in scores
+
+
+def test_cells_of_files_that_stand_there_twice_are_no_mismatches():
+    """One sound with two videos, by position: rows 0 and 1 are the same sound."""
+    cells = set(true_cells(["a", "a", "b"], ["x", "y", "z"], [("a", "x"), ("a", "y"), ("b", "z")]))
+    assert cells == {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)}
+    similarity = scores_of("random", 3, 3)
+    metrics, _ = compute_metrics(similarity, [(0, 0), (1, 1), (2, 2)], cells)
+    others = [similarity[cell] for cell in ((0, 2), (1, 2), (2, 0), (2, 1))]
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others))
+
+
+def test_the_interval_is_that_of_the_bootstrap():
+    values = np.random.default_rng(0).gamma(2, size=60)
+    interval = bootstrap_interval(values, seed=1)
+    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(5))
+    assert interval == pytest.approx(list(expected.confidence_interval), rel=0.02)
+    assert bootstrap_interval(values, seed=1) == interval != bootstrap_interval(values, seed=2)
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 5), (1100, 2)])

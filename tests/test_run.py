@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import os
@@ -12,10 +13,12 @@ import shutil
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
 from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
+from demo import make_demo
 from PIL import Image
 
 import batch_inference
@@ -39,6 +42,7 @@ OUTPUTS = {
     "audio_names.txt",
     "video_names.txt",
     "pairs.txt",
+    "pair_scores.csv",
     "metrics.json",
     "consistency_report.txt",
     "embeddings.sqlite",
@@ -144,6 +148,30 @@ def test_the_demo_says_that_it_is_one(tmp_path, capsys):
     assert note in outputs.report
     assert note in capsys.readouterr().out
     assert (DEMO / "imagebind_demo.pth").stat().st_size <= 3_000_000
+
+
+def make_pairs(folder, n: int, seed: int):
+    """Make pairs as the demo's are made, of all tones."""
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        scene = make_demo.Scene.draw(rng, kind=make_demo.KINDS[i % len(make_demo.KINDS)], tone=(i + 0.5) / n)
+        write_audio(folder / "audio" / f"{i:02}.wav", make_demo.sound(scene, 3))
+        frames = [make_demo.picture(scene, k / make_demo.FPS) for k in range(3 * make_demo.FPS)]
+        write_video(folder / "video" / f"{i:02}.mp4", frames, fps=make_demo.FPS)
+
+
+def test_a_planted_mismatch_is_the_suspect(tmp_path, capsys):
+    """Among 40 pairs that the small model tells from chance, one gets another's sound."""
+    make_pairs(tmp_path, 40, seed=4)
+    inputs = ("--audio_dir", f"{tmp_path}/audio", "--video_dir", f"{tmp_path}/video")
+    unplanted = run_demo(tmp_path / "out", *inputs)
+    assert unplanted.metrics["suspects"] == 0
+    assert {row["suspect"] for row in pair_scores(unplanted)} == {"no"}
+    shutil.copy(tmp_path / "audio" / "07.wav", tmp_path / "audio" / "30.wav")
+    planted = run_demo(tmp_path / "out", *inputs)
+    assert [row["name"] for row in pair_scores(planted) if row["suspect"] == "yes"] == ["30"]
+    assert [suspect["name"] for suspect in planted.metrics["lowest_suspects"]] == ["30"]
+    assert "可疑配对: 1\n    30: " in planted.report
 
 
 # Pairing mode
@@ -257,6 +285,91 @@ def test_a_line_says_where_the_time_went(run):
     assert re.search(
         rf"^8 files in [\d.]+ s, 8 from the cache: {time} before it, without workers$", err, re.M
     )
+
+
+# Pair by pair
+
+
+def pair_scores(outputs) -> list[dict[str, str]]:
+    with open(outputs.folder / "pair_scores.csv", encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_pair_has_its_line(run, pairs, small_checkpoint):
+    """In the order of pairs.txt, with the numbers of the matrix and of the rows."""
+    (pairs / "video" / "b.mp4").unlink()
+    write_video(pairs / "video" / "z.mp4", [picture(k) for k in range(20)])
+    _, outputs, _, _ = run("--retrieval_mode")
+    scale = load_model(small_checkpoint).towers["audio"].scale.item()
+    table = pair_scores(outputs)
+    assert [(row["audio"], row["video"]) for row in table] == outputs.pairs
+    assert [row["name"] for row in table] == ["a", "c", "d"]
+    places = [(outputs.audio_names.index(x), outputs.video_names.index(x)) for x in "acd"]
+    for row, (i, j) in zip(table, places, strict=True):
+        score = outputs.similarity[i, j]
+        assert float(row["similarity"]) == pytest.approx(score, rel=1e-5)
+        assert float(row["video_rank"]) == 1 + (outputs.similarity[i] > score).sum()
+        assert float(row["audio_rank"]) == 1 + (outputs.similarity[:, j] > score).sum()
+        beside = [*np.delete(outputs.similarity[i], j), *np.delete(outputs.similarity[:, j], i)]
+        assert float(row["percentile"]) == pytest.approx(np.mean(beside < score))
+        alike = np.linalg.norm(outputs.audio[i]) / scale
+        assert float(row["audio_clips_alike"]) == pytest.approx(alike, rel=1e-4)
+        assert float(row["video_clips_alike"]) == pytest.approx(np.linalg.norm(outputs.video[j]), rel=1e-4)
+        assert row["suspect"] == ""  # 13 mismatches tell nothing
+    assert "可疑配对: 不成对的组合太少，无法判断" in outputs.report
+
+
+def test_clips_that_differ_show(run, pairs):
+    """A second of one note has equal clips; a file of two notes has not."""
+    write_audio(pairs / "audio" / "b.wav", np.concatenate([tone(4, 300), tone(4, 3000)]))
+    _, outputs, _, _ = run()
+    alike = {row["name"]: float(row["audio_clips_alike"]) for row in pair_scores(outputs)}
+    assert alike["a"] == pytest.approx(1, abs=1e-4)
+    assert alike["b"] < 0.999
+
+
+def test_no_cell_of_the_table_is_a_formula(run, pairs):
+    for side, suffix in (("audio", ".wav"), ("video", ".mp4")):
+        for old, new in (("a", "=1+1"), ("b", "@x"), ("c", "-y"), ("d", '+,"z"')):
+            (pairs / side / f"{old}{suffix}").rename(pairs / side / f"{new}{suffix}")
+    _, outputs, _, _ = run()
+    assert (outputs.folder / "pair_scores.csv").read_bytes().startswith(b"\xef\xbb\xbfname,audio,")
+    table = pair_scores(outputs)
+    assert {row["name"] for row in table} == {"'=1+1", "'@x", "'-y", '\'+,"z"'}
+    assert all(not value.startswith(("=", "@", "+")) for row in table for value in row.values())
+
+
+def test_the_interval_is_the_same_again(run):
+    first, second = (run("--seed", "3")[1].metrics for _ in range(2))
+    assert first["bootstrap_seed"] == 3
+    assert first["paired_similarity_interval"] == second["paired_similarity_interval"]
+    low, high = first["paired_similarity_interval"]
+    assert low < first["paired_similarity_mean"] < high
+
+
+def test_without_audio_each_video_is_judged_by_its_own_sound(run, pairs):
+    for name, hz in (("loud", 300), ("high", 900)):
+        with av.open(str(pairs / "video" / f"{name}.mkv"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=20)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+            sound = container.add_stream("pcm_f32le", rate=16000, layout="mono")
+            for i in range(20):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(hz // 20 + i), "rgb24")))
+            frame = av.AudioFrame.from_ndarray(tone(1, hz)[None], "flt", "mono")
+            frame.sample_rate = 16000
+            container.mux([*sound.encode(frame), *stream.encode(None), *sound.encode(None)])
+    status, outputs, out, err = run(audio=())
+    assert status == 0
+    assert outputs.metrics["pairing_rule"] == "file"
+    assert outputs.pairs == [(f"video/{x}.mkv", f"video/{x}.mkv") for x in ("high", "loud")]
+    assert "no audio is given: each video's own sound is judged against its picture" in err
+    assert "warning: skipped audio file video/a.mp4: no audio stream" in err
+    assert out.splitlines()[-1] == "evaluated 2 pairs, skipped 4 files, unmatched 0 files"
+    alone = [
+        write_audio(pairs / "audio" / f"{x}.wav", tone(1, hz)) for x, hz in (("high", 900), ("loud", 300))
+    ]
+    _, expected, _, _ = run(audio=("--audio_paths", *map(str, alone)), out="expected")
+    np.testing.assert_allclose(outputs.similarity, expected.similarity, atol=1e-5)
 
 
 # Retrieval mode
@@ -496,7 +609,7 @@ def test_outputs_are_written_whole_or_not_at_all(run, pairs):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "one of the arguments --audio_dir --audio_file --audio_paths is required"),
+        ([], "one of the arguments --video_dir --video_file --video_paths is required"),
         (["--audio_dir", "audio"], "one of the arguments --video_dir --video_file --video_paths is required"),
         (["--audio_dir", "audio", "--audio_paths", "a.wav"], "not allowed with argument --audio_dir"),
         (["--audio_dir", "nowhere"], "argument --audio_dir: nowhere: no such directory"),
@@ -554,7 +667,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     )
     assert set(results) == {
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
-        *("audio_names", "video_names", "pairs", "failures"),
+        *("audio_names", "video_names", "pairs", "pair_scores", "failures"),
     }
     for side in ("audio", "video"):
         embeddings = results[f"{side}_embeddings"]

@@ -160,7 +160,12 @@ class Tower(nn.Module):
         x = self.pre_norm(x + self.pos_embed)
         x = self.blocks(x)
         x = F.normalize(self.head(self.norm(x[:, 0])), dim=-1)  # (B, E)
-        return x if self.log_scale is None else x * self.log_scale.exp().clamp(max=MAX_SCALE)
+        return x * self.scale
+
+    @property
+    def scale(self) -> torch.Tensor | float:
+        """The length of a clip's row."""
+        return 1.0 if self.log_scale is None else self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
 @torch.no_grad()
