@@ -28,6 +28,7 @@ import argparse
 import csv
 import fcntl
 import io
+import itertools
 import json
 import logging
 import math
@@ -1106,24 +1107,30 @@ def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
     return write
 
 
-def write_pair_scores(results: Results, file: BinaryIO) -> None:
-    """Write a table of the pairs that a spreadsheet opens: UTF-8 with a mark, and no cell a formula."""
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
+    """Write a table that a spreadsheet opens: UTF-8 with a mark, and no cell a formula."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, float):
             return "" if math.isnan(value) else f"{value:.6g}"
+        if not isinstance(value, str):
+            return value
         text = field(value)
         return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
-    columns = ("name", "audio", "video", *PAIR_COLUMNS)
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(columns)
-    for pair in results["pair_scores"]:
-        writer.writerow([cell(pair[column]) if column in pair else "" for column in columns])
+    writer.writerows([cell(value) for value in row] for row in rows)
     text.detach()
+
+
+def write_pair_scores(results: Results, file: BinaryIO) -> None:
+    """Write a line for each pair."""
+    columns = ("name", "audio", "video", *PAIR_COLUMNS)
+    write_csv(columns, ([pair.get(column) for column in columns] for pair in results["pair_scores"]), file)
 
 
 def writers(report_lang: str) -> dict[str, Writer]:
@@ -1148,8 +1155,8 @@ def to_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
 
 
-def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report_lang: str = "zh") -> None:
-    """Write all outputs: first each to a temporary file, then, when all are whole, rename them.
+def write_files(files: dict[str, Writer], results: Any, output_dir: str | os.PathLike) -> None:
+    """Write files: first each to a temporary one, then, when all are whole, rename them.
 
     metrics.json is the first to go and the last to come: where it is, all are of one run.
 
@@ -1161,27 +1168,28 @@ def write_outputs(results: dict[str, Any], output_dir: str | os.PathLike, report
         if not os.path.isdir(output_dir):
             log.warning("%s: gone during the run; made again", output_dir)
             os.makedirs(output_dir)
-        for name, write in writers(report_lang).items():
+        for name, write in files.items():
             with open(temporary_path(output_dir, name), "wb") as file:
                 write(results, file)
                 file.flush()
                 os.fsync(file.fileno())
-        Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
-        for name in writers(report_lang):
+        if METRICS_NAME in files:
+            Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
+        for name in files:
             os.replace(temporary_path(output_dir, name), Path(output_dir, name))
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
-        remove_temporary_files(output_dir)
+        remove_temporary_files(output_dir, files)
 
 
 def temporary_path(output_dir: str | os.PathLike, name: str) -> Path:
     return Path(output_dir, f".{name}.tmp")
 
 
-def remove_temporary_files(output_dir: str | os.PathLike) -> None:
+def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:
     """Remove what a run that was killed may have left."""
-    for name in writers("en"):
+    for name in names:
         with suppress(OSError):
             temporary_path(output_dir, name).unlink()
 
@@ -1210,7 +1218,7 @@ def exclusive_use(output_dir: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
     with file:
-        remove_temporary_files(output_dir)
+        remove_temporary_files(output_dir, writers("en"))
         try:
             yield
         finally:
@@ -1336,7 +1344,7 @@ def batch_inference_av_consistency(
         )
         results["metrics"]["protocol"] = how
         if output_dir is not None:
-            write_outputs(results, output_dir, report_lang)
+            write_files(writers(report_lang), results, output_dir)
         return results
 
 
@@ -1442,6 +1450,150 @@ def true_cells(
 
 
 # ------------------------------------------------------------------------------------------------
+# Comparing systems: finished output directories, without model and media
+# ------------------------------------------------------------------------------------------------
+
+# What has to be the same for scores to be comparable; device and versions need not.
+COMPARABLE = ("checkpoint", "precision", "audio", "video", "file_embedding", "similarity", "rank")
+COMPARED = {  # column of comparison.csv -> where it is in metrics.json
+    **{f"recall_at_{k}": (f"recall_at_{k}",) for k in RECALL_AT},
+    **{f"video_to_audio_recall_at_{k}": ("video_to_audio", f"recall_at_{k}") for k in RECALL_AT},
+    "auc": ("auc",),
+    "suspects": ("suspects",),
+    "skipped": ("counts", "failed"),
+}
+
+
+def compare_systems(
+    runs: Sequence[str | os.PathLike],
+    output_dir: str | os.PathLike | None = None,
+    force: bool = False,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Compare finished runs, such as those of several generators on the same prompts.
+
+    Args:
+        runs: output directories, two or more.
+        output_dir: where to write comparison.csv; None writes none.
+        force: compare runs that were computed in different ways.
+        seed: of the bootstrap.
+
+    Returns:
+        a row for each system; and one for every two, of the paired difference on the pairs that both
+        have, matched by name.
+
+    Raises:
+        EvaluationError: a run is not finished or has no pairs, or they were computed in different ways.
+    """
+    names = [os.fspath(run) for run in runs]
+    metrics, scores = zip(*map(read_run, names), strict=True)
+    if not force:
+        refuse_different_protocols(names, [m["protocol"] for m in metrics])
+    rows = [
+        {"system": name, **describe_mean(list(score.values()), seed), **compared_figures(m)}
+        for name, m, score in zip(names, metrics, scores, strict=True)
+    ]
+    for i, j in itertools.combinations(range(len(names)), 2):
+        differences = [score - scores[j][key] for key, score in scores[i].items() if key in scores[j]]
+        rows.append({"system": names[i], "minus": names[j], **describe_mean(differences, seed)})
+    if output_dir is not None:
+        with exclusive_use(output_dir):
+            write_files({"comparison.csv": write_comparison}, rows, output_dir)
+    return rows
+
+
+def read_run(run: str) -> tuple[dict[str, Any], dict[tuple[str, int], float]]:
+    """Read a finished run.
+
+    Returns:
+        its metrics; and the similarity of each pair by name, and by how often that came before.
+    """
+    try:
+        metrics = json.loads(Path(run, METRICS_NAME).read_bytes())
+        with open(Path(run, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
+            names = [row["name"] for row in csv.DictReader(file)]
+        similarities = metrics.get("paired_similarities", [])
+        if len(names) != len(similarities):
+            raise ValueError("its files are of different runs")
+    except OSError as e:
+        raise EvaluationError(f"{run}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
+    except (ValueError, KeyError, AttributeError) as e:
+        raise EvaluationError(f"{run}: no finished run of this version ({e})") from e
+    if not names:
+        raise EvaluationError(f"{run}: has no pairs to compare")
+    seen = Counter()
+    scores = {}
+    for name, similarity in zip(names, similarities, strict=True):
+        scores[name, seen[name]] = similarity
+        seen[name] += 1
+    return metrics, scores
+
+
+def refuse_different_protocols(names: Sequence[str], protocols: Sequence[dict[str, Any]]) -> None:
+    """Raise an EvaluationError that names the first difference."""
+    for name, protocol in zip(names[1:], protocols[1:], strict=True):
+        for key in COMPARABLE:
+            if protocol.get(key) != protocols[0].get(key):
+                ways = ", ".join(json.dumps(p.get(key), ensure_ascii=False) for p in (protocols[0], protocol))
+                raise EvaluationError(
+                    f"{names[0]} and {name} differ in {key}: {ways}; --force compares them all the same"
+                )
+
+
+def describe_mean(values: Sequence[float], seed: int) -> dict[str, Any]:
+    """Give the number of values, their mean, and its 95 % bootstrap interval."""
+    if not values:
+        return {"pairs": 0}
+    low, high = bootstrap_interval(np.array(values), seed) if len(values) > 1 else (None, None)
+    return {"pairs": len(values), "mean": math.fsum(values) / len(values), "low": low, "high": high}
+
+
+def compared_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    figures = {}
+    for column, keys in COMPARED.items():
+        value = metrics
+        for key in keys:
+            value = value.get(key, {})
+        figures[column] = None if value == {} else value
+    return figures
+
+
+COMPARISON_COLUMNS = ("system", "minus", "pairs", "mean", "low", "high", *COMPARED)
+
+
+def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
+    """Write comparison.csv: systems, then differences, which have the second system under `minus`."""
+    write_csv(COMPARISON_COLUMNS, ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows), file)
+
+
+def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
+    """Write the comparison as two tables to read."""
+
+    def number(value: Any) -> str:
+        return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    def table(columns: dict[str, str], chosen: Sequence[dict[str, Any]]) -> list[str]:
+        lines = [list(columns.values())]
+        lines += [[one_line(number(row.get(column))) for column in columns] for row in chosen]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+    mean = {"pairs": "pairs", "mean": "mean", "low": "95% low", "high": "95% high"}
+    figures = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT}
+    figures |= {"auc": "AUC", "suspects": "suspects", "skipped": "skipped"}
+    systems = [row for row in rows if "minus" not in row]
+    differences = [row for row in rows if "minus" in row]
+    return "\n".join(
+        [
+            *table({"system": "system", **mean, **figures}, systems),
+            "",
+            "Difference on the pairs that both have:",
+            *table({"system": "system", "minus": "minus", **mean}, differences),
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------
 # The command line
 # ------------------------------------------------------------------------------------------------
 
@@ -1493,7 +1645,7 @@ def build_parser() -> argparse.ArgumentParser:
     for side, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         own = ", or none: each video's own sound is judged" if side == "audio" else ""
         group = parser.add_argument_group(f"{side} inputs (one of the three{own})")
-        group = group.add_mutually_exclusive_group(required=side == "video")
+        group = group.add_mutually_exclusive_group()
         group.add_argument(
             f"--{side}_dir",
             type=existing_directory,
@@ -1512,6 +1664,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--retrieval_mode",
         action="store_true",
         help="compare all files; those without a partner stay as distractors (default: pairs alone)",
+    )
+    group.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="compare finished output directories instead, without model and media",
+    )
+    group.add_argument(
+        "--force", action="store_true", help="compare them though they were computed in different ways"
     )
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -1590,6 +1751,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line, and see that it says what to do."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    sides = {
+        side: [f"--{side}_{kind}" for kind in ("dir", "file", "paths") if getattr(args, f"{side}_{kind}")]
+        for side in ("audio", "video")
+    }
+    if args.compare and (inputs := sides["audio"] + sides["video"]):
+        parser.error(f"argument --compare: not allowed with argument {inputs[0]}")
+    if args.compare and len(args.compare) < 2:
+        parser.error("argument --compare: two directories or more are needed")
+    if not args.compare and all(getattr(args, f"video_{kind}") is None for kind in ("dir", "file", "paths")):
+        parser.error("one of the arguments --video_dir --video_file --video_paths is required")
+    return args
+
+
 class StderrHandler(logging.Handler):
     """Write log records to stderr as one line each, above a progress bar if there is one."""
 
@@ -1638,11 +1816,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit status: 0 done, 1 not to be done, 2 wrong usage, 3 done with files skipped and --strict,
         130 and 143 stopped by Ctrl-C and SIGTERM.
     """
-    args = build_parser().parse_args(argv)
+    args = parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
     with logging_to_stderr(), stopped_by_signals() as signals:
         try:
+            if args.compare:
+                rows = compare_systems(args.compare, args.output_dir, args.force, args.seed)
+                where = Path(args.output_dir, "comparison.csv")
+                return say(format_comparison(rows), f"results: {one_line(str(where))}")
             results = batch_inference_av_consistency(
                 given(args.audio_dir, args.audio_file, args.audio_paths),
                 given(args.video_dir, args.video_file, args.video_paths),
@@ -1669,16 +1851,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept = "" if args.no_cache else "; the same command goes on from there"
             print(f"interrupted: {one_line(str(e)) or 'nothing is embedded yet'}{kept}", file=sys.stderr)
             return 128 + signals[0]
-    counts = results["metrics"]["counts"]
+    metrics = results["metrics"]
+    report = format_report(metrics, args.report_lang)
+    status = say(report, f"results: {one_line(args.output_dir)}", summary(metrics["counts"]))
+    return 3 if status == 0 and args.strict and metrics["counts"]["failed"] else status
+
+
+def say(*lines: str) -> int:
+    """Print results, when all outputs are written; give the exit status."""
     try:
-        print(format_report(results["metrics"], args.report_lang))
-        print(f"results: {one_line(args.output_dir)}")
-        print(summary(counts), flush=True)
-    except OSError as e:  # a full disk, or a reader that is gone; the outputs are written
+        print(*lines, sep="\n", flush=True)
+    except OSError as e:  # a full disk, or a reader that is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: cannot write to standard output ({e.strerror})", file=sys.stderr)
         return 1
-    return 3 if args.strict and counts["failed"] else 0
+    return 0
 
 
 def given(*sources: Source | None) -> Source | None:

@@ -46,7 +46,7 @@ def test_every_shown_command_parses(lang, tmp_path, monkeypatch):
     for name in ("audio_list.txt", "video_list.txt"):
         (tmp_path / name).touch()
     commands = [block for block in blocks(lang) if block.startswith("python batch_inference.py")]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         build_parser().parse_args(shlex.split(command)[2:])
 
