@@ -541,7 +541,8 @@ class FileEmbedder:
             self.n_cached += file.row is not None
             self._keep(file, row, progress)
         else:
-            waiting.setdefault(file.content or file.path, []).append(file)
+            files = waiting.setdefault(file.content or file.path, [])
+            files.append(replace(file, input=None) if files else file)  # one input does for all
 
     def _embed_waiting(self, side: str, waiting: dict[str, list[LoadedFile]], progress: Progress) -> None:
         """Give the files that wait their rows, the same one to files of the same content."""
