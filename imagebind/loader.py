@@ -50,6 +50,7 @@ def _read(cache: EmbeddingCache | None, side: str, path: str) -> LoadedFile:
     content = None
     try:
         if cache is not None:
+            data.check_is_file(path)
             with data.media_errors(path):
                 content = content_hash(path)
             row = cache.get(content, side)

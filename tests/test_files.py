@@ -253,7 +253,9 @@ def evening(tmp_path_factory, small_checkpoint):
         retrieval_mode=True,
         checkpoint=small_checkpoint,
         num_workers=2,
+        timeout=30,
         worker_memory_gb=2,
+        cache=folder / "cache.sqlite",
     )
     reasons = {(f["side"], os.path.basename(f["path"])): f["reason"] for f in results["failures"]}
     return results, reasons
