@@ -757,7 +757,7 @@ def find_mismatches(
 
     n_above, n_from = np.zeros((2, len(levels)), np.int64)
     total = squares = 0.0
-    center = similarity.mean(dtype=np.float64)
+    center = scores.mean(dtype=np.float64)  # near all of them, so that squares lose no digits
     blocks = [similarity[i : i + ROWS_AT_A_TIME] for i in range(0, len(similarity), ROWS_AT_A_TIME)]
     for sign, block in [*((1, block) for block in blocks), (-1, similarity[tuple(cells.T)])]:
         above, from_it = count(block)
@@ -769,29 +769,43 @@ def find_mismatches(
     n = similarity.size - len(cells)
     mean = total / n if n else math.nan
     level = np.searchsorted(levels, scores)
-
-    is_true = {}  # row or column -> its true cells
-    for i, j in cells.tolist():
-        is_true.setdefault(("row", i), []).append(j)
-        is_true.setdefault(("column", j), []).append(i)
-    n_below_beside, n_beside = np.zeros((2, len(truth)), np.int64)
-    for k, (i, j) in enumerate(truth):
-        for beside, true in (
-            (similarity[i], is_true["row", i]),
-            (similarity[:, j], is_true["column", j]),
-        ):
-            n_beside[k] += len(beside) - len(true)
-            n_below_beside[k] += np.count_nonzero(beside < scores[k])
-            n_below_beside[k] -= np.count_nonzero(beside[true] < scores[k])
     return Mismatches(
         n,
         float(center + mean),
         math.sqrt(max(squares / n - mean**2, 0)) if n else math.nan,
         n_above[level],
         (n_from - n_above)[level],
-        n_below_beside,
-        n_beside,
+        *count_beside(similarity, truth, cells),
     )
+
+
+def count_beside(
+    similarity: np.ndarray, truth: Sequence[tuple[int, int]], cells: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the mismatches in the row and the column of each pair.
+
+    Args:
+        similarity: (N, M).
+        truth: P pairs (row, column).
+        cells: (C, 2) all that are no mismatches.
+
+    Returns:
+        (P,) those that are less similar than the pair, and (P,) all of them.
+    """
+    is_true = defaultdict(list)  # row or column -> its true cells
+    for i, j in cells.tolist():
+        is_true["row", i].append(j)
+        is_true["column", j].append(i)
+    n_below, n_beside = np.zeros((2, len(truth)), np.int64)
+    for k, (i, j) in enumerate(truth):
+        for beside, true in (
+            (similarity[i], is_true["row", i]),
+            (similarity[:, j], is_true["column", j]),
+        ):
+            n_beside[k] += len(beside) - len(true)
+            n_below[k] += np.count_nonzero(beside < similarity[i, j])
+            n_below[k] -= np.count_nonzero(beside[true] < similarity[i, j])
+    return n_below, n_beside
 
 
 def not_told_from_chance(p_values: np.ndarray, rate: float = SUSPECT_RATE) -> np.ndarray:
@@ -811,8 +825,10 @@ def not_told_from_chance(p_values: np.ndarray, rate: float = SUSPECT_RATE) -> np
     return ~told
 
 
-def bootstrap_interval(values: np.ndarray, seed: int) -> list[float]:
-    """Give the 95 % percentile bootstrap interval of a mean (Efron 1979)."""
+def bootstrap_interval(values: np.ndarray, seed: int) -> list[float] | None:
+    """Give the 95 % percentile bootstrap interval of a mean (Efron 1979); None for a single value."""
+    if len(values) < 2:
+        return None
     generator, n = np.random.default_rng(seed), len(values)
     n_samples = max(BOOTSTRAP_SAMPLES * 10_000 // max(n, 10_000), 1000)
     means = [values[generator.integers(0, n, n)].mean() for _ in range(n_samples)]
@@ -854,7 +870,7 @@ def compute_metrics(
         "paired_similarity_min": float(paired.min()),
         "paired_similarity_max": float(paired.max()),
         **{f"paired_similarity_{name}": float(q) for name, q in zip(QUARTILES, quartiles, strict=True)},
-        "paired_similarity_interval": bootstrap_interval(paired, seed) if len(paired) > 1 else None,
+        "paired_similarity_interval": bootstrap_interval(paired, seed),
         "bootstrap_seed": seed,
     }
     mismatches = find_mismatches(similarity, truth, also_true)
@@ -1021,8 +1037,8 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     else:
         rows["可疑配对"] = metrics["suspects"]
         rows |= {f"  {one_line(s['name'])}": f"{s['similarity']:.4f}" for s in metrics["lowest_suspects"]}
-    if len(metrics["lowest_suspects"]) < (metrics["suspects"] or 0):
-        rows["  ..."] = words["其余见 pair_scores.csv"]
+        if len(metrics["lowest_suspects"]) < metrics["suspects"]:
+            rows["  ..."] = words["其余见 pair_scores.csv"]
     return rows
 
 
@@ -1068,7 +1084,7 @@ UNSHOWN = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 def one_line(text: str) -> str:
     """Write what would break a line, or turn it around, as \\n, \\xNN or \\uNNNN."""
-    return re.sub(f"[{UNSHOWN}]", lambda m: m[0].encode("unicode_escape").decode(), text)
+    return escape(UNSHOWN, text)
 
 
 def field(name: str) -> str:
@@ -1080,7 +1096,12 @@ def field(name: str) -> str:
     >>> field(name).encode("latin-1", "backslashreplace").decode("unicode_escape") == name
     True
     """
-    return re.sub(rf"[{UNSHOWN}\\\ud800-\udfff]", lambda m: m[0].encode("unicode_escape").decode(), name)
+    return escape(rf"{UNSHOWN}\\\ud800-\udfff", name)
+
+
+def escape(characters: str, text: str) -> str:
+    """Write characters of a class, as of a regular expression, by their Python escapes."""
+    return re.sub(f"[{characters}]", lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 FORMULA_STARTS = ("=", "+", "-", "@")
@@ -1406,9 +1427,12 @@ def compare(
     video_embeddings = np.stack([rows["video"][path] for path in videos])
     similarity = cosine_similarity(audio_embeddings, video_embeddings)
     metrics, scores = compute_metrics(similarity, truth, true_cells(sounds, videos, pairs), seed)
-    for side, places in (("audio", [i for i, _ in truth]), ("video", [j for _, j in truth])):
-        embeddings = {"audio": audio_embeddings, "video": video_embeddings}[side][places]
-        scores[f"{side}_clips_alike"] = np.linalg.norm(embeddings.astype(np.float64), axis=1) / scales[side]
+    for side, embeddings, places in (
+        ("audio", audio_embeddings, [i for i, _ in truth]),
+        ("video", video_embeddings, [j for _, j in truth]),
+    ):
+        lengths = np.linalg.norm(embeddings[places].astype(np.float64), axis=1)
+        scores[f"{side}_clips_alike"] = lengths / scales[side]
     pair_scores = [
         {"name": audio.names[sound], "audio": sound, "video": video}
         | {column: scores[column][k].item() for column in PAIR_COLUMNS if column in scores}
@@ -1545,7 +1569,7 @@ def describe_mean(values: Sequence[float], seed: int) -> dict[str, Any]:
     """Give the number of values, their mean, and its 95 % bootstrap interval."""
     if not values:
         return {"pairs": 0}
-    low, high = bootstrap_interval(np.array(values), seed) if len(values) > 1 else (None, None)
+    low, high = bootstrap_interval(np.array(values), seed) or (None, None)
     return {"pairs": len(values), "mean": math.fsum(values) / len(values), "low": low, "high": high}
 
 
@@ -1756,15 +1780,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line, and see that it says what to do."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    sides = {
-        side: [f"--{side}_{kind}" for kind in ("dir", "file", "paths") if getattr(args, f"{side}_{kind}")]
-        for side in ("audio", "video")
-    }
-    if args.compare and (inputs := sides["audio"] + sides["video"]):
-        parser.error(f"argument --compare: not allowed with argument {inputs[0]}")
+    options = [f"{side}_{kind}" for side in ("audio", "video") for kind in ("dir", "file", "paths")]
+    inputs = [option for option in options if getattr(args, option) is not None]
+    if args.compare and inputs:
+        parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
     if args.compare and len(args.compare) < 2:
         parser.error("argument --compare: two directories or more are needed")
-    if not args.compare and all(getattr(args, f"video_{kind}") is None for kind in ("dir", "file", "paths")):
+    if not args.compare and not any(option.startswith("video") for option in inputs):
         parser.error("one of the arguments --video_dir --video_file --video_paths is required")
     return args
 

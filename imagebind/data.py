@@ -265,7 +265,7 @@ def decode_sound(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
     Raises:
         MediaError: the file cannot be decoded.
     """
-    with media_errors(path), open_stream(path, "audio") as stream:
+    with open_stream(path, "audio") as stream:
         form = None  # of the first frame: sample rate and channels
         # Sample format alone; rate and layout stay. Interleaved, as PyAV crashes on 8 planes and more.
         to_float = av.AudioResampler(format="flt")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import RATE, picture, write_audio, write_video
+from conftest import RATE, picture, tone, write_audio, write_video
 
-from batch_inference import batch_inference_av_consistency, choose_precision
+from batch_inference import batch_inference_av_consistency, choose_precision, start_workers
 from imagebind import data
+from imagebind.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 
@@ -125,6 +126,24 @@ def test_workers_give_what_the_main_process_gives(files, small_checkpoint):
     for key in ("metrics", "audio_names", "video_names", "pairs", "failures"):
         assert runs[0][key] == runs[1][key]
     assert [f["path"] for f in runs[0]["failures"]] == ["missing.wav", "missing.mp4"]
+
+
+def test_workers_report_warnings_and_time(tmp_path):
+    path = write_audio(tmp_path / "click.wav", tone(0.01))
+    with start_workers(1, 1, 60, 1) as one:
+        for workers in (None, one):
+            (file,) = load_files([("audio", str(path))], workers, ahead=1)
+            assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
+            assert file.seconds > 0
+            assert file.input.mels.shape == (3, 1, 128, 204)
+
+
+def test_every_file_is_read_once(tmp_path):
+    files = [("audio", f"{i}.wav") for i in range(5)] + [("video", f"{i}.mp4") for i in range(4)]
+    with start_workers(2, len(files), 60, 1) as workers:
+        loaded = list(load_files(files, workers))
+    assert sorted((file.side, file.path) for file in loaded) == sorted(files)
+    assert {file.reason for file in loaded} == {"No such file or directory"}
 
 
 def test_a_files_row_does_not_depend_on_the_others(files, small_checkpoint):

@@ -254,7 +254,7 @@ def evening(tmp_path_factory, small_checkpoint):
         checkpoint=small_checkpoint,
         num_workers=2,
         timeout=30,
-        worker_memory_gb=2,
+        worker_memory_gb=1,
         cache=folder / "cache.sqlite",
     )
     reasons = {(f["side"], os.path.basename(f["path"])): f["reason"] for f in results["failures"]}
