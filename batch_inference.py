@@ -18,6 +18,7 @@ What it writes to --output_dir, for N sounds and M videos:
     pair_scores.csv         a line for each pair: similarity, ranks, how sure it is a pair
     metrics.json            all figures, what was skipped and why, and how they were computed
     consistency_report.txt  the same to read
+    report.html             the same to look at: charts, and the pairs in a table
 
 On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; chance is 0.04.
 """
@@ -51,7 +52,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from imagebind import page
 from imagebind.cache import EmbeddingCache, content_hash
+from imagebind.names import field, one_line
 from imagebind.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
@@ -70,6 +73,8 @@ SUSPECTS_SHOWN = 10
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"
 METRICS_NAME = "metrics.json"
+COMPARISON_NAME = "comparison.csv"
+COMPARISON_PAGE = "comparison.html"
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
@@ -78,6 +83,7 @@ LOCK_NAME = ".in_use"
 PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024  # of the similarity matrix
+HISTOGRAM_BINS = 400  # over -1 to 1
 
 Results = dict[str, Any]  # what the API returns
 
@@ -808,6 +814,33 @@ def count_beside(
     return n_below, n_beside
 
 
+def similarity_histograms(
+    similarity: np.ndarray, truth: Sequence[tuple[int, int]], also_true: Iterable[tuple[int, int]] = ()
+) -> dict[str, np.ndarray]:
+    """Count how similar pairs are, and how similar mismatches; arguments are those of find_mismatches.
+
+    Returns:
+        edges: (B + 1,) from -1 to 1, evenly spaced.
+        paired: (B,) of the pairs.
+        mismatched: (B,) of all other cells.
+    """
+
+    def count(values: np.ndarray) -> np.ndarray:
+        bins = ((values.ravel() + 1) * (HISTOGRAM_BINS / 2)).astype(np.int64)
+        return np.bincount(bins.clip(0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+
+    counts = np.zeros(HISTOGRAM_BINS, np.int64)
+    for i in range(0, len(similarity), ROWS_AT_A_TIME):
+        counts += count(similarity[i : i + ROWS_AT_A_TIME])
+    cells = [np.array(sorted(cells), int).reshape(-1, 2).T for cells in (truth, {*truth, *also_true})]
+    paired, true = (count(similarity[tuple(places)]) for places in cells)
+    return {
+        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
+        "paired": paired,
+        "mismatched": counts - true,
+    }
+
+
 def not_told_from_chance(p_values: np.ndarray, rate: float = SUSPECT_RATE) -> np.ndarray:
     """Find the pairs that cannot be told from mismatches, by Benjamini and Hochberg's procedure (1995).
 
@@ -975,6 +1008,15 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
     lines += [f"{words['注意']}: {note}", ""] if note else []
     for label, key in (("音频数量", "audio"), ("视频数量", "video"), ("配对数量", "pairs")):
         lines.append(f"{words[label]}: {counts[key]}")
+    for title, rows in report_sections(metrics, lang).items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {label}: {value}" for label, value in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, Any]]:
+    """Give the sections of the report: title -> label -> value; labels of files are indented."""
+    words = LANGUAGES[lang]
     sections = {
         "相似度统计": {
             "平均相似度": f"{metrics['similarity_matrix_mean']:.4f}",
@@ -984,10 +1026,10 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
         **other_files_section(metrics, words),
         **protocol_section(metrics, words),
     }
-    for title, rows in sections.items():
-        lines += ["", f"{words[title]}:"]
-        lines += [f"  {words.get(label, label)}: {value}" for label, value in rows.items()]
-    return "\n".join(lines) + "\n"
+    return {
+        words[title]: {words.get(label, label): value for label, value in rows.items()}
+        for title, rows in sections.items()
+    }
 
 
 def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -1077,36 +1119,9 @@ def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     }
 
 
-# What a file name may hold and a line may not: control characters, line ends, and marks that turn the
-# direction of the text that follows.
-UNSHOWN = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
-
-
-def one_line(text: str) -> str:
-    """Write what would break a line, or turn it around, as \\n, \\xNN or \\uNNNN."""
-    return escape(UNSHOWN, text)
-
-
-def field(name: str) -> str:
-    r"""Write a name so that it stays in its field and can be read back, a backslash being doubled.
-
-    >>> name = "a\tb\\c\udcff.wav"
-    >>> print(field(name))
-    a\tb\\c\udcff.wav
-    >>> field(name).encode("latin-1", "backslashreplace").decode("unicode_escape") == name
-    True
-    """
-    return escape(rf"{UNSHOWN}\\\ud800-\udfff", name)
-
-
-def escape(characters: str, text: str) -> str:
-    """Write characters of a class, as of a regular expression, by their Python escapes."""
-    return re.sub(f"[{characters}]", lambda m: m[0].encode("unicode_escape").decode(), text)
-
-
 FORMULA_STARTS = ("=", "+", "-", "@")
 
-Writer = Callable[[Results, BinaryIO], None]
+Writer = Callable[[Any, BinaryIO], None]
 
 
 def npy_writer(key: str) -> Writer:
@@ -1155,8 +1170,13 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
     write_csv(columns, ([pair.get(column) for column in columns] for pair in results["pair_scores"]), file)
 
 
-def writers(report_lang: str) -> dict[str, Writer]:
-    """List the output files, each with the function that writes the results to it."""
+def writers(report_lang: str, output_dir: str | os.PathLike, no_html: bool) -> dict[str, Writer | None]:
+    """List the output files, each with what writes the results to it; None where it is left out."""
+
+    def write_page(results: Results, file: BinaryIO) -> None:
+        sections = report_sections(results["metrics"], report_lang)
+        page.write_report_page(file, results, sections, report_lang, output_dir)
+
     return {
         "audio_embeddings.npy": npy_writer("audio_embeddings"),
         "video_embeddings.npy": npy_writer("video_embeddings"),
@@ -1168,6 +1188,7 @@ def writers(report_lang: str) -> dict[str, Writer]:
         "consistency_report.txt": text_writer(
             lambda r: format_report(r["metrics"], report_lang).splitlines()
         ),
+        page.REPORT_PAGE: None if no_html else write_page,
         METRICS_NAME: text_writer(lambda r: [to_json(r["metrics"])]),
     }
 
@@ -1177,10 +1198,11 @@ def to_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
 
 
-def write_files(files: dict[str, Writer], results: Any, output_dir: str | os.PathLike) -> None:
+def write_files(files: dict[str, Writer | None], results: Any, output_dir: str | os.PathLike) -> None:
     """Write files: first each to a temporary one, then, when all are whole, rename them.
 
-    metrics.json is the first to go and the last to come: where it is, all are of one run.
+    metrics.json is the first to go and the last to come: where it is, all are of one run. A file that is
+    left out goes too, if an earlier run wrote it.
 
     Raises:
         EvaluationError: one cannot be written; those of an earlier run stay as they were.
@@ -1191,14 +1213,19 @@ def write_files(files: dict[str, Writer], results: Any, output_dir: str | os.Pat
             log.warning("%s: gone during the run; made again", output_dir)
             os.makedirs(output_dir)
         for name, write in files.items():
+            if write is None:
+                continue
             with open(temporary_path(output_dir, name), "wb") as file:
                 write(results, file)
                 file.flush()
                 os.fsync(file.fileno())
         if METRICS_NAME in files:
             Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
-        for name in files:
-            os.replace(temporary_path(output_dir, name), Path(output_dir, name))
+        for name, write in files.items():
+            if write is None:
+                Path(output_dir, name).unlink(missing_ok=True)
+            else:
+                os.replace(temporary_path(output_dir, name), Path(output_dir, name))
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
@@ -1217,8 +1244,11 @@ def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) 
 
 
 @contextmanager
-def exclusive_use(output_dir: str | os.PathLike) -> Iterator[None]:
+def exclusive_use(output_dir: str | os.PathLike, names: Iterable[str]) -> Iterator[None]:
     """Make the output directory, and keep other runs out of it for as long as this one lives.
+
+    Args:
+        names: of the files to be written there.
 
     The lock is the operating system's and goes with the process, however that ends; the file it is on
     only says who holds it.
@@ -1240,7 +1270,7 @@ def exclusive_use(output_dir: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
     with file:
-        remove_temporary_files(output_dir, writers("en"))
+        remove_temporary_files(output_dir, names)
         try:
             yield
         finally:
@@ -1293,6 +1323,7 @@ def batch_inference_av_consistency(
     no_cache: bool = False,
     seed: int = 0,
     report_lang: str = "zh",
+    no_html: bool = False,
 ) -> dict[str, Any]:
     """Embed sounds and videos and measure how well they belong together.
 
@@ -1316,7 +1347,8 @@ def batch_inference_av_consistency(
         cache: the file that keeps embeddings; None is embeddings.sqlite in output_dir, if there is one.
         no_cache: compute all, and keep nothing.
         seed: of the bootstrap.
-        report_lang: of consistency_report.txt, "zh" or "en".
+        report_lang: of consistency_report.txt and report.html, "zh" or "en".
+        no_html: leave report.html out.
 
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
@@ -1325,6 +1357,8 @@ def batch_inference_av_consistency(
         metrics: what metrics.json holds.
         audio_names, video_names: the names behind the rows.
         pairs: (audio path, video path) of all pairs; in pairing mode pair i is row i of both sides.
+        pair_rows: (row of the sound, row of the video) of each pair.
+        histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched" similarities.
         pair_scores: a dict for each pair, of the columns of pair_scores.csv.
         failures: dicts of path, side and reason.
 
@@ -1337,7 +1371,8 @@ def batch_inference_av_consistency(
     check_options(batch_size, precision, num_workers, timeout, worker_memory_gb, report_lang)
     with ExitStack() as stack:
         if output_dir is not None:
-            stack.enter_context(exclusive_use(output_dir))
+            outputs = writers(report_lang, output_dir, no_html)
+            stack.enter_context(exclusive_use(output_dir, outputs))
             cache = cache or Path(output_dir, CACHE_NAME)
         video = gather_files("video", video_paths)
         if audio_paths is None:
@@ -1366,7 +1401,7 @@ def batch_inference_av_consistency(
         )
         results["metrics"]["protocol"] = how
         if output_dir is not None:
-            write_files(writers(report_lang), results, output_dir)
+            write_files(outputs, results, output_dir)
         return results
 
 
@@ -1426,7 +1461,8 @@ def compare(
     audio_embeddings = np.stack([rows["audio"][path] for path in sounds])
     video_embeddings = np.stack([rows["video"][path] for path in videos])
     similarity = cosine_similarity(audio_embeddings, video_embeddings)
-    metrics, scores = compute_metrics(similarity, truth, true_cells(sounds, videos, pairs), seed)
+    also_true = set(true_cells(sounds, videos, pairs))
+    metrics, scores = compute_metrics(similarity, truth, also_true, seed)
     for side, embeddings, places in (
         ("audio", audio_embeddings, [i for i, _ in truth]),
         ("video", video_embeddings, [j for _, j in truth]),
@@ -1457,6 +1493,8 @@ def compare(
         "audio_names": [audio.names[path] for path in sounds],
         "video_names": [video.names[path] for path in videos],
         "pairs": pairs,
+        "pair_rows": truth,
+        "histograms": similarity_histograms(similarity, truth, also_true),
         "pair_scores": pair_scores,
         "failures": skipped,
     }
@@ -1494,14 +1532,18 @@ def compare_systems(
     output_dir: str | os.PathLike | None = None,
     force: bool = False,
     seed: int = 0,
+    report_lang: str = "zh",
+    no_html: bool = False,
 ) -> list[dict[str, Any]]:
     """Compare finished runs, such as those of several generators on the same prompts.
 
     Args:
         runs: output directories, two or more.
-        output_dir: where to write comparison.csv; None writes none.
+        output_dir: where to write comparison.csv and comparison.html; None writes none.
         force: compare runs that were computed in different ways.
         seed: of the bootstrap.
+        report_lang: of comparison.html, "zh" or "en".
+        no_html: leave comparison.html out.
 
     Returns:
         a row for each system; and one for every two, of the paired difference on the pairs that both
@@ -1512,8 +1554,11 @@ def compare_systems(
     """
     names = [os.fspath(run) for run in runs]
     metrics, scores = zip(*map(read_run, names), strict=True)
-    if not force:
-        refuse_different_protocols(names, [m["protocol"] for m in metrics])
+    difference = find_difference(names, [m["protocol"] for m in metrics])
+    if difference and not force:
+        raise EvaluationError(f"{difference}; --force compares them all the same")
+    if difference:
+        log.warning("%s", difference)
     rows = [
         {"system": name, **describe_mean(list(score.values()), seed), **compared_figures(m)}
         for name, m, score in zip(names, metrics, scores, strict=True)
@@ -1522,8 +1567,14 @@ def compare_systems(
         differences = [score - scores[j][key] for key, score in scores[i].items() if key in scores[j]]
         rows.append({"system": names[i], "minus": names[j], **describe_mean(differences, seed)})
     if output_dir is not None:
-        with exclusive_use(output_dir):
-            write_files({"comparison.csv": write_comparison}, rows, output_dir)
+        similarities = [np.array(m["paired_similarities"]) for m in metrics]
+
+        def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
+            page.write_comparison_page(file, rows, similarities, difference, report_lang, output_dir)
+
+        outputs = {COMPARISON_NAME: write_comparison, COMPARISON_PAGE: None if no_html else write_page}
+        with exclusive_use(output_dir, outputs):
+            write_files(outputs, rows, output_dir)
     return rows
 
 
@@ -1554,15 +1605,14 @@ def read_run(run: str) -> tuple[dict[str, Any], dict[tuple[str, int], float]]:
     return metrics, scores
 
 
-def refuse_different_protocols(names: Sequence[str], protocols: Sequence[dict[str, Any]]) -> None:
-    """Raise an EvaluationError that names the first difference."""
+def find_difference(names: Sequence[str], protocols: Sequence[dict[str, Any]]) -> str | None:
+    """Describe the first difference in how runs were computed; None where there is none."""
     for name, protocol in zip(names[1:], protocols[1:], strict=True):
         for key in COMPARABLE:
             if protocol.get(key) != protocols[0].get(key):
                 ways = ", ".join(json.dumps(p.get(key), ensure_ascii=False) for p in (protocols[0], protocol))
-                raise EvaluationError(
-                    f"{names[0]} and {name} differ in {key}: {ways}; --force compares them all the same"
-                )
+                return f"{names[0]} and {name} differ in {key}: {ways}"
+    return None
 
 
 def describe_mean(values: Sequence[float], seed: int) -> dict[str, Any]:
@@ -1766,7 +1816,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the bootstrap that gives the interval of the mean (default: %(default)s)",
     )
     group.add_argument(
-        "--report_lang", choices=LANGUAGES, default="zh", help="language of the report (default: %(default)s)"
+        "--report_lang",
+        choices=LANGUAGES,
+        default="zh",
+        help="language of the report and the page (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no_html", action="store_true", help=f"leave out {page.REPORT_PAGE} and {COMPARISON_PAGE}"
     )
     group.add_argument(
         "--strict",
@@ -1845,8 +1901,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with logging_to_stderr(), stopped_by_signals() as signals:
         try:
             if args.compare:
-                rows = compare_systems(args.compare, args.output_dir, args.force, args.seed)
-                where = Path(args.output_dir, "comparison.csv")
+                rows = compare_systems(
+                    args.compare, args.output_dir, args.force, args.seed, args.report_lang, args.no_html
+                )
+                where = Path(args.output_dir, COMPARISON_NAME)
                 return say(format_comparison(rows), f"results: {one_line(str(where))}")
             results = batch_inference_av_consistency(
                 given(args.audio_dir, args.audio_file, args.audio_paths),
@@ -1864,6 +1922,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 no_cache=args.no_cache,
                 seed=args.seed,
                 report_lang=args.report_lang,
+                no_html=args.no_html,
             )
         except EvaluationError as e:
             print(f"error: {one_line(str(e))}", file=sys.stderr)
