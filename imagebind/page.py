@@ -13,22 +13,22 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 from imagebind.names import one_line
-
-if TYPE_CHECKING:  # imported where a chart is made
-    from plotly.graph_objects import Figure
 
 REPORT_PAGE = "report.html"
 PAIRS_SHOWN = 10_000  # in the table
 FILES_SHOWN = 200  # on each side of the heat map
 BARS = 50  # of a histogram, at most
 POINTS = 200  # of a curve
-LETTERS_SHOWN = 40  # of a name in a line on a chart
+LETTERS_IN_LINE = 40  # of a name on a chart
+LETTERS_OF_SHORT = 24  # of a name beside one
 COLORS = ("#3b82c4", "#e08a2b", "#3a9d6e", "#b565c9", "#c8553d", "#8a8f3c", "#4aa8b8", "#8d6e63")
 GRAY = "#8a929c"
 
@@ -94,8 +94,8 @@ TEXTS = {
         ),
         "least": "Shown are the {} least similar of {} pairs; all are in pair_scores.csv.",
         "columns": (
-            *("name", "audio", "video", "similarity", "video rank", "audio rank", "percentile"),
-            *("audio clips alike", "video clips alike", "p-value", "suspect"),
+            *("name", "similarity", "suspect", "video rank", "audio rank", "percentile", "p-value"),
+            *("audio clips alike", "video clips alike", "audio", "video"),
         ),
         "skipped": "Skipped files",
         "skipped how": "These files have no row, and their pairs are in no figure.",
@@ -179,8 +179,8 @@ TEXTS = {
         ),
         "least": "此处为 {} 个相似度最低的配对，共 {} 对；全部见 pair_scores.csv。",
         "columns": (
-            *("名称", "音频", "视频", "相似度", "视频排名", "音频排名", "百分位"),
-            *("音频片段相似", "视频片段相似", "p 值", "可疑"),
+            *("名称", "相似度", "可疑", "视频排名", "音频排名", "百分位", "p 值"),
+            *("音频片段相似", "视频片段相似", "音频", "视频"),
         ),
         "skipped": "跳过的文件",
         "skipped how": "这些文件没有嵌入，其配对不计入任何指标。",
@@ -217,8 +217,6 @@ def write_page(file: BinaryIO, lang: str, title: str, note: str, parts: Sequence
         note: what is to be known before anything else, or "".
         parts: in order.
     """
-    from plotly.offline import get_plotlyjs
-
     page = {"texts": TEXTS[lang], "note": note, "parts": parts}
     content = {
         "lang": lang,
@@ -250,7 +248,7 @@ def facts(sections: dict[str, dict[str, Any]]) -> Part:
     }
 
 
-def chart(title: str, how: str, figure: Figure) -> Part:
+def chart(title: str, how: str, figure: go.Figure) -> Part:
     figure.layout.template = {}  # the page has its own, for light and dark
     return {"title": title, "how": how, "chart": json.loads(figure.to_json())}
 
@@ -298,24 +296,22 @@ def chart_text(name: str) -> str:
     Plotly takes some tags in its texts for markup.
     """
     text = one_line(name)
-    lines = [text[i : i + LETTERS_SHOWN] for i in range(0, len(text), LETTERS_SHOWN)]
+    lines = [text[i : i + LETTERS_IN_LINE] for i in range(0, len(text), LETTERS_IN_LINE)]
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 
-def tick_label(name: str) -> str:
-    """Write the end of a name, for a place where there is room for one line."""
+def short(name: str) -> str:
+    """Write the end of a name, for a place where there is little room."""
     text = one_line(name)
-    return chart_text(text if len(text) <= LETTERS_SHOWN else f"…{text[1 - LETTERS_SHOWN :]}")
+    return chart_text(text if len(text) <= LETTERS_OF_SHORT else f"…{text[1 - LETTERS_OF_SHORT :]}")
 
 
-def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> Figure:
+def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> go.Figure:
     """Draw the similarities of pairs over those of mismatched combinations, each as shares of its own.
 
     Args:
         histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched".
     """
-    import plotly.graph_objects as go
-
     texts, edges = TEXTS[lang], histograms["edges"]
     names = {"mismatched": texts["mismatched"], "paired": texts["pairs"]}
     used = np.flatnonzero(histograms["paired"] + histograms["mismatched"])
@@ -350,10 +346,8 @@ def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> Figure:
 
 def heat_map(
     similarity: np.ndarray, audio_names: Sequence[str], video_names: Sequence[str], lang: str
-) -> Figure:
+) -> go.Figure:
     """Draw a similarity matrix (N, M) that names both files under the pointer."""
-    import plotly.graph_objects as go
-
     audio, video = TEXTS[lang]["audio"], TEXTS[lang]["video"]
     figure = go.Figure(
         go.Heatmap(
@@ -397,14 +391,12 @@ def spread(n: int, k: int) -> list[int]:
     return np.linspace(0, n - 1, min(n, k)).round().astype(int).tolist()
 
 
-def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> Figure:
+def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> go.Figure:
     """Draw Recall@K over K.
 
     Args:
-        directions: "audio to video" and "video to audio", of each the ranks (P,) and the number of candidates.
+        directions: "audio to video" and "video to audio", of each ranks (P,) and the number of candidates.
     """
-    import plotly.graph_objects as go
-
     texts = TEXTS[lang]
     figure = go.Figure()
     drawn = {"mode": "lines", "hovertemplate": "K = %{x}<br>%{y:.1%}"}
@@ -426,19 +418,18 @@ def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> Fi
     return figure
 
 
-def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
     """Draw means with their intervals, one below the other.
 
     Args:
         rows: of comparison.csv, with a mean; where they are differences, no difference is marked.
         title: of the axis.
     """
-    import plotly.graph_objects as go
 
     def ends(row: dict[str, Any]) -> tuple[float, float]:
         return (row["mean"], row["mean"]) if row["low"] is None else (row["low"], row["high"])
 
-    names = [" − ".join(row[key] for key in ("system", "minus") if key in row) for row in rows]
+    names = [[row[key] for key in ("system", "minus") if key in row] for row in rows]
     figure = go.Figure(
         go.Scatter(
             x=[row["mean"] for row in rows],
@@ -451,7 +442,10 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> Figure:
                 "color": COLORS[0],
             },
             customdata=[
-                [chart_text(name), f"{row['mean']:.4f} [{ends(row)[0]:.4f}, {ends(row)[1]:.4f}]"]
+                [
+                    "<br>− ".join(map(chart_text, name)),
+                    "{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)),
+                ]
                 for name, row in zip(names, rows, strict=True)
             ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
@@ -464,17 +458,15 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         xaxis={"title": title},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": list(map(tick_label, names)),
+            "ticktext": ["<br>− ".join(map(short, name)) for name in names],
             "range": [len(rows) - 0.5, -0.5],
         },
     )
     return figure
 
 
-def outline_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> Figure:
+def outline_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> go.Figure:
     """Draw how the similarities (P,) of each system are distributed, a line for each."""
-    import plotly.graph_objects as go
-
     texts = TEXTS[lang]
     edges = np.histogram_bin_edges(np.concatenate(similarities), BARS // 2)
     figure = go.Figure()
@@ -484,7 +476,7 @@ def outline_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang
             y=np.histogram(values, edges)[0] / len(values),
             mode="lines",
             line={"shape": "hvh", "width": 2.5, "color": COLORS[i % len(COLORS)]},
-            name=tick_label(name),
+            name=short(name),
             hovertemplate="%{x:.3f}<br>%{y:.1%}",
         )
     figure.update_layout(
@@ -591,29 +583,19 @@ def pair_table(scores: Sequence[dict[str, Any]], texts: dict[str, Any], folder: 
     how = texts["pair table how"]
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
-    keys = (
-        "similarity",
-        "video_rank",
-        "audio_rank",
-        "percentile",
-        "audio_clips_alike",
-        "video_clips_alike",
-        "p_value",
-    )
+    figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
+    said = {None: None, True: texts["yes"], False: texts["no"]}
     rows = (
         (
-            pair["name"],
-            linked(pair["audio"], folder),
-            linked(pair["video"], folder),
-            *(pair.get(key) for key in keys),
-            {None: None, True: texts["yes"], False: texts["no"]}[pair.get("suspect")],
+            *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
+            *(pair.get(figure) for figure in figures),
+            *(linked(pair[side], folder) for side in ("audio", "video")),
         )
         for pair in lowest
     )
-    kinds = ("text", "file", "file", *["number"] * len(keys), "text")
-    return table(
-        texts["pair table"], how, list(zip(texts["columns"], kinds, strict=True)), rows, order=(3, 1)
-    )
+    kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
+    columns = list(zip(texts["columns"], kinds, strict=True))
+    return table(texts["pair table"], how, columns, rows, order=(1, 1))
 
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:

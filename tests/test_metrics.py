@@ -16,6 +16,7 @@ from batch_inference import (
     compute_metrics,
     cosine_similarity,
     retrieval_metrics,
+    similarity_histograms,
     true_cells,
     true_ranks,
 )
@@ -129,6 +130,18 @@ TRUTH = {  # of a matrix of 11 x 13: a diagonal, pairs anywhere, and files that 
     "anywhere": [(3, 0), (0, 12), (10, 4)],
     "shared": [(0, 0), (0, 1), (5, 1), (5, 1)],
 }
+
+
+@pytest.mark.parametrize("kind", TRUTH)
+def test_histograms_count_pairs_and_all_other_cells(kind, monkeypatch):
+    monkeypatch.setattr(batch_inference, "ROWS_AT_A_TIME", 4)
+    similarity = np.random.default_rng(0).uniform(-1, 1, (11, 13)).astype(np.float32)
+    similarity[7, 7], similarity[8, 8] = 1, -1
+    truth = TRUTH[kind]
+    histograms = similarity_histograms(similarity, truth, also_true=[(9, 9)])
+    mismatched = [similarity[i, j] for i in range(11) for j in range(13) if (i, j) not in {*truth, (9, 9)}]
+    for side, values in (("paired", [similarity[i, j] for i, j in truth]), ("mismatched", mismatched)):
+        assert histograms[side].tolist() == np.histogram(values, histograms["edges"])[0].tolist()
 
 
 @pytest.mark.parametrize("kind", ["random", "negative", "coarse", "equal"])

@@ -45,6 +45,7 @@ OUTPUTS = {
     "pair_scores.csv",
     "metrics.json",
     "consistency_report.txt",
+    "report.html",
     "embeddings.sqlite",
 }
 

@@ -1,0 +1,432 @@
+"""The pages, in a browser: report.html and comparison.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlparse
+
+import numpy as np
+import pytest
+import torch
+from chromium import CHROMIUM, Browser
+from conftest import picture, tone, write_audio, write_video
+
+from batch_inference import (
+    batch_inference_av_consistency,
+    compare_systems,
+    main,
+    report_sections,
+    similarity_histograms,
+)
+from imagebind import page
+from imagebind.names import one_line
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "<b>bold<br> &lt;i&gt; & '\"` %{z} ${1} {{plotly}}",
+    os.fsdecode(b"not\xffUTF-8\n\xe2\x80\xae!--"),
+    "long " * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, small_checkpoint):
+    """A folder with report.html over files of hostile names, two of them skipped; and the results."""
+    folder = tmp_path_factory.mktemp("report")
+    for i, name in enumerate(HOSTILE):
+        write_audio(folder / "a<b" / f"{name}.wav", tone(1, 200 * (i + 1)))
+        video = write_video(folder / "video.mp4", [picture(20 * i + k % 5) for k in range(20)])
+        (folder / "script> #?").mkdir(exist_ok=True)
+        video.rename(folder / "script> #?" / f"{name}.mp4")
+    for side in ("a<b/</script>.wav", "script> #?/</script>.mp4"):
+        (folder / side).parent.mkdir(exist_ok=True)
+        (folder / side).write_bytes(b"nothing")
+    results = batch_inference_av_consistency(
+        folder / "a<b",
+        folder / "script> #?",
+        device="cpu",
+        checkpoint=small_checkpoint,
+        output_dir=folder / "out%20",
+        report_lang="en",
+    )
+    return folder / "out%20", results
+
+
+def texts(browser, selector: str) -> list[str]:
+    return browser.run(f"[...document.querySelectorAll({selector!r})].map(node => node.textContent)")
+
+
+def hover_text(browser) -> str:
+    """What the pointer says, lines joined."""
+    text = "[...document.querySelectorAll('.hoverlayer .hovertext .nums')].map(t => t.textContent).join(' ')"
+    return browser.wait_for(text)
+
+
+def point_at_cell(browser, row: int, column: int) -> str:
+    """Move the pointer over a cell of the heat map, and give what it says."""
+    browser.point_at(1, 1)
+    browser.wait_for("!document.querySelector('.hoverlayer .hovertext')")
+    x, y = browser.run(
+        f"""(() => {{
+            const chart = document.querySelectorAll(".chart")[1];
+            chart.scrollIntoView({{ block: "center" }});
+            const {{ left, top }} = chart.getBoundingClientRect();
+            const {{ xaxis, yaxis }} = chart._fullLayout;
+            return [left + xaxis._offset + xaxis.d2p({column}), top + yaxis._offset + yaxis.d2p({row})];
+        }})()"""
+    )
+    browser.point_at(x, y)
+    return hover_text(browser)
+
+
+def test_every_chart_is_drawn_without_complaint(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    assert browser.complaints == []
+    assert browser.run("document.title") == "Audio-video consistency report"
+    charts = "document.querySelectorAll('.chart')"
+    assert browser.run(f"{charts}.length") == 3
+    n_bars = sum(
+        np.count_nonzero(trace.y) for trace in page.histogram_chart(results["histograms"], "en").data
+    )
+    drawn = ".barlayer .point path", ".heatmaplayer image", ".scatterlayer path.js-line"
+    counts = [browser.run(f"{charts}[{i}].querySelectorAll('{path}').length") for i, path in enumerate(drawn)]
+    assert counts[0] >= n_bars > 0
+    assert counts[1:] == [1, 3]
+    tiles = dict(zip(texts(browser, ".tiles dt"), texts(browser, ".tiles dd:nth-of-type(1)"), strict=True))
+    metrics = results["metrics"]
+    assert tiles["mean of pairs"] == f"{metrics['paired_similarity_mean']:.4f}"
+    assert tiles["Recall@1"] in (f"{metrics['recall_at_1']:.4f}", f"{metrics['recall_at_1']:.0f}")
+    assert tiles["pairs evaluated"] == "4"
+
+
+def test_the_pointer_names_both_files_of_a_cell(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    similarity = results["similarity_matrix"].numpy()
+    for row, column in ((0, 1), (2, 0), (1, 3)):
+        names = [one_line(results[f"{side}_names"][i]) for side, i in (("audio", row), ("video", column))]
+        said = point_at_cell(browser, row, column).replace("−", "-")
+        assert re.sub(r"\s", "", said) == re.sub(
+            r"\s", "", f"audio: {names[0]}video: {names[1]}{similarity[row, column]:.4f}"
+        )
+    assert browser.complaints == []
+
+
+def test_names_are_text_and_links_lead_to_the_files(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    pairs = sorted(results["pair_scores"], key=lambda pair: pair["similarity"])
+    names = texts(browser, "tbody tr td:nth-child(1)")
+    assert names[: len(pairs)] == [one_line(pair["name"]) for pair in pairs]
+    assert browser.run("document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    links = browser.run("[...document.querySelectorAll('tbody a')].map(a => [a.textContent, a.href])")
+    paths = [pair[side] for pair in pairs for side in ("audio", "video")]
+    paths += [failure["path"] for failure in results["failures"]]
+    assert len(paths) == 10
+    for (text, href), path in zip(links, paths, strict=True):
+        assert text == one_line(os.path.basename(path))
+        address = urlparse(href)
+        assert (address.scheme, address.query, address.fragment) == ("file", "", "")
+        assert os.path.samefile(unquote_to_bytes(address.path), path)
+    assert texts(browser, "tbody tr td:nth-child(3)")[-2:] == [f["reason"] for f in results["failures"]]
+
+
+def test_the_table_is_sorted_by_keyboard(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    names = sorted(one_line(pair["name"]) for pair in results["pair_scores"])
+    browser.run("document.querySelector('th button').focus()")
+    shown = "tbody tr td:nth-child(1)"
+    browser.press("Enter")
+    ascending = texts(browser, shown)[:4]
+    assert sorted(ascending) == names
+    assert browser.run(
+        f"{json.dumps(ascending)}.every((name, i, all) => !i || all[i - 1].localeCompare(name) <= 0)"
+    )
+    assert browser.run("document.querySelector('th').ariaSort") == "ascending"
+    browser.press("Enter")
+    assert texts(browser, shown)[:4] == ascending[::-1]
+    assert browser.run("document.querySelector('th').ariaSort") == "descending"
+    browser.press("Tab")  # to the next heading
+    browser.press("Enter")
+    similarities = [float(text) for text in texts(browser, "tbody tr td:nth-child(2)")[:4]]
+    assert similarities == sorted(similarities)
+
+
+def test_the_arrow_keys_move_the_pointer_of_a_chart(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    names = [re.sub(r"\s", "", one_line(name)) for name in results["video_names"]]
+    browser.run("document.querySelectorAll('.chart')[1].focus()")
+    browser.press("ArrowRight")
+    assert f"video:{names[1]}" in re.sub(r"\s", "", hover_text(browser))
+    browser.press("ArrowLeft")
+    browser.press("ArrowLeft")  # from the first to the last
+    said = "document.querySelectorAll('.hoverlayer')[1].textContent.replace(/\\s/g, '')"
+    browser.wait_for(f"{said}.includes({json.dumps('video:' + names[-1])})")
+    for i in (0, 2):
+        browser.run(f"document.querySelectorAll('.chart')[{i}].focus()")
+        browser.press("ArrowRight")
+        assert "%" in hover_text(browser)
+    assert browser.complaints == []
+
+
+def luminance(color: str) -> float:
+    """Of a CSS color, as WCAG 2 defines it."""
+    channels = np.array([float(x) for x in re.findall(r"[\d.]+", color)[:3]]) / 255
+    channels = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(channels @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_texts_are_readable_in_light_and_dark(browser, report, dark):
+    folder, _ = report
+    browser.open(folder / "report.html", dark=dark)
+    back = luminance(browser.run("getComputedStyle(document.body).backgroundColor"))
+    assert (back < 0.1) == dark
+    for selector, style in (
+        ("h1", "color"),
+        (".how", "color"),
+        (".chart text", "fill"),
+        ("tbody a", "color"),
+    ):
+        color = browser.run(f"getComputedStyle(document.querySelector('{selector}')).{style}")
+        low, high = sorted((luminance(color), back))
+        assert (high + 0.05) / (low + 0.05) > 4.5, selector
+
+
+def test_charts_follow_a_change_to_dark(browser, report):
+    folder, _ = report
+    browser.open(folder / "report.html")
+    before = browser.run("getComputedStyle(document.querySelector('.chart text')).fill")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.wait_for(f"getComputedStyle(document.querySelector('.chart text')).fill !== {before!r}")
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(browser, report):
+    folder, _ = report
+    browser.open(folder / "report.html", width=390, height=844)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    widths = browser.run(
+        "[...document.querySelectorAll('.chart .main-svg')].map(s => s.getBoundingClientRect().width)"
+    )
+    assert all(300 < width <= 390 for width in widths)
+
+
+def made_up(n_audio: int, n_video: int, n_pairs: int) -> dict:
+    """Results of a run over files that there are not, the last pairs the least similar."""
+    rng = np.random.default_rng(0)
+    similarity = rng.normal(0.05, 0.1, (n_audio, n_video)).clip(-1, 1).astype(np.float32)
+    truth = [(i, i) for i in range(n_pairs)]
+    similarity[range(n_pairs), range(n_pairs)] = np.linspace(0.9, 0.1, n_pairs)
+    folder = "/data/" + "a_folder_with_a_rather_long_name/" * 3
+    scores = [
+        {
+            "name": f"clip_{i:06d}",
+            "audio": f"{folder}audio/clip_{i:06d}.wav",
+            "video": f"{folder}video/clip_{i:06d}.mp4",
+            "similarity": float(similarity[i, i]),
+            **dict.fromkeys(("video_rank", "audio_rank"), float(i + 1)),
+            **dict.fromkeys(("percentile", "p_value"), float(rng.random())),
+            **dict.fromkeys(("audio_clips_alike", "video_clips_alike"), float(rng.random())),
+            "suspect": bool(i % 2),
+        }
+        for i in range(n_pairs)
+    ]
+    counts = {"audio": n_audio, "video": n_video, "pairs": n_pairs, "unmatched": 0, "failed": 0}
+    protocol = {"checkpoint": {"note": ""}}
+    metrics = {"counts": counts, "protocol": protocol, "paired_similarity_interval": None}
+    metrics |= {"paired_similarity_mean": 0.5, "recall_at_1": 0.0, "recall_at_1_chance": 0.0}
+    return {
+        "metrics": metrics,
+        "similarity_matrix": torch.from_numpy(similarity),
+        "audio_names": [f"clip_{i:06d}" for i in range(n_audio)],
+        "video_names": [f"clip_{i:06d}" for i in range(n_video)],
+        "pairs": [(pair["audio"], pair["video"]) for pair in scores],
+        "pair_rows": truth,
+        "histograms": similarity_histograms(similarity, truth),
+        "pair_scores": scores,
+        "failures": [],
+    }
+
+
+def write(results: dict, path: Path, lang: str = "en") -> Path:
+    with open(path, "wb") as file:
+        page.write_report_page(file, results, {}, lang, path.parent)
+    return path
+
+
+def test_ten_thousand_pairs_open(browser, tmp_path):
+    path = write(made_up(10_000, 10_000, 10_000), tmp_path / "report.html")
+    assert path.stat().st_size < 20e6
+    browser.open(path)
+    assert browser.complaints == []
+    assert browser.run("document.querySelectorAll('.chart .main-svg').length") >= 3
+    assert any("a sample: 200 of 10000 audio files, 200 of 10000" in text for text in texts(browser, ".how"))
+    assert "clip_009999" in point_at_cell(browser, 199, 199)
+    assert texts(browser, "tbody td:first-child")[:2] == ["clip_009999", "clip_009998"]
+    assert texts(browser, "[role=status]") == ["1–100 / 10000"]
+    browser.run("document.querySelectorAll('.controls button')[1].click()")
+    assert texts(browser, "tbody td:first-child")[0] == "clip_009899"
+    assert texts(browser, "[role=status]") == ["101–200 / 10000"]
+    browser.run("document.querySelector('input').focus()")
+    for wanted, found in (("CLIP_00123", list(range(1239, 1229, -1))), ("4", [1234]), ("x", [])):
+        browser.call("Input.insertText", text=wanted)
+        assert texts(browser, "tbody td:first-child") == [f"clip_{i:06d}" for i in found]
+    assert texts(browser, "[role=status]") == ["nothing found"]
+
+
+def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path):
+    results = made_up(page.PAIRS_SHOWN + 5, 10, 10)
+    extra = [
+        results["pair_scores"][0] | {"name": f"more_{i}", "similarity": 0.95} for i in range(page.PAIRS_SHOWN)
+    ]
+    results["pair_scores"] = extra + results["pair_scores"]
+    browser.open(write(results, tmp_path / "report.html"))
+    assert any("the 10000 least similar of 10010 pairs" in text for text in texts(browser, ".how"))
+    assert texts(browser, "[role=status]") == ["1–100 / 10000"]
+
+
+def test_distractors_come_after_the_pairs(browser, tmp_path):
+    results = made_up(30, 40, 5)
+    order = list(reversed(range(40)))
+    results["similarity_matrix"] = results["similarity_matrix"][:, order]
+    results["video_names"] = [results["video_names"][j] for j in order]
+    results["pair_rows"] = [(i, order.index(i)) for i in range(5)]
+    browser.open(write(results, tmp_path / "report.html"))
+    said = point_at_cell(browser, 3, 3)
+    assert said.count("clip_000003") == 2
+    assert "0.3000" in said
+    assert not any("a sample" in text for text in texts(browser, ".how"))
+    said = point_at_cell(browser, 29, 39)
+    assert "clip_000029" in said
+    assert browser.run("document.querySelectorAll('.scatterlayer path.js-line').length") == 4  # two chances
+
+
+def test_the_recall_curve_is_the_share_of_ranks():
+    ranks = np.array([1, 1, 2.5, 7, 40])
+    directions = {"audio to video": (ranks, 50), "video to audio": (ranks[:1], 50)}
+    forth, chance, back = page.recall_chart(directions, "en").data
+    for trace, values in ((forth, ranks), (back, ranks[:1])):
+        for k, share in zip(trace.x, trace.y, strict=True):
+            assert share == np.mean(values <= k)
+        assert {1, 5, 10, 50} <= set(trace.x)
+    assert chance.y.tolist() == (chance.x / 50).tolist()
+
+
+def test_bars_hold_every_similarity_once():
+    histograms = {
+        "edges": np.linspace(-1, 1, 401),
+        "paired": np.bincount([250, 390], minlength=400),
+        "mismatched": np.bincount(np.arange(120, 330), minlength=400),
+    }
+    mismatched, paired = page.histogram_chart(histograms, "en").data
+    assert sum(paired.y) == pytest.approx(1)
+    assert sum(mismatched.y) == pytest.approx(1)
+    assert [count for _, _, count in paired.customdata if count] == [1, 1]
+    assert len(paired.x) <= page.BARS
+    low, high = (float(text) for text in next(row for row in paired.customdata if row[2])[:2])
+    assert low <= 0.25 < high  # bin 250 begins at 0.25
+
+
+def test_chinese_is_the_default(browser, tmp_path):
+    browser.open(write(made_up(3, 3, 3), tmp_path / "report.html", "zh"))
+    assert browser.run("document.title") == "音频-视频一致性评估报告"
+    assert browser.run("document.documentElement.lang") == "zh"
+    text = browser.run("document.querySelector('main').innerText")
+    assert not re.search(r"[a-z]{3,}", re.sub(r"Recall|AUC|clip_\d+(\.\w+)?|pair_scores|csv", "", text))
+    assert page.TEXTS["zh"].keys() == page.TEXTS["en"].keys()
+
+
+def test_without_pairs_the_matrix_is_shown_alone(browser, pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    shutil.move("video/a.mp4", "video/x.mp4")
+    for name in "bcd":
+        os.remove(f"video/{name}.mp4")
+    options = ["--checkpoint", str(small_checkpoint), "--device", "cpu", "--report_lang", "en"]
+    assert main(["--audio_dir", "audio", "--video_dir", "video", *options]) == 0
+    browser.open(Path("outputs/report.html"))
+    assert browser.complaints == []
+    assert texts(browser, "h2")[0] == "Similarity matrix"
+    browser.run("document.querySelector('.chart').focus()")
+    browser.press("ArrowDown")
+    assert hover_text(browser).startswith("audio: bvideo: x")
+
+
+def test_no_html_leaves_it_out_and_removes_an_earlier_one(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    options = ["--checkpoint", str(small_checkpoint), "--device", "cpu"]
+    assert main(["--audio_dir", "audio", "--video_dir", "video", *options]) == 0
+    assert Path("outputs/report.html").exists()
+    assert main(["--audio_dir", "audio", "--video_dir", "video", "--no_html", *options]) == 0
+    assert not Path("outputs/report.html").exists()
+    assert Path("outputs/metrics.json").exists()
+
+
+def test_the_sections_are_those_of_the_report(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    sections = report_sections(results["metrics"], "en")
+    assert texts(browser, ".facts caption") == list(sections)
+    shown = zip(texts(browser, ".facts th"), texts(browser, ".facts td"), strict=True)
+    rows = [(label, str(value)) for rows in sections.values() for label, value in rows.items()]
+    assert list(shown) == [(label, value) for label, value in rows if not label.startswith(" ")]
+
+
+@pytest.fixture
+def systems(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    for name, shift in (("<b>one", 0), ("two", 130), ("three", 300)):
+        for i, stem in enumerate("abcd"):
+            write_audio(pairs / "sounds" / name / f"{stem}.wav", tone(1, 200 * (i + 1) + shift))
+        batch_inference_av_consistency(
+            f"sounds/{name}",
+            "video",
+            device="cpu",
+            checkpoint=small_checkpoint,
+            output_dir=name,
+            cache="cache.sqlite",
+            no_html=name == "two",
+        )
+    return ["<b>one", "two", "three"]
+
+
+def test_systems_are_compared_on_a_page(browser, systems):
+    rows = compare_systems(systems, "compared", report_lang="en")
+    browser.open(Path("compared/comparison.html"))
+    assert browser.complaints == []
+    assert texts(browser, "h1") == ["Comparison of systems"]
+    n_traces = "c => c.querySelectorAll('.scatterlayer .trace').length"
+    assert browser.run(f"[...document.querySelectorAll('.chart')].map({n_traces})") == [1, 3, 1]
+    cells = "r => [...r.cells].map(c => c.textContent)"
+    shown = browser.run(f"[...document.querySelectorAll('tbody tr')].map({cells})")
+    assert [row[:3] for row in shown[:3]] == [[r["system"], "4", f"{r['mean']:.4f}"] for r in rows[:3]]
+    assert [row[:3] for row in shown[3:]] == [[r["system"], r["minus"], "4"] for r in rows[3:]]
+    links = browser.run("[...document.querySelectorAll('tbody a')].map(a => decodeURIComponent(a.href))")
+    assert [Path(link).name for link in links] == ["report.html", "two", "report.html"]
+    browser.run("document.querySelectorAll('.chart')[2].focus()")
+    browser.press("ArrowRight")
+    difference = rows[4]
+    said = hover_text(browser).replace("−", "-")
+    assert "<b>one- three" in said
+    assert f"{difference['mean']:.4f} [{difference['low']:.4f}, {difference['high']:.4f}]" in said
+
+
+def test_no_html_leaves_the_comparison_page_out(systems):
+    compare_systems(systems, "compared")
+    compare_systems(systems, "compared", no_html=True)
+    assert os.listdir("compared") == ["comparison.csv"]
