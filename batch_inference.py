@@ -1717,10 +1717,11 @@ def build_parser() -> argparse.ArgumentParser:
         "python batch_inference.py --audio_dir tests/demo/audio --video_dir tests/demo/video "
         "--checkpoint tests/demo/imagebind_demo.pth",
     )
+    inputs = parser.add_argument_group(
+        "inputs", "One of each side; without audio each video's own sound is judged against its picture."
+    )
     for side, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
-        own = ", or none: each video's own sound is judged" if side == "audio" else ""
-        group = parser.add_argument_group(f"{side} inputs (one of the three{own})")
-        group = group.add_mutually_exclusive_group()
+        group = inputs.add_mutually_exclusive_group()
         group.add_argument(
             f"--{side}_dir",
             type=existing_directory,
@@ -1731,22 +1732,21 @@ def build_parser() -> argparse.ArgumentParser:
             f"--{side}_file",
             type=list_file,
             metavar="FILE",
-            help="read paths from this text file, one a line",
+            help=f"read {side} paths from this text file, one a line",
         )
-        group.add_argument(f"--{side}_paths", nargs="+", metavar="PATH", help="take these files")
-    group = parser.add_argument_group("what is compared")
-    group.add_argument(
+        group.add_argument(f"--{side}_paths", nargs="+", metavar="PATH", help=f"take these {side} files")
+    inputs.add_argument(
         "--retrieval_mode",
         action="store_true",
         help="compare all files; those without a partner stay as distractors (default: pairs alone)",
     )
-    group.add_argument(
+    inputs.add_argument(
         "--compare",
         nargs="+",
         metavar="DIR",
         help="compare finished output directories instead, without model and media",
     )
-    group.add_argument(
+    inputs.add_argument(
         "--force", action="store_true", help="compare them though they were computed in different ways"
     )
     group = parser.add_argument_group("model")
