@@ -111,6 +111,7 @@ class EmbeddingCache:
             sqlite3.connect(self.path).close()
         connection = self._open()
         with connection:
+            connection.execute("BEGIN IMMEDIATE")  # table and version come together, or a kill parts them
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables and version != SCHEMA:

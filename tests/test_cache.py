@@ -207,7 +207,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(pairs, tmp_path):
         write_audio(pairs / "audio" / f"more{i}.wav", tone(0.2, 300 + i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"more{i}.mp4")
     result = subprocess.run(
-        [*PROGRAM, "--batch_size", "1"],
+        [*PROGRAM, "--batch_size", "1", "--no_html"],
         cwd=pairs,
         capture_output=True,
         text=True,

@@ -44,7 +44,12 @@ def test_audio_input_is_the_released_loaders(name):
     inputs = data.load_and_transform_audio_data([MEDIA / name], "cpu")
     assert inputs.shape == (1, data.AUDIO_CLIPS, 1, data.MEL_BINS, data.MEL_FRAMES)
     lossy_otherwise = name.endswith((".ogg", ".m4a"))  # another decoder made the recorded numbers
-    np.testing.assert_allclose(inputs[0], AUDIO_INPUTS[name], rtol=0, atol=1e-3 if lossy_otherwise else 1e-5)
+    # Below a millionth of the frame's loudest bin is but the rounding of its Fourier transform, which is
+    # another on another processor.
+    expected = AUDIO_INPUTS[name]
+    level = (expected - expected.max(axis=-2, keepdims=True)) * data.MEL_STD  # (3, 1, 128, 204), ln of energy
+    tolerance = np.where((level < np.log(1e-6)) | lossy_otherwise, 1e-3, 1e-5)
+    assert (np.abs(inputs[0].numpy() - expected) <= tolerance).all()
 
 
 @pytest.mark.parametrize("name", VIDEO_FRAMES)
