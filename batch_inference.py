@@ -16,6 +16,7 @@ What it writes to --output_dir, for N sounds and M videos:
     video_names.txt         M lines
     pairs.txt               audio path, tab, video path; in pairing mode line i is row i of both sides
     pair_scores.csv         a line for each pair: similarity, ranks, how sure it is a pair
+    top_matches.csv         the ten most similar videos of each sound, and sounds of each video
     metrics.json            all figures, what was skipped and why, and how they were computed
     consistency_report.txt  the same to read
     report.html             the same to look at: charts, and the pairs in a table
@@ -38,6 +39,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 import unicodedata
 from collections import Counter, defaultdict
@@ -62,6 +64,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the wor
 
     from imagebind.loader import LoadedFile
     from imagebind.models.imagebind_model import ImageBindModel
+    from imagebind.similarity import Scan
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")
@@ -82,8 +85,8 @@ PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
 LOCK_NAME = ".in_use"
 PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
 NAMES_SHOWN = 5  # of many files in one warning
-ROWS_AT_A_TIME = 1024  # of the similarity matrix
-HISTOGRAM_BINS = 400  # over -1 to 1
+ROWS_AT_A_TIME = 1024
+HISTOGRAM_BINS = 512  # over -1 to 1
 
 Results = dict[str, Any]  # what the API returns
 
@@ -440,6 +443,60 @@ class Progress:
             self.bar.close()
 
 
+class Rows:
+    """Embeddings of the files of one side, in the order in which they come.
+
+    They lie in one piece, and on disk where there is an output directory: each for itself, they would lie
+    between the model's activations and keep what those leave from being used again.
+
+    Args:
+        n_files: that may come.
+        folder: where there is room; None keeps them in memory.
+    """
+
+    def __init__(self, n_files: int, folder: str | os.PathLike | None):
+        self.n_files, self.folder = n_files, folder
+        self.places: dict[str, int] = {}  # path -> row
+        self.array: np.ndarray | None = None  # (n_files, E), made with the first row
+
+    def keep(self, path: str, row: np.ndarray) -> np.ndarray:
+        """Take the row (E,) of a file, and give where it lies."""
+        if self.array is None:
+            self.array = file_backed((self.n_files, len(row)), self.folder)
+        place = self.array[len(self.places)]
+        place[:] = row
+        self.places[path] = len(self.places)
+        return place
+
+    def copy(self, paths: Sequence[str], array: np.ndarray) -> None:
+        """Copy the rows of some files, in their order, to an array (N, E)."""
+        places = np.fromiter(map(self.places.__getitem__, paths), np.int64, len(paths))
+        for i in range(0, len(places), ROWS_AT_A_TIME):
+            array[i : i + ROWS_AT_A_TIME] = self.array[places[i : i + ROWS_AT_A_TIME]]
+
+
+def file_backed(shape: tuple[int, int], folder: str | os.PathLike | None) -> np.ndarray:
+    """Make a float32 array, in a file of a folder that is gone with it; None: in memory.
+
+    Raises:
+        EvaluationError: there is no room.
+    """
+    if folder is None:
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            reserve(file, 4 * math.prod(shape))
+            return np.memmap(file, np.float32, shape=shape)
+    except OSError as e:
+        raise EvaluationError(f"{folder}: cannot hold the embeddings ({e.strerror})") from e
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file of this size; to write to memory that is a file kills the process where a disk is full."""
+    if size:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
 class FileEmbedder:
     """Files to rows: workers read, the model embeds, the cache keeps.
 
@@ -449,6 +506,7 @@ class FileEmbedder:
         cache: of rows, or None.
         batch_size: files that go to the model together.
         workers: processes that read files; None reads in this one.
+        folder: for rows on disk; None keeps them in memory.
     """
 
     def __init__(
@@ -459,12 +517,12 @@ class FileEmbedder:
         cache: EmbeddingCache | None,
         batch_size: int,
         workers: Workers | None,
+        folder: str | os.PathLike | None,
     ):
-        self.model, self.device, self.precision = model, device, precision
+        self.model, self.device, self.precision, self.folder = model, device, precision, folder
         self.cache, self.batch_size, self.workers = cache, batch_size, workers
         self.embedder = None
-        self.rows: dict[str, dict[str, np.ndarray]] = {"audio": {}, "video": {}}  # side -> path -> (E,)
-        self.stores: dict[str, np.ndarray] = {}  # side -> (files, E), which the rows are views of
+        self.rows: dict[str, Rows] = {}  # by side
         self.failures: list[Failure] = []
         self.contents: dict[tuple[str, str], np.ndarray] = {}  # (side, hash) -> row, of this run
         self.n_files = self.n_cached = 0
@@ -482,6 +540,7 @@ class FileEmbedder:
         sides = {"audio": list(dict.fromkeys(sounds)), "video": list(dict.fromkeys(videos))}
         files = [(side, path) for side, paths in sides.items() for path in paths]
         progress = {side: Progress(side, len(paths)) for side, paths in sides.items()}
+        self.rows = {side: Rows(len(paths), self.folder) for side, paths in sides.items()}
         waiting = {side: {} for side in sides}  # side -> content, or path where there is no cache -> files
         ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
         began = time.perf_counter()
@@ -496,18 +555,19 @@ class FileEmbedder:
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
         except KeyboardInterrupt:
-            kept = "" if self.cache is None else f" and kept in {self.cache.path}"
-            n_rows = sum(map(len, self.rows.values()))
-            raise KeyboardInterrupt(f"{n_rows} of {len(files)} files are embedded{kept}") from None
+            raise KeyboardInterrupt(self.embedded(len(files))) from None
         finally:
             for side in sides:
                 progress[side].close()
         self.seconds["all"] = time.perf_counter() - began
-        for side, paths in sides.items():  # files come as they are ready; rows go by their order
-            rows = self.rows[side]
-            self.rows[side] = {path: rows[path] for path in paths if path in rows}
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
+
+    def embedded(self, n_files: int) -> str:
+        """Say how many of all files are embedded, and where they are kept."""
+        n_rows = sum(len(rows.places) for rows in self.rows.values())
+        kept = "" if self.cache is None else f" and kept in {self.cache.path}"
+        return f"{n_rows} of {n_files} files are embedded{kept}"
 
     @property
     def scales(self) -> dict[str, float]:
@@ -575,14 +635,7 @@ class FileEmbedder:
         return self.embedder(modality, inputs).numpy()
 
     def _keep(self, file: LoadedFile, row: np.ndarray, progress: Progress) -> None:
-        # All rows in one piece of memory: each for itself, they would lie between the model's activations
-        # and keep what those leave from being used again.
-        if file.side not in self.stores:
-            self.stores[file.side] = np.empty((progress.total, len(row)), np.float32)
-        rows = self.rows[file.side]
-        stored = self.stores[file.side][len(rows)]
-        stored[:] = row
-        rows[file.path] = stored
+        stored = self.rows[file.side].keep(file.path, row)
         if file.content is not None:
             self.contents[file.side, file.content] = stored
         progress.update(skipped=False, cached=file.row is not None)
@@ -610,6 +663,7 @@ def open_embedder(
     cache: str | os.PathLike | None,
     batch_size: int,
     workers: Workers | None,
+    folder: str | os.PathLike | None,
 ) -> tuple[FileEmbedder, dict[str, Any]]:
     """Make ready to embed.
 
@@ -624,81 +678,32 @@ def open_embedder(
     precision = choose_precision(precision, device)
     sha256 = content_hash(path)
     kept = None if cache is None else EmbeddingCache(cache, sha256, precision)
-    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers)
+    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers, folder)
     return embedder, protocol(path, sha256, model.note, device, precision)
 
 
 def arrange_rows(
-    audio_rows: dict[str, np.ndarray],
-    video_rows: dict[str, np.ndarray],
-    pairs: Sequence[tuple[str, str]],
-    retrieval: bool,
-) -> tuple[list[str], list[str], list[tuple[str, str]], list[tuple[int, int]]]:
+    sounds: Sequence[str], videos: Sequence[str], pairs: Sequence[tuple[str, str]], retrieval: bool
+) -> tuple[Sequence[str], Sequence[str], list[tuple[str, str]], np.ndarray]:
     """Choose the order of the rows, from files that have one alone.
 
     Returns:
-        the files behind the rows of either side, the pairs among them, and these as row numbers. In
+        the files behind the rows of either side, the pairs among them, and these as row numbers (P, 2). In
         pairing mode pair i is row i of both sides; in retrieval mode all files stay, in their order.
     """
-    pairs = [(sound, video) for sound, video in pairs if sound in audio_rows and video in video_rows]
+    sound_row = {path: i for i, path in enumerate(sounds)}
+    video_row = {path: i for i, path in enumerate(videos)}
+    pairs = [(sound, video) for sound, video in pairs if sound in sound_row and video in video_row]
     if not retrieval:
-        sounds, videos = [sound for sound, _ in pairs], [video for _, video in pairs]
-        return sounds, videos, pairs, [(i, i) for i in range(len(pairs))]
-    sound_row = {path: i for i, path in enumerate(audio_rows)}
-    video_row = {path: i for i, path in enumerate(video_rows)}
-    truth = [(sound_row[sound], video_row[video]) for sound, video in pairs]
-    return list(audio_rows), list(video_rows), pairs, truth
+        both = np.arange(len(pairs))
+        return [sound for sound, _ in pairs], [video for _, video in pairs], pairs, np.stack([both, both], 1)
+    rows = [(sound_row[sound], video_row[video]) for sound, video in pairs]
+    return sounds, videos, pairs, np.array(rows, np.int64).reshape(-1, 2)
 
 
 # ------------------------------------------------------------------------------------------------
 # Metrics
 # ------------------------------------------------------------------------------------------------
-
-
-def normalize(rows: np.ndarray) -> np.ndarray:
-    """Scale rows to unit length; a row of zeros stays one."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
-
-
-def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compare every row of a (N, E) with every row of b (M, E), both normalised first.
-
-    Computed in float64 and rounded to float32, so that equal rows have equal cosines whatever their
-    position: a tie is then seen as one.
-
-    Returns:
-        (N, M) float32.
-    """
-    a, b = (normalize(x.astype(np.float64)) for x in (a, b))
-    similarity = np.empty((len(a), len(b)), np.float32)
-    for i in range(0, len(a), ROWS_AT_A_TIME):
-        similarity[i : i + ROWS_AT_A_TIME] = a[i : i + ROWS_AT_A_TIME] @ b.T
-    return similarity
-
-
-def true_ranks(similarity: np.ndarray, truth: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Rank the true column of each pair among all columns of its row.
-
-    rank = 1 + number strictly more similar + half the number of equal others, so that scores that
-    are all equal give the middle rank and not the first.
-
-    Args:
-        similarity: (N, M).
-        truth: P pairs (row, column).
-
-    Returns:
-        (P,) float64, from 1 to M.
-
-    >>> true_ranks(np.array([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]]), [(0, 2), (1, 0)])
-    array([2., 2.])
-    """
-    ranks = np.empty(len(truth))
-    for i, (row, column) in enumerate(truth):
-        scores = similarity[row]
-        better = np.count_nonzero(scores > scores[column])
-        equal_others = np.count_nonzero(scores == scores[column]) - 1
-        ranks[i] = 1 + better + equal_others / 2
-    return ranks
 
 
 def retrieval_metrics(ranks: np.ndarray, n_candidates: int) -> dict[str, float]:
@@ -726,6 +731,7 @@ class Mismatches:
     n_equal: np.ndarray  # (P,) and as similar
     n_below_beside: np.ndarray  # (P,) those of the pair's own row and column that are less similar
     n_beside: np.ndarray  # (P,) all of these
+    histogram: np.ndarray  # (HISTOGRAM_BINS,)
 
     @property
     def auc(self) -> float:
@@ -738,107 +744,59 @@ class Mismatches:
         return (1 + self.n_above + self.n_equal) / (1 + self.n)
 
 
-def find_mismatches(
-    similarity: np.ndarray, truth: Sequence[tuple[int, int]], also_true: Iterable[tuple[int, int]] = ()
-) -> Mismatches:
-    """Hold the true pairs against all other cells.
+@dataclass(frozen=True)
+class Cells:
+    """Single cells of a similarity matrix."""
+
+    places: np.ndarray  # (C, 2) rows and columns
+    keys: np.ndarray  # (C,) of their cosines
+
+
+def find_mismatches(found: Scan, pairs: Cells, true: Cells) -> Mismatches:
+    """Hold the pairs against all cells that are not true.
 
     Args:
-        similarity: (N, M).
-        truth: P pairs (row, column); a cell may stand there twice.
-        also_true: cells that are no mismatches either, where a file has several rows.
+        found: what was counted over the matrix.
+        pairs: a cell may stand there twice.
+        true: the pairs, and other cells that are no mismatches, where a file has several rows; each once.
     """
-    rows, columns = np.array(truth).T
-    scores = similarity[rows, columns]  # (P,)
-    cells = np.array(sorted({*truth, *also_true}))
-    levels = np.unique(scores)
+    from imagebind import similarity
 
-    def count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count, for each level, the values above it, and those not below it."""
-        above, from_it = (
-            np.bincount(np.searchsorted(levels, values.ravel(), side), minlength=len(levels) + 1)
-            for side in ("left", "right")
-        )
-        return tuple(c[::-1].cumsum()[::-1][1:] for c in (above, from_it))
-
-    n_above, n_from = np.zeros((2, len(levels)), np.int64)
-    total = squares = 0.0
-    center = scores.mean(dtype=np.float64)  # near all of them, so that squares lose no digits
-    blocks = [similarity[i : i + ROWS_AT_A_TIME] for i in range(0, len(similarity), ROWS_AT_A_TIME)]
-    for sign, block in [*((1, block) for block in blocks), (-1, similarity[tuple(cells.T)])]:
-        above, from_it = count(block)
-        n_above += sign * above
-        n_from += sign * from_it
-        difference = block.astype(np.float64) - center
-        total += sign * difference.sum()
-        squares += sign * np.square(difference).sum()
-    n = similarity.size - len(cells)
-    mean = total / n if n else math.nan
-    level = np.searchsorted(levels, scores)
+    n = math.prod(found.shape) - len(true.keys)
+    cosines = similarity.from_keys(true.keys).astype(np.float64)
+    mean = (found.sum - math.fsum(cosines)) / n if n else math.nan
+    mean_square = (math.fsum(found.squares) - math.fsum(cosines**2)) / n if n else math.nan
+    n_above, n_equal = found.count_from(pairs.keys)
+    ordered = np.sort(true.keys)
+    first, last = (np.searchsorted(ordered, pairs.keys, side) for side in ("left", "right"))
+    n_below_beside, n_beside = np.zeros((2, len(pairs.keys)), np.int64)
+    for side in (0, 1):
+        n_true, n_true_below = count_true_beside(pairs, true, side)
+        length = found.shape[1 - side]
+        n_beside += length - n_true
+        n_below_beside += length - found.n_above[side] - found.n_equal[side] - n_true_below
     return Mismatches(
         n,
-        float(center + mean),
-        math.sqrt(max(squares / n - mean**2, 0)) if n else math.nan,
-        n_above[level],
-        (n_from - n_above)[level],
-        *count_beside(similarity, truth, cells),
+        mean,
+        math.sqrt(max(mean_square - mean**2, 0)) if n else math.nan,
+        n_above - (len(ordered) - last),
+        n_equal - (last - first),
+        n_below_beside,
+        n_beside,
+        found.histogram(HISTOGRAM_BINS) - similarity.histogram_of(true.keys, HISTOGRAM_BINS),
     )
 
 
-def count_beside(
-    similarity: np.ndarray, truth: Sequence[tuple[int, int]], cells: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count the mismatches in the row and the column of each pair.
+def count_true_beside(pairs: Cells, true: Cells, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the true cells in the row (side 0) or the column (1) of each pair, and those less similar."""
 
-    Args:
-        similarity: (N, M).
-        truth: P pairs (row, column).
-        cells: (C, 2) all that are no mismatches.
+    def ordered(cells: Cells) -> np.ndarray:
+        return (cells.places[:, side].astype(np.int64) << 32) + cells.keys + 2**31
 
-    Returns:
-        (P,) those that are less similar than the pair, and (P,) all of them.
-    """
-    is_true = defaultdict(list)  # row or column -> its true cells
-    for i, j in cells.tolist():
-        is_true["row", i].append(j)
-        is_true["column", j].append(i)
-    n_below, n_beside = np.zeros((2, len(truth)), np.int64)
-    for k, (i, j) in enumerate(truth):
-        for beside, true in (
-            (similarity[i], is_true["row", i]),
-            (similarity[:, j], is_true["column", j]),
-        ):
-            n_beside[k] += len(beside) - len(true)
-            n_below[k] += np.count_nonzero(beside < similarity[i, j])
-            n_below[k] -= np.count_nonzero(beside[true] < similarity[i, j])
-    return n_below, n_beside
-
-
-def similarity_histograms(
-    similarity: np.ndarray, truth: Sequence[tuple[int, int]], also_true: Iterable[tuple[int, int]] = ()
-) -> dict[str, np.ndarray]:
-    """Count how similar pairs are, and how similar mismatches; arguments are those of find_mismatches.
-
-    Returns:
-        edges: (B + 1,) from -1 to 1, evenly spaced.
-        paired: (B,) of the pairs.
-        mismatched: (B,) of all other cells.
-    """
-
-    def count(values: np.ndarray) -> np.ndarray:
-        bins = ((values.ravel() + 1) * (HISTOGRAM_BINS / 2)).astype(np.int64)
-        return np.bincount(bins.clip(0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
-
-    counts = np.zeros(HISTOGRAM_BINS, np.int64)
-    for i in range(0, len(similarity), ROWS_AT_A_TIME):
-        counts += count(similarity[i : i + ROWS_AT_A_TIME])
-    cells = [np.array(sorted(cells), int).reshape(-1, 2).T for cells in (truth, {*truth, *also_true})]
-    paired, true = (count(similarity[tuple(places)]) for places in cells)
-    return {
-        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
-        "paired": paired,
-        "mismatched": counts - true,
-    }
+    lines = pairs.places[:, side].astype(np.int64) << 32
+    everything = np.sort(ordered(true))
+    begin, end = np.searchsorted(everything, lines), np.searchsorted(everything, lines + 2**32)
+    return end - begin, np.searchsorted(everything, ordered(pairs)) - begin
 
 
 def not_told_from_chance(p_values: np.ndarray, rate: float = SUSPECT_RATE) -> np.ndarray:
@@ -869,32 +827,39 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> list[float] | None:
 
 
 def compute_metrics(
-    similarity: np.ndarray,
-    truth: Sequence[tuple[int, int]],
-    also_true: Iterable[tuple[int, int]] = (),
-    seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    found: Scan, pairs: Cells, true: Cells, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Describe a similarity matrix; deviations are those of the population (divided by the number).
 
     Args:
-        similarity: (N, M) cosines, sounds by videos.
-        truth: the true pairs (sound, video); without any, what needs them is left out.
-        also_true: as in find_mismatches.
+        found: what was counted over the matrix (N, M) of sounds by videos.
+        pairs: the true pairs; without any, what needs them is left out.
+        true: as in find_mismatches.
         seed: of the bootstrap.
 
     Returns:
         the figures of metrics.json; ranks are those of videos for a sound, under video_to_audio
-        those of sounds for a video; and the columns of pair_scores.csv.
+        those of sounds for a video; the columns of pair_scores.csv; and the histograms of the page.
     """
+    from imagebind import similarity
+
+    n_cells = math.prod(found.shape)
+    mean, mean_square = found.sum / n_cells, math.fsum(found.squares) / n_cells
     metrics = {
-        "similarity_matrix_mean": float(similarity.mean(dtype=np.float64)),
-        "similarity_matrix_std": float(similarity.std(dtype=np.float64)),
+        "similarity_matrix_mean": mean,
+        "similarity_matrix_std": math.sqrt(max(mean_square - mean**2, 0)),
     }
-    if not truth:
-        return metrics, {}
-    paired = np.array([similarity[i, j] for i, j in truth], np.float64)
-    video_ranks = true_ranks(similarity, truth)
-    audio_ranks = true_ranks(similarity.T, [(j, i) for i, j in truth])
+    mismatches = find_mismatches(found, pairs, true)
+    histograms = {
+        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
+        "paired": similarity.histogram_of(pairs.keys, HISTOGRAM_BINS),
+        "mismatched": mismatches.histogram,
+    }
+    if not len(pairs.keys):
+        return metrics, {}, histograms
+    paired = similarity.from_keys(pairs.keys).astype(np.float64)
+    # 1 + better + half of the equal others, so that scores that are all equal give the middle rank
+    video_ranks, audio_ranks = 1 + found.n_above + (found.n_equal - 1) / 2
     scores = {"similarity": paired, "video_rank": video_ranks, "audio_rank": audio_ranks}
     quartiles = np.percentile(paired, [25, 50, 75])
     metrics |= {
@@ -906,7 +871,6 @@ def compute_metrics(
         "paired_similarity_interval": bootstrap_interval(paired, seed),
         "bootstrap_seed": seed,
     }
-    mismatches = find_mismatches(similarity, truth, also_true)
     if mismatches.n:
         p_values = mismatches.p_values
         can_tell = 1 / (1 + mismatches.n) <= SUSPECT_RATE
@@ -925,10 +889,10 @@ def compute_metrics(
             scores["suspect"] = suspect
     metrics |= {
         "paired_similarities": paired.tolist(),
-        **retrieval_metrics(video_ranks, similarity.shape[1]),
-        "video_to_audio": retrieval_metrics(audio_ranks, similarity.shape[0]),
+        **retrieval_metrics(video_ranks, found.shape[1]),
+        "video_to_audio": retrieval_metrics(audio_ranks, found.shape[0]),
     }
-    return metrics, scores
+    return metrics, scores, histograms
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1129,10 +1093,47 @@ def npy_writer(key: str) -> Writer:
 
     def write(results: Results, file: BinaryIO) -> None:
         array = np.ascontiguousarray(results[key].numpy())
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        write_npy_header(file, array.shape)
         file.write(array.data)  # np.save would hide why a write fails
 
     return write
+
+
+def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    )
+
+
+class OutputArrays:
+    """Float32 arrays that are outputs from their first number on: files that wait for their names.
+
+    Args:
+        output_dir: None keeps them in memory.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike | None):
+        self.output_dir = output_dir
+        self.names: set[str] = set()  # of those that are files
+
+    def new(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Make an array.
+
+        Raises:
+            EvaluationError: there is no room.
+        """
+        if self.output_dir is None:
+            return np.empty(shape, np.float32)
+        try:
+            with open(temporary_path(self.output_dir, name), "w+b") as file:
+                write_npy_header(file, shape)
+                offset = file.tell()
+                file.flush()
+                reserve(file, offset + 4 * math.prod(shape))
+                self.names.add(name)
+                return np.memmap(file, np.float32, "r+", offset, shape)
+        except OSError as e:
+            raise EvaluationError(f"{self.output_dir}: cannot write {name} ({e.strerror})") from e
 
 
 def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
@@ -1170,6 +1171,25 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
     write_csv(columns, ([pair.get(column) for column in columns] for pair in results["pair_scores"]), file)
 
 
+def write_top_matches(results: Results, file: BinaryIO) -> None:
+    """Write the most similar videos of each sound, then the most similar sounds of each video."""
+    columns = ("side", "name", "rank", "match", "similarity", "pair")
+    names = {side: results[f"{side}_names"] for side in ("audio", "video")}
+
+    def rows() -> Iterator[Sequence[Any]]:
+        for i, (side, other) in enumerate((("audio", "video"), ("video", "audio"))):
+            top, own = results["top_matches"][side], defaultdict(set)
+            for pair in results["pair_rows"].tolist():
+                own[pair[i]].add(pair[1 - i])
+            for row, (places, scores) in enumerate(zip(top.places, top.similarities, strict=True)):
+                for rank, (place, score) in enumerate(zip(places.tolist(), scores.tolist(), strict=True), 1):
+                    if place >= 0:
+                        is_pair = place in own[row] if own else None
+                        yield side, names[side][row], rank, names[other][place], score, is_pair
+
+    write_csv(columns, rows(), file)
+
+
 def writers(report_lang: str, output_dir: str | os.PathLike, no_html: bool) -> dict[str, Writer | None]:
     """List the output files, each with what writes the results to it; None where it is left out."""
 
@@ -1185,6 +1205,7 @@ def writers(report_lang: str, output_dir: str | os.PathLike, no_html: bool) -> d
         "video_names.txt": text_writer(lambda r: map(field, r["video_names"])),
         "pairs.txt": text_writer(lambda r: ("\t".join(map(field, pair)) for pair in r["pairs"])),
         "pair_scores.csv": write_pair_scores,
+        "top_matches.csv": write_top_matches,
         "consistency_report.txt": text_writer(
             lambda r: format_report(r["metrics"], report_lang).splitlines()
         ),
@@ -1198,11 +1219,19 @@ def to_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
 
 
-def write_files(files: dict[str, Writer | None], results: Any, output_dir: str | os.PathLike) -> None:
+def write_files(
+    files: dict[str, Writer | None],
+    results: Any,
+    output_dir: str | os.PathLike,
+    waiting: Iterable[str] = (),
+) -> None:
     """Write files: first each to a temporary one, then, when all are whole, rename them.
 
     metrics.json is the first to go and the last to come: where it is, all are of one run. A file that is
     left out goes too, if an earlier run wrote it.
+
+    Args:
+        waiting: names of those that are in their temporary files.
 
     Raises:
         EvaluationError: one cannot be written; those of an earlier run stay as they were.
@@ -1215,8 +1244,11 @@ def write_files(files: dict[str, Writer | None], results: Any, output_dir: str |
         for name, write in files.items():
             if write is None:
                 continue
-            with open(temporary_path(output_dir, name), "wb") as file:
-                write(results, file)
+            path = temporary_path(output_dir, name)
+            is_there = name in waiting and path.exists()
+            with open(path, "r+b" if is_there else "wb") as file:
+                if not is_there:
+                    write(results, file)
                 file.flush()
                 os.fsync(file.fileno())
         if METRICS_NAME in files:
@@ -1274,6 +1306,7 @@ def exclusive_use(output_dir: str | os.PathLike, names: Iterable[str]) -> Iterat
         try:
             yield
         finally:
+            remove_temporary_files(output_dir, names)
             path.unlink(missing_ok=True)
 
 
@@ -1321,6 +1354,7 @@ def batch_inference_av_consistency(
     worker_memory_gb: float = 4,
     cache: str | os.PathLike | None = None,
     no_cache: bool = False,
+    max_matrix_gb: float = 8,
     seed: int = 0,
     report_lang: str = "zh",
     no_html: bool = False,
@@ -1346,6 +1380,7 @@ def batch_inference_av_consistency(
         worker_memory_gb: memory that reading one file may take, in 10^9 bytes.
         cache: the file that keeps embeddings; None is embeddings.sqlite in output_dir, if there is one.
         no_cache: compute all, and keep nothing.
+        max_matrix_gb: the similarity matrix is left out where it would be larger, in 10^9 bytes.
         seed: of the bootstrap.
         report_lang: of consistency_report.txt and report.html, "zh" or "en".
         no_html: leave report.html out.
@@ -1353,13 +1388,15 @@ def batch_inference_av_consistency(
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
         video_embeddings: (M, E).
-        similarity_matrix: (N, M) cosines.
+        similarity_matrix: (N, M) cosines, or None where it is left out.
         metrics: what metrics.json holds.
         audio_names, video_names: the names behind the rows.
         pairs: (audio path, video path) of all pairs; in pairing mode pair i is row i of both sides.
-        pair_rows: (row of the sound, row of the video) of each pair.
+        pair_rows: (P, 2) numpy, row of the sound and row of the video of each pair.
+        top_matches: "audio" -> the most similar videos of each sound, as places (N, 10), -1 where there are
+            fewer, and similarities (N, 10); "video" -> the most similar sounds of each video.
         histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched" similarities.
-        pair_scores: a dict for each pair, of the columns of pair_scores.csv.
+        pair_scores: a sequence of a dict for each pair, of the columns of pair_scores.csv.
         failures: dicts of path, side and reason.
 
     Raises:
@@ -1368,7 +1405,7 @@ def batch_inference_av_consistency(
         ValueError: an option that means nothing.
         KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
-    check_options(batch_size, precision, num_workers, timeout, worker_memory_gb, report_lang)
+    check_options(batch_size, precision, num_workers, timeout, worker_memory_gb, max_matrix_gb, report_lang)
     with ExitStack() as stack:
         if output_dir is not None:
             outputs = writers(report_lang, output_dir, no_html)
@@ -1391,17 +1428,21 @@ def batch_inference_av_consistency(
         if workers is not None:
             stack.enter_context(workers)
         embedder, how = open_embedder(
-            checkpoint, device, precision, None if no_cache else cache, batch_size, workers
+            checkpoint, device, precision, None if no_cache else cache, batch_size, workers, output_dir
         )
         embedder.embed(sounds, videos)
         embedder.report_time()
 
-        results = compare(
-            audio, video, pairing, retrieval, embedder.rows, embedder.failures, embedder.scales, seed
-        )
-        results["metrics"]["protocol"] = how
-        if output_dir is not None:
-            write_files(outputs, results, output_dir)
+        arrays = OutputArrays(output_dir)
+        try:
+            results = compare(audio, video, pairing, retrieval, embedder, arrays, max_matrix_gb, seed)
+            results["metrics"]["protocol"] = how
+            if output_dir is not None:
+                if results["similarity_matrix"] is None:
+                    outputs["similarity_matrix.npy"] = None
+                write_files(outputs, results, output_dir, arrays.names)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(embedder.embedded(len(sounds) + len(videos))) from None
         return results
 
 
@@ -1411,6 +1452,7 @@ def check_options(
     num_workers: int | None,
     timeout: float,
     worker_memory_gb: float,
+    max_matrix_gb: float,
     report_lang: str,
 ) -> None:
     """Raise a ValueError for an option that means nothing."""
@@ -1421,6 +1463,8 @@ def check_options(
     for name, value in (("timeout", timeout), ("worker_memory_gb", worker_memory_gb)):
         if not value > 0:
             raise ValueError(f"{name} must be more than 0, not {value}")
+    if not max_matrix_gb >= 0:
+        raise ValueError(f"max_matrix_gb must be 0 or more, not {max_matrix_gb}")
     for name, value, known in (("precision", precision, PRECISIONS), ("report_lang", report_lang, LANGUAGES)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
@@ -1431,73 +1475,179 @@ def compare(
     video: MediaFiles,
     pairing: Pairing,
     retrieval: bool,
-    rows: dict[str, dict[str, np.ndarray]],
-    failures: Sequence[Failure],
-    scales: dict[str, float],
+    embedded: FileEmbedder,
+    arrays: OutputArrays,
+    max_matrix_gb: float,
     seed: int,
 ) -> Results:
     """Compare the files that have a row: the results of the API, all but the protocol.
 
     Args:
-        rows: side -> path -> (E,).
-        scales: side -> the length of a clip's row.
-        seed: of the bootstrap.
+        embedded: rows, failures and scales.
+        arrays: makes those of the results.
+        max_matrix_gb, seed: as in batch_inference_av_consistency.
 
     Raises:
         NothingLeftError: a side is empty.
+        EvaluationError: there is no room for an array.
     """
     import torch
 
-    sounds, videos, pairs, truth = arrange_rows(rows["audio"], rows["video"], pairing.pairs, retrieval)
+    with_row = {
+        side: [path for path in files.distinct if path in embedded.rows[side].places]
+        for side, files in (("audio", audio), ("video", video))
+    }
+    sounds, videos, pairs, truth = arrange_rows(
+        with_row["audio"], with_row["video"], pairing.pairs, retrieval
+    )
     counts = {
         "audio": len(sounds),
         "video": len(videos),
         "pairs": len(pairs),
         "unmatched": pairing.n_unmatched,
-        "failed": len(failures),
+        "failed": len(embedded.failures),
     }
     if not sounds or not videos:
         raise NothingLeftError(counts)
-    audio_embeddings = np.stack([rows["audio"][path] for path in sounds])
-    video_embeddings = np.stack([rows["video"][path] for path in videos])
-    similarity = cosine_similarity(audio_embeddings, video_embeddings)
-    also_true = set(true_cells(sounds, videos, pairs))
-    metrics, scores = compute_metrics(similarity, truth, also_true, seed)
-    for side, embeddings, places in (
-        ("audio", audio_embeddings, [i for i, _ in truth]),
-        ("video", video_embeddings, [j for _, j in truth]),
-    ):
-        lengths = np.linalg.norm(embeddings[places].astype(np.float64), axis=1)
-        scores[f"{side}_clips_alike"] = lengths / scales[side]
-    pair_scores = [
-        {"name": audio.names[sound], "audio": sound, "video": video}
-        | {column: scores[column][k].item() for column in PAIR_COLUMNS if column in scores}
-        for k, (sound, video) in enumerate(pairs)
-    ]
-    suspects = sorted((pair["similarity"], pair["name"]) for pair in pair_scores if pair.get("suspect"))
-    lowest = [{"name": name, "similarity": score} for score, name in suspects[:SUSPECTS_SHOWN]]
-    skipped = [asdict(failure) for failure in failures]
+    embeddings = {}
+    for side, paths in (("audio", sounds), ("video", videos)):
+        shape = len(paths), embedded.rows[side].array.shape[1]
+        embeddings[side] = arrays.new(f"{side}_embeddings.npy", shape)
+        embedded.rows[side].copy(paths, embeddings[side])
+    found, pair_cells, true, matrix = compare_rows(
+        *embeddings.values(),
+        truth,
+        true_places(sounds, videos, pairs, truth),
+        arrays,
+        max_matrix_gb,
+        embedded.device,
+    )
+    metrics, scores, histograms = compute_metrics(found, pair_cells, true, seed)
+    for side, places in zip(embeddings, truth.T, strict=True):
+        scores[f"{side}_clips_alike"] = lengths(embeddings[side], places) / embedded.scales[side]
+    pair_scores = PairScores([audio.names[sound] for sound, _ in pairs], pairs, scores)
+    skipped = [asdict(failure) for failure in embedded.failures]
     metrics = {
         "mode": "retrieval" if retrieval else "pairing",
         "pairing_rule": pairing.rule,
         "counts": counts,
         **metrics,
-        "lowest_suspects": lowest,
+        "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": skipped,
     }
     return {
-        "audio_embeddings": torch.from_numpy(audio_embeddings),
-        "video_embeddings": torch.from_numpy(video_embeddings),
-        "similarity_matrix": torch.from_numpy(similarity),
+        "audio_embeddings": torch.from_numpy(embeddings["audio"]),
+        "video_embeddings": torch.from_numpy(embeddings["video"]),
+        "similarity_matrix": None if matrix is None else torch.from_numpy(matrix),
         "metrics": metrics,
         "audio_names": [audio.names[path] for path in sounds],
         "video_names": [video.names[path] for path in videos],
         "pairs": pairs,
         "pair_rows": truth,
-        "histograms": similarity_histograms(similarity, truth, also_true),
+        "top_matches": dict(zip(("audio", "video"), found.top, strict=True)),
+        "histograms": histograms,
         "pair_scores": pair_scores,
         "failures": skipped,
     }
+
+
+def compare_rows(
+    audio: np.ndarray,
+    video: np.ndarray,
+    truth: np.ndarray,
+    true: np.ndarray,
+    arrays: OutputArrays,
+    max_matrix_gb: float,
+    device: torch.device,
+) -> tuple[Scan, Cells, Cells, np.ndarray | None]:
+    """Compare all rows of audio (N, E) and video (M, E), tile by tile.
+
+    Args:
+        truth: (P, 2) the pairs.
+        true: (C, 2) the cells that are no mismatches.
+
+    Returns:
+        what was counted, the pairs and the true cells with their cosines, and the matrix, or None where it
+        is too large.
+    """
+    from imagebind import similarity
+
+    pairs, true = (Cells(places, similarity.pair_keys(audio, video, places)) for places in (truth, true))
+    shape, gigabytes = (len(audio), len(video)), 4e-9 * len(audio) * len(video)
+    matrix = None
+    if gigabytes <= max_matrix_gb:
+        matrix = arrays.new("similarity_matrix.npy", shape)
+    else:
+        log.info(
+            "similarity_matrix.npy is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
+            *(gigabytes, math.ceil(gigabytes)),
+        )
+
+    def keep(row: int, column: int, tile: np.ndarray) -> None:
+        matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
+
+    n_done, said = 0, time.monotonic()
+
+    def progress(n_cells: int) -> None:
+        nonlocal n_done, said
+        n_done += n_cells
+        if time.monotonic() - said > SECONDS_PER_LINE:
+            said = time.monotonic()
+            log.info("similarity: %.1f %% of %d x %d", 100 * n_done / math.prod(shape), *shape)
+
+    sink = None if matrix is None else keep
+    found = similarity.scan(audio, video, pairs.places, pairs.keys, sink, progress, device)
+    return found, pairs, true, matrix
+
+
+def lengths(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Give the lengths (P,) of some rows of (N, E)."""
+    parts = [places[i : i + ROWS_AT_A_TIME] for i in range(0, len(places), ROWS_AT_A_TIME)]
+    parts = [np.linalg.norm(rows[part].astype(np.float64), axis=1) for part in parts]
+    return np.concatenate([np.empty(0), *parts])
+
+
+class PairScores(Sequence):
+    """What pair_scores.csv says of each pair, as a dict; kept in columns."""
+
+    def __init__(
+        self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, np.ndarray]
+    ):
+        self.names, self.pairs = names, pairs
+        self.columns = {column: columns[column] for column in PAIR_COLUMNS if column in columns}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        audio, video = self.pairs[i]
+        figures = {column: values[i].item() for column, values in self.columns.items()}
+        return {"name": self.names[i], "audio": audio, "video": video, **figures}
+
+    def lowest(self, n: int) -> list[dict[str, Any]]:
+        """Give the n least similar pairs, the lowest first."""
+        return [self[i] for i in np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()]
+
+    def lowest_suspects(self) -> list[dict[str, Any]]:
+        """Give names and similarities of the lowest suspects."""
+        suspects = np.flatnonzero(self.columns.get("suspect", np.empty(0)))
+        similarities = self.columns.get("similarity", np.empty(0))[suspects]
+        chosen = sorted(
+            (similarities[i], self.names[suspects[i]]) for i in np.argsort(similarities)[:SUSPECTS_SHOWN]
+        )
+        return [{"name": name, "similarity": float(score)} for score, name in chosen]
+
+
+def true_places(
+    sounds: Sequence[str],
+    videos: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    truth: np.ndarray,
+) -> np.ndarray:
+    """Give the cells (C, 2) of the matrix that compare the two files of a pair, each once."""
+    if len(set(sounds)) == len(sounds) and len(set(videos)) == len(videos):
+        return np.unique(truth, axis=0)
+    return np.array(sorted(set(true_cells(sounds, videos, pairs))), np.int64).reshape(-1, 2)
 
 
 def true_cells(
@@ -1697,6 +1847,10 @@ def positive_number(text: str) -> float:
     return float(text)
 
 
+def non_negative_number(text: str) -> float:
+    return 0.0 if re.fullmatch(r"0*\.?0+", text) else positive_number(text)
+
+
 def existing_directory(text: str) -> str:
     if not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text}: no such directory")
@@ -1807,6 +1961,13 @@ def build_parser() -> argparse.ArgumentParser:
         default="./outputs",
         metavar="DIR",
         help="where to write results (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_matrix_gb",
+        type=non_negative_number,
+        default=8,
+        metavar="GB",
+        help="leave similarity_matrix.npy out where it would be larger (default: %(default)s)",
     )
     group.add_argument(
         "--seed",
@@ -1920,6 +2081,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 worker_memory_gb=args.worker_memory_gb,
                 cache=args.cache,
                 no_cache=args.no_cache,
+                max_matrix_gb=args.max_matrix_gb,
                 seed=args.seed,
                 report_lang=args.report_lang,
                 no_html=args.no_html,

@@ -377,7 +377,7 @@ def sample_cells(shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]]) -
     chosen = []
     for side, n in enumerate(shape):
         paired = list(dict.fromkeys(pair[side] for pair in pairs))
-        others = sorted(set(range(n)) - set(paired))
+        others = np.setdiff1d(np.arange(n), paired).tolist()
         chosen.append(paired + [others[i] for i in spread(len(others), FILES_SHOWN - len(paired))])
     return chosen
 
@@ -515,8 +515,8 @@ def write_report_page(
     if results["pairs"]:
         scores = results["pair_scores"]
         ranks = {
-            "audio to video": (np.array([pair["video_rank"] for pair in scores]), metrics["counts"]["video"]),
-            "video to audio": (np.array([pair["audio_rank"] for pair in scores]), metrics["counts"]["audio"]),
+            "audio to video": (scores.columns["video_rank"], metrics["counts"]["video"]),
+            "video to audio": (scores.columns["audio_rank"], metrics["counts"]["audio"]),
         }
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(ranks, lang)))
         parts.append(pair_table(scores, texts, folder))
@@ -567,19 +567,24 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
 
 def matrix_part(results: dict[str, Any], lang: str) -> Part:
     """Show the similarity matrix, or a sample that says it is one."""
-    texts, similarity = TEXTS[lang], results["similarity_matrix"].numpy()
-    rows, columns = sample_cells(similarity.shape, results["pair_rows"])
+    from imagebind.similarity import cosine_similarity  # with torch, which a comparison does without
+
+    texts, embeddings = TEXTS[lang], (results["audio_embeddings"], results["video_embeddings"])
+    n_rows, n_columns = map(len, embeddings)
+    rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"])
     how = texts["heat map how"]
-    if (len(rows), len(columns)) != similarity.shape:
-        n_rows, n_columns = similarity.shape
+    if (len(rows), len(columns)) != (n_rows, n_columns):
         how += " " + texts["sample"].format(len(rows), n_rows, len(columns), n_columns)
     names = [results["audio_names"][i] for i in rows], [results["video_names"][j] for j in columns]
-    return chart(texts["heat map"], how, heat_map(similarity[np.ix_(rows, columns)], *names, lang))
+    similarity = cosine_similarity(
+        *(e[chosen].numpy() for e, chosen in zip(embeddings, (rows, columns), strict=True))
+    )
+    return chart(texts["heat map"], how, heat_map(similarity, *names, lang))
 
 
-def pair_table(scores: Sequence[dict[str, Any]], texts: dict[str, Any], folder: str | os.PathLike) -> Part:
+def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) -> Part:
     """Show the pairs, the least similar first."""
-    lowest = sorted(scores, key=lambda pair: pair["similarity"])[:PAIRS_SHOWN]
+    lowest = scores.lowest(PAIRS_SHOWN)
     how = texts["pair table how"]
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))

@@ -6,20 +6,40 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-import batch_inference
 from batch_inference import (
     RECALL_AT,
     SUSPECT_RATE,
+    Cells,
     bootstrap_interval,
     compute_metrics,
-    cosine_similarity,
     retrieval_metrics,
-    similarity_histograms,
     true_cells,
-    true_ranks,
 )
+from imagebind import similarity
+from imagebind.similarity import TOP, cosine_similarity, pair_keys, scan
+
+
+def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Make rows whose cosines are the scores (N, M), all of them made smaller alike."""
+    m = scores.shape[1]
+    scores = scores / max(1, np.linalg.norm(scores, axis=1).max())
+    rest = np.sqrt(np.maximum(1 - np.square(scores).sum(axis=1, keepdims=True), 0))
+    return np.concatenate([scores, rest], axis=1).astype(np.float32), np.eye(m, m + 1, dtype=np.float32)
+
+
+def measure(scores: np.ndarray, truth, also_true=()):
+    """Give the cosines as a matrix, the metrics of them, and the scores of pairs."""
+    audio, video = embeddings_of(scores)
+    pairs, true = (
+        Cells(places, pair_keys(audio, video, places))
+        for cells in (list(truth), sorted({*truth, *also_true}))
+        for places in [np.array(cells, int).reshape(-1, 2)]
+    )
+    found = scan(audio, video, pairs.places, pairs.keys)
+    return cosine_similarity(audio, video), *compute_metrics(found, pairs, true)
 
 
 def plain_cosine(a, b) -> float:
@@ -48,9 +68,8 @@ def scores_of(kind: str, n: int, m: int) -> np.ndarray:
 @pytest.mark.parametrize("n", [1, 2, 11, 200])
 @pytest.mark.parametrize("kind", ["random", "negative", "coarse", "equal"])
 def test_ranks_and_recall_are_those_of_a_plain_count(kind, n):
-    similarity = scores_of(kind, n, n)
-    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(n)])
-    for scores, figures in ((similarity, metrics), (similarity.T, metrics["video_to_audio"])):
+    cosines, metrics, _, _ = measure(scores_of(kind, n, n), [(i, i) for i in range(n)])
+    for scores, figures in ((cosines, metrics), (cosines.T, metrics["video_to_audio"])):
         ranks = [plain_rank(list(scores[i]), i) for i in range(n)]
         assert figures["mean_rank"] == pytest.approx(sum(ranks) / n)
         assert figures["median_rank"] == pytest.approx(
@@ -62,18 +81,16 @@ def test_ranks_and_recall_are_those_of_a_plain_count(kind, n):
 
 def test_truth_needs_no_diagonal():
     """In retrieval mode a sound's video stands anywhere, and other videos belong to nobody."""
-    similarity = scores_of("random", 5, 9)
     truth = [(3, 0), (0, 8), (4, 4)]
-    ranks = true_ranks(similarity, truth)
-    assert ranks.tolist() == [plain_rank(list(similarity[i]), j) for i, j in truth]
-    paired = compute_metrics(similarity, truth)[0]["paired_similarities"]
-    assert paired == [float(similarity[i, j]) for i, j in truth]
+    cosines, metrics, scores, _ = measure(scores_of("random", 5, 9), truth)
+    assert scores["video_rank"].tolist() == [plain_rank(list(cosines[i]), j) for i, j in truth]
+    assert scores["audio_rank"].tolist() == [plain_rank(list(cosines[:, j]), i) for i, j in truth]
+    assert metrics["paired_similarities"] == [float(cosines[i, j]) for i, j in truth]
 
 
 def test_statistics_are_those_of_the_numbers():
-    similarity = scores_of("random", 7, 7).astype(np.float64)
-    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(7)])
-    diagonal = [similarity[i, i] for i in range(7)]
+    cosines, metrics, _, _ = measure(scores_of("random", 7, 7), [(i, i) for i in range(7)])
+    diagonal = [float(cosines[i, i]) for i in range(7)]
     mean = math.fsum(diagonal) / 7
     assert metrics["paired_similarity_mean"] == pytest.approx(mean)
     assert metrics["paired_similarity_std"] == pytest.approx(
@@ -81,16 +98,16 @@ def test_statistics_are_those_of_the_numbers():
     )
     assert metrics["paired_similarity_min"] == min(diagonal)
     assert metrics["paired_similarity_max"] == max(diagonal)
-    every = similarity.ravel().tolist()
+    every = cosines.ravel().tolist()
     mean = math.fsum(every) / 49
-    assert metrics["similarity_matrix_mean"] == pytest.approx(mean)
+    assert metrics["similarity_matrix_mean"] == pytest.approx(mean, abs=1e-7)
     assert metrics["similarity_matrix_std"] == pytest.approx(
         math.sqrt(math.fsum((x - mean) ** 2 for x in every) / 49)
     )
 
 
 def test_a_single_pair_is_defined():
-    metrics, scores = compute_metrics(np.array([[0.3]], np.float32), [(0, 0)])
+    _, metrics, scores, _ = measure(np.array([[0.3]]), [(0, 0)])
     assert metrics["paired_similarity_std"] == 0
     assert metrics["mean_rank"] == metrics["median_rank"] == 1
     assert [metrics[f"recall_at_{k}"] for k in RECALL_AT] == [1, 1, 1]
@@ -111,14 +128,19 @@ def test_recall_beyond_the_set_is_certain():
 def test_an_embedder_that_always_says_the_same_scores_chance(n):
     """One constant vector for every file: the middle rank, and no hit that a tie could make."""
     row = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
-    similarity = cosine_similarity(np.repeat(row, n, 0), np.repeat(-3 * row, n, 0))
-    metrics, _ = compute_metrics(similarity, [(i, i) for i in range(n)])
+    audio, video = np.repeat(row, n, 0), np.repeat(-3 * row, n, 0)
+    places = np.stack([np.arange(n)] * 2, 1)
+    pairs = Cells(places, pair_keys(audio, video, places))
+    metrics, scores, _ = compute_metrics(scan(audio, video, pairs.places, pairs.keys), pairs, pairs)
     assert metrics["mean_rank"] == metrics["median_rank"] == (n + 1) / 2
     assert metrics["recall_at_1"] == 0
+    assert metrics["auc"] == 0.5
+    assert set(scores["p_value"]) == {1}
+    assert metrics["similarity_matrix_std"] == pytest.approx(0, abs=1e-6)
 
 
 def test_without_truth_ranks_are_left_out():
-    metrics, scores = compute_metrics(scores_of("random", 3, 4), [])
+    _, metrics, scores, _ = measure(scores_of("random", 3, 4), [])
     assert set(metrics) == {"similarity_matrix_mean", "similarity_matrix_std"}
     assert scores == {}
 
@@ -133,34 +155,30 @@ TRUTH = {  # of a matrix of 11 x 13: a diagonal, pairs anywhere, and files that 
 
 
 @pytest.mark.parametrize("kind", TRUTH)
-def test_histograms_count_pairs_and_all_other_cells(kind, monkeypatch):
-    monkeypatch.setattr(batch_inference, "ROWS_AT_A_TIME", 4)
-    similarity = np.random.default_rng(0).uniform(-1, 1, (11, 13)).astype(np.float32)
-    similarity[7, 7], similarity[8, 8] = 1, -1
+def test_histograms_count_pairs_and_all_other_cells(kind):
     truth = TRUTH[kind]
-    histograms = similarity_histograms(similarity, truth, also_true=[(9, 9)])
-    mismatched = [similarity[i, j] for i in range(11) for j in range(13) if (i, j) not in {*truth, (9, 9)}]
-    for side, values in (("paired", [similarity[i, j] for i, j in truth]), ("mismatched", mismatched)):
+    cosines, _, _, histograms = measure(scores_of("random", 11, 13), truth, also_true=[(9, 9)])
+    mismatched = [cosines[i, j] for i in range(11) for j in range(13) if (i, j) not in {*truth, (9, 9)}]
+    for side, values in (("paired", [cosines[i, j] for i, j in truth]), ("mismatched", mismatched)):
         assert histograms[side].tolist() == np.histogram(values, histograms["edges"])[0].tolist()
 
 
 @pytest.mark.parametrize("kind", ["random", "negative", "coarse", "equal"])
 @pytest.mark.parametrize("truth", TRUTH.values(), ids=TRUTH)
 def test_mismatches_are_all_other_cells(kind, truth):
-    similarity = scores_of(kind, 11, 13)
-    metrics, scores = compute_metrics(similarity, truth)
+    cosines, metrics, scores, _ = measure(scores_of(kind, 11, 13), truth)
     cells = [(i, j) for i in range(11) for j in range(13) if (i, j) not in truth]
-    others = [float(similarity[cell]) for cell in cells]
-    paired = [float(similarity[cell]) for cell in truth]
-    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others))
-    assert metrics["mismatched_similarity_std"] == pytest.approx(np.std(others), abs=1e-9)
-    assert metrics["margin"] == pytest.approx(np.mean(paired) - np.mean(others), abs=1e-9)
+    others = [float(cosines[cell]) for cell in cells]
+    paired = [float(cosines[cell]) for cell in truth]
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others), abs=1e-7)
+    assert metrics["mismatched_similarity_std"] == pytest.approx(np.std(others), abs=1e-6)
+    assert metrics["margin"] == pytest.approx(np.mean(paired) - np.mean(others), abs=1e-7)
     u = stats.mannwhitneyu(paired, others).statistic
     assert metrics["auc"] == pytest.approx(u / (len(paired) * len(others)))
     for k, (row, column) in enumerate(truth):
         n_as_similar = sum(other >= paired[k] for other in others)
         assert scores["p_value"][k] == pytest.approx((1 + n_as_similar) / (1 + len(others)))
-        beside = [float(similarity[c]) for c in cells if c[0] == row or c[1] == column]
+        beside = [float(cosines[c]) for c in cells if c[0] == row or c[1] == column]
         share = sum(other < paired[k] for other in beside) / len(beside)
         assert scores["percentile"][k] == pytest.approx(share)
     told = stats.false_discovery_control(scores["p_value"], method="bh") <= SUSPECT_RATE
@@ -172,23 +190,61 @@ def test_mismatches_are_all_other_cells(kind, truth):
     )
 
 
-def test_many_blocks_count_as_one(monkeypatch):
-    similarity, truth = scores_of("coarse", 11, 13), TRUTH["diagonal"]
-    expected, expected_scores = compute_metrics(similarity, truth)
-    monkeypatch.setattr(batch_inference, "ROWS_AT_A_TIME", 4)
-    metrics, scores = compute_metrics(similarity, truth)
-    for key in ("mismatched_similarity_mean", "mismatched_similarity_std", "auc", "suspects"):
-        assert metrics[key] == pytest.approx(expected[key])
-    for column, values in expected_scores.items():
-        np.testing.assert_allclose(scores[column], values)
+def fields_of(found) -> dict:
+    fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "bins", "levels", "level_keys")}
+    return fields | {f"top_{side}": top.best for side, top in enumerate(found.top)} | {"sum": found.sum}
+
+
+@pytest.mark.parametrize("tile", [(4, 3), (1, 50), (7, 11)])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
+    """With equal rows among them, and pairs anywhere: not by a bit."""
+    rng = np.random.default_rng(0)
+    audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
+    truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
+    keys = pair_keys(audio, video, truth)
+    expected = scan(audio, video, truth, keys)
+    matrix = np.empty((37, 50), np.float32)
+
+    def keep(row, column, part):
+        matrix[row : row + part.shape[0], column : column + part.shape[1]] = part
+
+    monkeypatch.setattr(similarity, "TILE", tile)
+    monkeypatch.setattr(similarity, "TILES_AT_A_TIME", 2)
+    monkeypatch.setattr(similarity, "HELD_CELLS", 5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = scan(audio, video, truth, keys, keep)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for name, values in fields_of(expected).items():
+        np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
+    assert math.fsum(found.squares) == pytest.approx(math.fsum(expected.squares), rel=1e-12)
+    np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))
+
+
+@pytest.mark.parametrize("kind", ["random", "coarse", "equal"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 3), (40, 60)])
+def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch):
+    monkeypatch.setattr(similarity, "TILE", (16, 12))
+    audio, video = embeddings_of(scores_of(kind, n, m))
+    cosines = cosine_similarity(audio, video)
+    found = scan(audio, video, np.empty((0, 2), int), np.empty(0, np.int32))
+    for top, lines in zip(found.top, (cosines, cosines.T), strict=True):
+        for line, places, scores in zip(lines, top.places, top.similarities, strict=True):
+            expected = np.argsort(-line, kind="stable")[:TOP]
+            assert places[places >= 0].tolist() == expected.tolist()
+            assert scores[places >= 0].tolist() == line[expected].tolist()
 
 
 def test_a_case_known_by_hand():
     """Two pairs above all six mismatches but one, which is as similar as the second."""
-    similarity = np.array([[0.9, 0.1, 0.2, 0.5], [0.3, 0.5, 0.0, 0.1]], np.float32)
-    metrics, scores = compute_metrics(similarity, [(0, 0), (1, 1)])
-    assert metrics["mismatched_similarity_mean"] == pytest.approx(1.2 / 6)
-    assert metrics["margin"] == pytest.approx(0.7 - 0.2)
+    scores = np.array([[0.8, 0.1, 0.2, 0.4], [0.3, 0.4, 0.0, 0.1]])
+    _, metrics, scores, _ = measure(scores, [(0, 0), (1, 1)])
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(1.1 / 6, abs=1e-7)
+    assert metrics["margin"] == pytest.approx(0.6 - 1.1 / 6, abs=1e-7)
     assert metrics["auc"] == pytest.approx((6 + 5.5) / 12)
     assert scores["percentile"].tolist() == [1, 1]
     assert scores["p_value"] == pytest.approx([1 / 7, 2 / 7])
@@ -200,10 +256,9 @@ def test_cells_of_files_that_stand_there_twice_are_no_mismatches():
     """One sound with two videos, by position: rows 0 and 1 are the same sound."""
     cells = set(true_cells(["a", "a", "b"], ["x", "y", "z"], [("a", "x"), ("a", "y"), ("b", "z")]))
     assert cells == {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)}
-    similarity = scores_of("random", 3, 3)
-    metrics, _ = compute_metrics(similarity, [(0, 0), (1, 1), (2, 2)], cells)
-    others = [similarity[cell] for cell in ((0, 2), (1, 2), (2, 0), (2, 1))]
-    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others))
+    cosines, metrics, _, _ = measure(scores_of("random", 3, 3), [(0, 0), (1, 1), (2, 2)], cells)
+    others = [cosines[cell] for cell in ((0, 2), (1, 2), (2, 0), (2, 1))]
+    assert metrics["mismatched_similarity_mean"] == pytest.approx(np.mean(others), abs=1e-7)
 
 
 def test_the_interval_is_that_of_the_bootstrap():
@@ -219,11 +274,11 @@ def test_cosines_are_those_of_normalised_rows(n, m):
     rng = np.random.default_rng(0)
     a = rng.standard_normal((n, 64)).astype(np.float32) * rng.uniform(0.1, 20, (n, 1)).astype(np.float32)
     b = rng.standard_normal((m, 64)).astype(np.float32)
-    similarity = cosine_similarity(a, b)
-    assert similarity.shape == (n, m)
-    assert similarity.dtype == np.float32
+    cosines = cosine_similarity(a, b)
+    assert cosines.shape == (n, m)
+    assert cosines.dtype == np.float32
     for i, j in {(0, 0), (n - 1, m - 1), (n // 2, m // 2)}:
-        assert similarity[i, j] == pytest.approx(plain_cosine(a[i], b[j]), abs=1e-7)
+        assert cosines[i, j] == pytest.approx(plain_cosine(a[i], b[j]), abs=1e-7)
 
 
 def test_a_row_of_zeros_is_like_nothing():
