@@ -7,20 +7,24 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote_to_bytes, urlparse
 
 import numpy as np
 import pytest
-import torch
 from chromium import CHROMIUM, Browser
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import (
+    MediaFiles,
+    OutputArrays,
+    Rows,
     batch_inference_av_consistency,
+    compare,
     compare_systems,
     main,
+    pair_files,
     report_sections,
-    similarity_histograms,
 )
 from imagebind import page
 from imagebind.names import one_line
@@ -227,41 +231,30 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, report):
     assert all(300 < width <= 390 for width in widths)
 
 
-def made_up(n_audio: int, n_video: int, n_pairs: int) -> dict:
-    """Results of a run over files that there are not, the last pairs the least similar."""
-    rng = np.random.default_rng(0)
-    similarity = rng.normal(0.05, 0.1, (n_audio, n_video)).clip(-1, 1).astype(np.float32)
-    truth = [(i, i) for i in range(n_pairs)]
-    similarity[range(n_pairs), range(n_pairs)] = np.linspace(0.9, 0.1, n_pairs)
+def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
+    """Results of a run over files that there are not, the last pairs the least similar; then others."""
     folder = "/data/" + "a_folder_with_a_rather_long_name/" * 3
-    scores = [
-        {
-            "name": f"clip_{i:06d}",
-            "audio": f"{folder}audio/clip_{i:06d}.wav",
-            "video": f"{folder}video/clip_{i:06d}.mp4",
-            "similarity": float(similarity[i, i]),
-            **dict.fromkeys(("video_rank", "audio_rank"), float(i + 1)),
-            **dict.fromkeys(("percentile", "p_value"), float(rng.random())),
-            **dict.fromkeys(("audio_clips_alike", "video_clips_alike"), float(rng.random())),
-            "suspect": bool(i % 2),
-        }
-        for i in range(n_pairs)
-    ]
-    counts = {"audio": n_audio, "video": n_video, "pairs": n_pairs, "unmatched": 0, "failed": 0}
-    protocol = {"checkpoint": {"note": ""}}
-    metrics = {"counts": counts, "protocol": protocol, "paired_similarity_interval": None}
-    metrics |= {"paired_similarity_mean": 0.5, "recall_at_1": 0.0, "recall_at_1_chance": 0.0}
-    return {
-        "metrics": metrics,
-        "similarity_matrix": torch.from_numpy(similarity),
-        "audio_names": [f"clip_{i:06d}" for i in range(n_audio)],
-        "video_names": [f"clip_{i:06d}" for i in range(n_video)],
-        "pairs": [(pair["audio"], pair["video"]) for pair in scores],
-        "pair_rows": truth,
-        "histograms": similarity_histograms(similarity, truth),
-        "pair_scores": scores,
-        "failures": [],
-    }
+    rng = np.random.default_rng(0)
+    audio, video = rng.standard_normal((2, n_pairs + n_audio + n_video, 16))
+    audio /= np.linalg.norm(audio, axis=1, keepdims=True)
+    video -= (video * audio).sum(axis=1, keepdims=True) * audio
+    video /= np.linalg.norm(video, axis=1, keepdims=True)
+    cosines = np.linspace(0.9, 0.1, n_pairs)[:, None]
+    video[:n_pairs] = cosines * audio[:n_pairs] + np.sqrt(1 - cosines**2) * video[:n_pairs]
+    sides, rows = {}, {}
+    for side, suffix, n, embeddings in (("audio", "wav", n_audio, audio), ("video", "mp4", n_video, video)):
+        names = [f"clip_{i:06d}" for i in range(n_pairs)] + [f"{side}_{i:06d}" for i in range(n)]
+        names = names[::-1] if side == "video" and n else names
+        paths = [f"{folder}{side}/{name}.{suffix}" for name in names]
+        sides[side], rows[side] = MediaFiles(side, tuple(paths)), Rows(len(paths), None)
+        for path, name in zip(paths, names, strict=True):
+            place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
+            rows[side].keep(path, embeddings[place].astype(np.float32))
+    embedded = SimpleNamespace(rows=rows, failures=[], scales={"audio": 2, "video": 2}, device="cpu")
+    pairing = pair_files(*sides.values())
+    results = compare(*sides.values(), pairing, bool(n_audio), embedded, OutputArrays(None), 0, 0)
+    results["metrics"]["protocol"] = {"checkpoint": {"note": ""}}
+    return results
 
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:
@@ -271,7 +264,7 @@ def write(results: dict, path: Path, lang: str = "en") -> Path:
 
 
 def test_ten_thousand_pairs_open(browser, tmp_path):
-    path = write(made_up(10_000, 10_000, 10_000), tmp_path / "report.html")
+    path = write(made_up(10_000), tmp_path / "report.html")
     assert path.stat().st_size < 20e6
     browser.open(path)
     assert browser.complaints == []
@@ -291,29 +284,18 @@ def test_ten_thousand_pairs_open(browser, tmp_path):
 
 
 def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path):
-    results = made_up(page.PAIRS_SHOWN + 5, 10, 10)
-    extra = [
-        results["pair_scores"][0] | {"name": f"more_{i}", "similarity": 0.95} for i in range(page.PAIRS_SHOWN)
-    ]
-    results["pair_scores"] = extra + results["pair_scores"]
-    browser.open(write(results, tmp_path / "report.html"))
+    browser.open(write(made_up(page.PAIRS_SHOWN + 10), tmp_path / "report.html"))
     assert any("the 10000 least similar of 10010 pairs" in text for text in texts(browser, ".how"))
     assert texts(browser, "[role=status]") == ["1–100 / 10000"]
 
 
 def test_distractors_come_after_the_pairs(browser, tmp_path):
-    results = made_up(30, 40, 5)
-    order = list(reversed(range(40)))
-    results["similarity_matrix"] = results["similarity_matrix"][:, order]
-    results["video_names"] = [results["video_names"][j] for j in order]
-    results["pair_rows"] = [(i, order.index(i)) for i in range(5)]
-    browser.open(write(results, tmp_path / "report.html"))
+    browser.open(write(made_up(5, 25, 35), tmp_path / "report.html"))  # videos in the opposite order
     said = point_at_cell(browser, 3, 3)
     assert said.count("clip_000003") == 2
     assert "0.3000" in said
     assert not any("a sample" in text for text in texts(browser, ".how"))
-    said = point_at_cell(browser, 29, 39)
-    assert "clip_000029" in said
+    assert "audio_000024" in point_at_cell(browser, 29, 39)
     assert browser.run("document.querySelectorAll('.scatterlayer path.js-line').length") == 4  # two chances
 
 
@@ -344,7 +326,7 @@ def test_bars_hold_every_similarity_once():
 
 
 def test_chinese_is_the_default(browser, tmp_path):
-    browser.open(write(made_up(3, 3, 3), tmp_path / "report.html", "zh"))
+    browser.open(write(made_up(3), tmp_path / "report.html", "zh"))
     assert browser.run("document.title") == "音频-视频一致性评估报告"
     assert browser.run("document.documentElement.lang") == "zh"
     text = browser.run("document.querySelector('main').innerText")
