@@ -484,11 +484,19 @@ def file_backed(shape: tuple[int, int], folder: str | os.PathLike | None) -> np.
     if folder is None:
         return np.empty(shape, np.float32)
     try:
+        ensure_directory(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             reserve(file, 4 * math.prod(shape))
             return np.memmap(file, np.float32, shape=shape)
     except OSError as e:
         raise EvaluationError(f"{folder}: cannot hold the embeddings ({e.strerror})") from e
+
+
+def ensure_directory(output_dir: str | os.PathLike) -> None:
+    """Make the output directory again if somebody removed it."""
+    if not os.path.isdir(output_dir):
+        log.warning("%s: gone during the run; made again", output_dir)
+        os.makedirs(output_dir)
 
 
 def reserve(file: BinaryIO, size: int) -> None:
@@ -1125,6 +1133,7 @@ class OutputArrays:
         if self.output_dir is None:
             return np.empty(shape, np.float32)
         try:
+            ensure_directory(self.output_dir)
             with open(temporary_path(self.output_dir, name), "w+b") as file:
                 write_npy_header(file, shape)
                 offset = file.tell()
@@ -1238,9 +1247,7 @@ def write_files(
     """
     name = "outputs"
     try:
-        if not os.path.isdir(output_dir):
-            log.warning("%s: gone during the run; made again", output_dir)
-            os.makedirs(output_dir)
+        ensure_directory(output_dir)
         for name, write in files.items():
             if write is None:
                 continue

@@ -115,7 +115,7 @@ def test_strict_is_status_3_with_all_outputs_written(pairs):
     (pairs / "audio" / "b.wav").write_text("not a sound")
     status, out, _ = Program(pairs, "--strict").wait()
     assert status == 3
-    assert len(contents(pairs)) == 10
+    assert len(contents(pairs)) == 11
     assert out[-1] == "evaluated 3 pairs, skipped 1 files, unmatched 0 files"
     write_audio(pairs / "audio" / "b.wav", tone(1))
     assert Program(pairs, "--strict").wait()[0] == 0
@@ -260,7 +260,7 @@ def test_an_output_directory_that_vanishes_is_made_again(with_long):
     status, out, err = program.wait()
     assert status == 0
     assert "warning: ./outputs: gone during the run; made again" in err
-    assert len([name for name in contents(with_long) if not name.startswith(".")]) == 10
+    assert len([name for name in contents(with_long) if not name.startswith(".")]) == 11
     assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
 
 
@@ -277,7 +277,7 @@ def test_standard_output_that_takes_no_more_is_one_line(pairs, redirection, reas
     command = " ".join(map(str, PROGRAM)) + f" --num_workers 0 {redirection}"
     result = subprocess.run(["bash", "-c", command], cwd=pairs, capture_output=True, text=True)
     assert result.stderr.splitlines()[-1] == f"error: cannot write to standard output ({reason})"
-    assert len(contents(pairs)) == 10
+    assert len(contents(pairs)) == 11
 
 
 # Two runs at once
