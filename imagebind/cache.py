@@ -114,10 +114,12 @@ class EmbeddingCache:
             connection.execute("BEGIN IMMEDIATE")  # table and version come together, or a kill parts them
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and version != SCHEMA:
-                raise sqlite3.DatabaseError(f"version {version}")
+            if tables:
+                if version != SCHEMA:
+                    raise sqlite3.DatabaseError(f"version {version}")
+                return
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS rows (content TEXT, side TEXT, checkpoint TEXT, precision TEXT,"
+                "CREATE TABLE rows (content TEXT, side TEXT, checkpoint TEXT, precision TEXT,"
                 " recipe INTEGER, row BLOB NOT NULL, checksum INTEGER NOT NULL,"
                 " PRIMARY KEY (content, side, checkpoint, precision, recipe)) WITHOUT ROWID"
             )

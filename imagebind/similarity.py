@@ -27,6 +27,7 @@ TILE = 1024, 2048  # rows and columns
 GPU_TILE = 4032, 4032
 LESS = -(2.0**-12)  # what a cell below the pair adds, where one above adds 1; a line of a tile has under 4096
 TILES_AT_A_TIME = 32  # row blocks that wait in memory for one block of columns
+WAITING_TILES = 4  # for each thread, so that it never waits for the next one
 TOP = 10  # the most similar ones of each row and each column
 NONE = np.iinfo(np.int64).min
 HELD_CELLS = 2**24  # of bins with pairs, before they are counted by key
@@ -338,7 +339,7 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
         waiting = deque()
         for measure in measures:
             waiting.append(pool.submit(measure))
-            if len(waiting) > n_threads:
+            if len(waiting) > WAITING_TILES * n_threads:
                 waiting.popleft().result()()
         while waiting:
             waiting.popleft().result()()
@@ -351,6 +352,26 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
 def blocks(n: int, size: int) -> Iterator[slice]:
     """Cut n places into blocks."""
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def measures_of(
+    scanner: Scanner,
+    video: np.ndarray,
+    width: int,
+    rows: list[tuple[int, torch.Tensor]],
+    device: torch.device,
+    progress: Callable[[int], None] | None,
+) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Give the measures of all tiles of some blocks of rows."""
+    for block in blocks(len(video), width):
+        units = unit_rows(video[block])
+        if rows[0][0] == 0:
+            scanner.found.column_sum += units.sum(0).numpy()
+        columns = units.to(device)
+        for row, of_row in rows:
+            yield partial(scanner.measure, row, block.start, of_row, columns)
+            if progress is not None:
+                progress(len(of_row) * len(columns))
 
 
 def scan(
@@ -379,13 +400,6 @@ def scan(
                 units = unit_rows(audio[group][block])
                 scanner.found.row_sum += units.sum(0).numpy()
                 rows.append((group.start + block.start, units.mul_(2**KEY_BITS).to(device)))
-            for block in blocks(len(video), width):
-                units = unit_rows(video[block])
-                if group.start == 0:
-                    scanner.found.column_sum += units.sum(0).numpy()
-                columns = units.to(device)
-                run(partial(scanner.measure, row, block.start, units, columns) for row, units in rows)
-                if progress is not None:
-                    progress((rows[-1][0] + len(rows[-1][1]) - group.start) * len(columns))
+            run(measures_of(scanner, video, width, rows, device, progress))
     scanner.count_held()
     return scanner.found

@@ -80,11 +80,11 @@ def run(pairs, small_checkpoint, monkeypatch, capsys):
     """Run the command line inside the directory of `pairs`; give status, outputs, stdout and stderr."""
     monkeypatch.chdir(pairs)
 
-    def run(*argv, audio=("--audio_dir", "audio"), video=("--video_dir", "video"), out="outputs"):
+    def run(*argv, audio=("--audio_dir", "audio"), video=("--video_dir", "video"), out="outputs", loads=True):
         options = ["--checkpoint", str(small_checkpoint), "--device", "cpu", "--output_dir", out]
         status = main([*audio, *video, *options, *argv])
         text = capsys.readouterr()
-        outputs = Outputs(pairs / out) if status == 0 else None
+        outputs = Outputs(pairs / out) if status == 0 and loads else None
         if outputs:  # whatever a report says, it can say it in English
             assert format_report(outputs.metrics, "en").replace("±", "").isascii()
         return status, outputs, text.out, text.err
@@ -738,3 +738,34 @@ def test_a_script_for_the_released_package_runs(tmp_path, small_checkpoint, monk
             embeddings = model(inputs)
         assert embeddings[modality].shape == (2, 1024)
         assert torch.softmax(embeddings[modality] @ embeddings[modality].T, dim=-1).isfinite().all()
+
+
+# Sets that are large
+
+
+def test_a_matrix_that_is_too_large_is_left_out_and_changes_nothing_else(run):
+    _, outputs, _, _ = run()
+    names = os.listdir(outputs.folder)
+    before = {name: (outputs.folder / name).read_bytes() for name in names}
+    status, _, _, err = run("--max_matrix_gb", "0", loads=False)
+    assert status == 0
+    assert "similarity_matrix.npy is left out: it would take 0.0 GB; --max_matrix_gb 1 writes it\n" in err
+    del before["similarity_matrix.npy"]  # that of the earlier run goes too
+    assert {name: (outputs.folder / name).read_bytes() for name in os.listdir(outputs.folder)} == before
+
+
+def test_top_matches_are_the_best_of_each_line_of_the_matrix(run, pairs):
+    os.remove(pairs / "audio" / "d.wav")
+    _, outputs, _, _ = run("--retrieval_mode")
+    with open(outputs.folder / "top_matches.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = []
+    for side, matrix, names, others in (
+        ("audio", outputs.similarity, outputs.audio_names, outputs.video_names),
+        ("video", outputs.similarity.T, outputs.video_names, outputs.audio_names),
+    ):
+        for name, line in zip(names, matrix, strict=True):
+            for rank, j in enumerate(np.argsort(-line, kind="stable")[:10], 1):
+                is_pair = "yes" if others[j] == name else "no"
+                expected.append([side, name, str(rank), others[j], f"{line[j]:.6g}", is_pair])
+    assert [list(row.values()) for row in rows] == expected
