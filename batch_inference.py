@@ -44,7 +44,7 @@ import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -57,6 +57,7 @@ from tqdm import tqdm
 from imagebind import page
 from imagebind.cache import EmbeddingCache, content_hash
 from imagebind.names import field, one_line
+from imagebind.ranks import Ranks, RanksError, share_of
 from imagebind.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
@@ -86,6 +87,7 @@ LOCK_NAME = ".in_use"
 PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024
+FILE_COST = 100_000  # bytes that take as long as what every file takes, whatever its size
 HISTOGRAM_BINS = 512  # over -1 to 1
 
 Results = dict[str, Any]  # what the API returns
@@ -95,6 +97,8 @@ log = logging.getLogger("batch_inference")
 
 class EvaluationError(RuntimeError):
     """A run that cannot be done; the message is one line that says why and what to do."""
+
+    is_said = False  # by another process of the job
 
 
 class NothingLeftError(EvaluationError):
@@ -349,13 +353,22 @@ def load_model(checkpoint: str | os.PathLike | None) -> tuple[ImageBindModel, Pa
     return model, path
 
 
-def choose_device(device: str) -> torch.device:
-    """Take the device, or the CPU where CUDA is asked for and there is none."""
+def choose_device(device: str, ranks: Ranks | None = None) -> torch.device:
+    """Take the device, or the CPU where CUDA is asked for and there is none.
+
+    Of several processes on a host each takes a GPU of its own.
+    """
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        log.warning("CUDA is not available; the CPU is used")
+        if ranks is None or ranks.is_first:
+            log.warning("CUDA is not available; the CPU is used")
         device = "cpu"
+    elif device.startswith("cuda") and ranks is not None:
+        device = f"cuda:{ranks.local_rank}"
+        if ranks.n_local > torch.cuda.device_count():
+            n = torch.cuda.device_count()
+            raise EvaluationError(f"{ranks.n_local} processes on a host with {n} GPUs; --nproc_per_node {n}")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e:
@@ -536,8 +549,12 @@ class FileEmbedder:
         self.n_files = self.n_cached = 0
         self.seconds = Counter()  # where the time went
 
-    def embed(self, sounds: Sequence[str], videos: Sequence[str]) -> None:
+    def embed(self, sounds: Sequence[str], videos: Sequence[str], room: dict[str, int] | None = None) -> None:
         """Embed files of both sides; one that cannot be is left out and costs no other.
+
+        Args:
+            sounds, videos: paths, each once.
+            room: for how many rows of each side, where others are to come.
 
         Raises:
             EvaluationError: a file does not fit into the device's memory, or no process can be started.
@@ -545,10 +562,11 @@ class FileEmbedder:
         """
         from imagebind.loader import load_files
 
-        sides = {"audio": list(dict.fromkeys(sounds)), "video": list(dict.fromkeys(videos))}
+        sides = {"audio": sounds, "video": videos}
         files = [(side, path) for side, paths in sides.items() for path in paths]
         progress = {side: Progress(side, len(paths)) for side, paths in sides.items()}
-        self.rows = {side: Rows(len(paths), self.folder) for side, paths in sides.items()}
+        room = room or {side: len(paths) for side, paths in sides.items()}
+        self.rows = {side: Rows(n, self.folder) for side, n in room.items()}
         waiting = {side: {} for side in sides}  # side -> content, or path where there is no cache -> files
         ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
         began = time.perf_counter()
@@ -568,6 +586,10 @@ class FileEmbedder:
             for side in sides:
                 progress[side].close()
         self.seconds["all"] = time.perf_counter() - began
+
+    def sort_failures(self, sounds: Sequence[str], videos: Sequence[str]) -> None:
+        """Bring failures into the order of the files."""
+        files = [("audio", path) for path in sounds] + [("video", path) for path in videos]
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
 
@@ -654,11 +676,19 @@ class FileEmbedder:
         progress.update(skipped=True, cached=False)
 
 
-def start_workers(num_workers: int | None, n_files: int, timeout: float, memory_gb: float) -> Workers | None:
+def n_cores(ranks: Ranks | None) -> int:
+    """Count the cores that this process may use; the processes of a job share those of their host."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    n = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return n if ranks is None else max(1, n // ranks.n_local)
+
+
+def start_workers(
+    num_workers: int | None, n_files: int, timeout: float, memory_gb: float, ranks: Ranks | None = None
+) -> Workers | None:
     """Start the processes that read files; None is one for each core that this process may use."""
     if num_workers is None:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        num_workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        num_workers = n_cores(ranks)
     if num_workers == 0:
         return None
     return Workers("imagebind.loader:read_file", min(num_workers, n_files), timeout, round(memory_gb * 1e9))
@@ -672,6 +702,7 @@ def open_embedder(
     batch_size: int,
     workers: Workers | None,
     folder: str | os.PathLike | None,
+    ranks: Ranks | None = None,
 ) -> tuple[FileEmbedder, dict[str, Any]]:
     """Make ready to embed.
 
@@ -681,13 +712,73 @@ def open_embedder(
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
     """
-    model, path = load_model(checkpoint)
-    device = choose_device(device)
+    import torch
+
+    if ranks is None:
+        model, path = load_model(checkpoint)
+        sha256 = content_hash(path)
+    else:
+        torch.set_num_threads(n_cores(ranks))
+        if ranks.local_rank:  # the first one of the host downloads and reads it
+            sha256 = ranks.from_first_of_host("checkpoint")
+        model, path = load_model(checkpoint)
+        if not ranks.local_rank:
+            sha256 = ranks.from_first_of_host("checkpoint", content_hash(path))
+    device = choose_device(device, ranks)
     precision = choose_precision(precision, device)
-    sha256 = content_hash(path)
-    kept = None if cache is None else EmbeddingCache(cache, sha256, precision)
+    if ranks is not None:
+        check_same(ranks, "checkpoint", sha256[:16])
+        check_same(ranks, "device", device.type)
+    kept = None if cache is None else EmbeddingCache(cache, sha256, precision, ranks.rank if ranks else 0)
     embedder = FileEmbedder(model, device, precision, kept, batch_size, workers, folder)
     return embedder, protocol(path, sha256, model.note, device, precision)
+
+
+def check_same(ranks: Ranks, what: str, own: str) -> None:
+    """Raise an EvaluationError where the processes of a job differ."""
+    values = ranks.tell_all(what, own)
+    for rank, value in enumerate(values):
+        if value != values[0]:
+            raise EvaluationError(f"processes 0 and {rank} differ in {what}: {values[0]}, {value}")
+
+
+def share_files(ranks: Ranks, paths: Sequence[str]) -> list[slice]:
+    """Give each process its part of a list of files: neighbours, of about the same size together."""
+
+    def size(path: str) -> int:
+        with suppress(OSError):
+            return os.stat(path).st_size
+        return 0
+
+    costs = np.fromiter(map(size, paths), np.float64, len(paths)) + FILE_COST
+    return [share_of(costs, rank, ranks.n_ranks) for rank in range(ranks.n_ranks)]
+
+
+def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, str]]) -> None:
+    """Send rows, failures and warnings of all processes to the first."""
+
+    def own() -> Iterator[Any]:
+        yield "messages", messages
+        yield "failures", embedder.failures
+        for side, rows in embedder.rows.items():
+            paths = list(rows.places)
+            for i in range(0, len(paths), ROWS_AT_A_TIME):
+                part = paths[i : i + ROWS_AT_A_TIME]
+                yield side, (part, rows.array[i : i + len(part)])
+
+    ranks.tell_all("embedded")
+    said = set()
+    for what, value in ranks.to_first(own()):
+        if what == "messages":
+            for level, message in value:
+                if message not in said:
+                    log.log(level, "%s", message)
+                said.add(message)
+        elif what == "failures":
+            embedder.failures += value
+        else:
+            for path, row in zip(*value, strict=True):
+                embedder.rows[what].keep(path, row)
 
 
 def arrange_rows(
@@ -1405,6 +1496,7 @@ def batch_inference_av_consistency(
         histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched" similarities.
         pair_scores: a sequence of a dict for each pair, of the columns of pair_scores.csv.
         failures: dicts of path, side and reason.
+        Of the processes of a job that torchrun has started, the first returns this and the others None.
 
     Raises:
         EvaluationError: nothing can be evaluated, the model cannot be loaded, an output not be written,
@@ -1413,44 +1505,137 @@ def batch_inference_av_consistency(
         KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
     check_options(batch_size, precision, num_workers, timeout, worker_memory_gb, max_matrix_gb, report_lang)
-    with ExitStack() as stack:
+    ranks = Ranks.of_environment()
+    is_first = ranks is None or ranks.is_first
+    with failing_together(ranks), ExitStack() as stack:
+        if ranks is not None:
+            stack.enter_context(ranks)
         if output_dir is not None:
             outputs = writers(report_lang, output_dir, no_html)
-            stack.enter_context(exclusive_use(output_dir, outputs))
             cache = cache or Path(output_dir, CACHE_NAME)
-        video = gather_files("video", video_paths)
-        if audio_paths is None:
-            audio, pairing = replace(video, side="audio"), pair_with_own_sound(video)
-        else:
-            audio = gather_files("audio", audio_paths)
-            pairing = pair_files(audio, video)
-        report_pairing(audio, video, pairing)
-        retrieval = retrieval_mode or pairing.rule == "none"
-        if not retrieval and not pairing.pairs:
-            raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
-        sounds = audio.distinct if retrieval else [sound for sound, _ in pairing.pairs]
-        videos = video.distinct if retrieval else [video for _, video in pairing.pairs]
-
-        workers = start_workers(num_workers, len(sounds) + len(videos), timeout, worker_memory_gb)
+            if is_first:
+                stack.enter_context(exclusive_use(output_dir, outputs))
+        plan = plan_run(audio_paths, video_paths, retrieval_mode) if is_first else None
+        n_files = len(plan.sounds) + len(plan.videos) if ranks is None else sys.maxsize
+        workers = start_workers(num_workers, n_files, timeout, worker_memory_gb, ranks)
         if workers is not None:
             stack.enter_context(workers)
+        messages = [] if is_first else stack.enter_context(kept_messages())
+        if ranks is None:
+            sounds, videos = plan.sounds, plan.videos
+        else:
+            sounds, videos = share_plan(ranks, plan)
         embedder, how = open_embedder(
-            checkpoint, device, precision, None if no_cache else cache, batch_size, workers, output_dir
+            checkpoint, device, precision, None if no_cache else cache, batch_size, workers, output_dir, ranks
         )
-        embedder.embed(sounds, videos)
+        room = {"audio": len(plan.sounds), "video": len(plan.videos)} if is_first else None
+        embedder.embed(sounds, videos, room)
         embedder.report_time()
-
-        arrays = OutputArrays(output_dir)
         try:
-            results = compare(audio, video, pairing, retrieval, embedder, arrays, max_matrix_gb, seed)
+            if ranks is not None:
+                gather_rows(ranks, embedder, messages)
+            if not is_first:
+                help_to_compare(ranks, embedder.device)
+                ranks.tell_all("done")
+                return None
+            embedder.sort_failures(plan.sounds, plan.videos)
+            arrays = OutputArrays(output_dir)
+            results = compare(
+                *(plan.audio, plan.video, plan.pairing, plan.retrieval),
+                *(embedder, arrays, max_matrix_gb, seed, ranks),
+            )
             results["metrics"]["protocol"] = how
+            if ranks is not None and results["similarity_matrix"] is not None:
+                ranks.tell_all("compare", False)
             if output_dir is not None:
                 if results["similarity_matrix"] is None:
                     outputs["similarity_matrix.npy"] = None
                 write_files(outputs, results, output_dir, arrays.names)
+            if ranks is not None:
+                ranks.tell_all("done")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(embedder.embedded(len(sounds) + len(videos))) from None
         return results
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run compares."""
+
+    audio: MediaFiles
+    video: MediaFiles
+    pairing: Pairing
+    retrieval: bool
+    sounds: tuple[str, ...]  # to be embedded, each once
+    videos: tuple[str, ...]
+
+
+def plan_run(audio_paths: Source | None, video_paths: Source, retrieval_mode: bool) -> Plan:
+    """List the files and pair them.
+
+    Raises:
+        EvaluationError: nothing can be evaluated.
+    """
+    video = gather_files("video", video_paths)
+    if audio_paths is None:
+        audio, pairing = replace(video, side="audio"), pair_with_own_sound(video)
+    else:
+        audio = gather_files("audio", audio_paths)
+        pairing = pair_files(audio, video)
+    report_pairing(audio, video, pairing)
+    if retrieval_mode or pairing.rule == "none":
+        return Plan(audio, video, pairing, True, audio.distinct, video.distinct)
+    if not pairing.pairs:
+        raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+    sounds, videos = (tuple(dict.fromkeys(side)) for side in zip(*pairing.pairs, strict=True))
+    return Plan(audio, video, pairing, False, sounds, videos)
+
+
+@contextmanager
+def failing_together(ranks: Ranks | None) -> Iterator[None]:
+    """Let no process of a job wait for one that has failed, and one alone say why."""
+    try:
+        yield
+    except (EvaluationError, RanksError) as e:
+        error = e if isinstance(e, EvaluationError) else EvaluationError(str(e))
+        if ranks is not None:
+            error.is_said = getattr(e, "is_said", False) or not ranks.fail(str(e))
+        if error is e:
+            raise
+        raise error from e
+
+
+def share_plan(ranks: Ranks, plan: Plan | None) -> tuple[Sequence[str], Sequence[str]]:
+    """Give each process its files, by the plan of the first."""
+    ranks.tell_all("planned")
+    ranks.connect()
+    if ranks.is_first:
+        log.info("%d processes", ranks.n_ranks)
+        shares = [[paths[part] for part in share_files(ranks, paths)] for paths in (plan.sounds, plan.videos)]
+    else:
+        shares = None
+    own = [side[ranks.rank] for side in ranks.from_first(shares)]
+    return own[0], own[1]
+
+
+@contextmanager
+def kept_messages() -> Iterator[list[tuple[int, str]]]:
+    """Keep warnings for the process that says them."""
+    messages = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append((record.levelno, record.getMessage()))
+
+    keeper = Keeper(logging.WARNING)
+    loggers = log, logging.getLogger("imagebind")
+    for logger in loggers:
+        logger.addHandler(keeper)
+    try:
+        yield messages
+    finally:
+        for logger in loggers:
+            logger.removeHandler(keeper)
 
 
 def check_options(
@@ -1486,6 +1671,7 @@ def compare(
     arrays: OutputArrays,
     max_matrix_gb: float,
     seed: int,
+    ranks: Ranks | None = None,
 ) -> Results:
     """Compare the files that have a row: the results of the API, all but the protocol.
 
@@ -1493,6 +1679,7 @@ def compare(
         embedded: rows, failures and scales.
         arrays: makes those of the results.
         max_matrix_gb, seed: as in batch_inference_av_consistency.
+        ranks: the processes of the job, of which this is the first.
 
     Raises:
         NothingLeftError: a side is empty.
@@ -1521,13 +1708,9 @@ def compare(
         shape = len(paths), embedded.rows[side].array.shape[1]
         embeddings[side] = arrays.new(f"{side}_embeddings.npy", shape)
         embedded.rows[side].copy(paths, embeddings[side])
+    true = true_places(sounds, videos, pairs, truth)
     found, pair_cells, true, matrix = compare_rows(
-        *embeddings.values(),
-        truth,
-        true_places(sounds, videos, pairs, truth),
-        arrays,
-        max_matrix_gb,
-        embedded.device,
+        *embeddings.values(), truth, true, arrays, max_matrix_gb, embedded.device, ranks
     )
     metrics, scores, histograms = compute_metrics(found, pair_cells, true, seed)
     for side, places in zip(embeddings, truth.T, strict=True):
@@ -1566,12 +1749,14 @@ def compare_rows(
     arrays: OutputArrays,
     max_matrix_gb: float,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> tuple[Scan, Cells, Cells, np.ndarray | None]:
     """Compare all rows of audio (N, E) and video (M, E), tile by tile.
 
     Args:
         truth: (P, 2) the pairs.
         true: (C, 2) the cells that are no mismatches.
+        ranks: processes that help where there is no matrix to be written.
 
     Returns:
         what was counted, the pairs and the true cells with their cosines, and the matrix, or None where it
@@ -1602,9 +1787,30 @@ def compare_rows(
             said = time.monotonic()
             log.info("similarity: %.1f %% of %d x %d", 100 * n_done / math.prod(shape), *shape)
 
-    sink = None if matrix is None else keep
-    found = similarity.scan(audio, video, pairs.places, pairs.keys, sink, progress, device)
+    if ranks is None or matrix is not None:
+        source, sink = similarity.Blocks(audio, video), None if matrix is None else keep
+        found = similarity.scan(source, pairs.places, pairs.keys, sink, progress, device)
+    else:
+        ranks.tell_all("compare", True)
+        ranks.from_first((pairs.places, pairs.keys))
+        source = similarity.SharedBlocks(ranks, audio, video)
+        found = similarity.scan(source, pairs.places, pairs.keys, None, progress, device)
+        ranks.tell_all("compared")
+        for other in ranks.to_first(iter(())):
+            found.add(other)
     return found, pairs, true, matrix
+
+
+def help_to_compare(ranks: Ranks, device: torch.device) -> None:
+    """Do this process's part of the comparison, if the first one wants it done by all."""
+    from imagebind import similarity
+
+    if not ranks.tell_all("compare")[0]:
+        return
+    places, keys = ranks.from_first()
+    found = similarity.scan(similarity.SharedBlocks(ranks), places, keys, None, None, device)
+    ranks.tell_all("compared")
+    list(ranks.to_first(iter([found])))
 
 
 def lengths(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -2063,11 +2269,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit status: 0 done, 1 not to be done, 2 wrong usage, 3 done with files skipped and --strict,
         130 and 143 stopped by Ctrl-C and SIGTERM.
     """
-    args = parse_args(argv)
+    ranks = Ranks.of_environment()
+    is_first = ranks is None or ranks.is_first  # the others say nothing
+    with nullcontext() if is_first else redirect_stderr(io.StringIO()):
+        args = parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
-    with logging_to_stderr(), stopped_by_signals() as signals:
+    with logging_to_stderr() if is_first else nullcontext(), stopped_by_signals() as signals:
         try:
+            if args.compare and not is_first:
+                return 0
             if args.compare:
                 rows = compare_systems(
                     args.compare, args.output_dir, args.force, args.seed, args.report_lang, args.no_html
@@ -2094,14 +2305,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 no_html=args.no_html,
             )
         except EvaluationError as e:
-            print(f"error: {one_line(str(e))}", file=sys.stderr)
+            if not e.is_said:
+                print(f"error: {one_line(str(e))}", file=sys.stderr)
             if isinstance(e, NothingLeftError):
                 print(summary(e.counts))
             return 1
         except KeyboardInterrupt as e:
             kept = "" if args.no_cache else "; the same command goes on from there"
-            print(f"interrupted: {one_line(str(e)) or 'nothing is embedded yet'}{kept}", file=sys.stderr)
+            if is_first:
+                print(f"interrupted: {one_line(str(e)) or 'nothing is embedded yet'}{kept}", file=sys.stderr)
             return 128 + signals[0]
+    if not is_first:
+        return 0
     metrics = results["metrics"]
     report = format_report(metrics, args.report_lang)
     status = say(report, f"results: {one_line(args.output_dir)}", summary(metrics["counts"]))

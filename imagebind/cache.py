@@ -7,9 +7,11 @@ not there, a file that is no cache of ours is set aside, and one that cannot be 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable
@@ -33,17 +35,25 @@ def content_hash(path: str | os.PathLike) -> str:
 class EmbeddingCache:
     """Rows of one checkpoint in one precision, in an SQLite file that many processes may share.
 
+    The processes of one job may be on several hosts, and SQLite's locks do not hold on every network's
+    file system, so each writes a file of its own beside the first one's, and all read all.
+
     Args:
         path: the file; made when it is not there.
         checkpoint: fingerprint of the weights.
         precision: what rows are computed in.
+        rank: of the process in its job.
     """
 
-    def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, rank: int = 0):
+        first = Path(path)
+        self.path = first.with_suffix(f".{rank}{first.suffix}") if rank else first
+        others = {first, *first.parent.glob(f"{glob.escape(first.stem)}.*{glob.escape(first.suffix)}")}
+        pattern = re.compile(rf"{re.escape(first.stem)}(\.\d+)?{re.escape(first.suffix)}")
+        self.others = sorted(p for p in others - {self.path} if pattern.fullmatch(p.name) and p.exists())
         self.computed_by = (checkpoint, precision, RECIPE)
-        self._connection = None
-        self._owner = None  # the process that the connection belongs to
+        self._connections = {}  # path -> connection
+        self._owner = None  # the process that the connections belong to
         self._writable = True
         try:
             self._create()
@@ -58,13 +68,14 @@ class EmbeddingCache:
             "SELECT row, checksum FROM rows"
             " WHERE content = ? AND side = ? AND checkpoint = ? AND precision = ? AND recipe = ?"
         )
-        try:
-            found = self._open().execute(query, (content, side, *self.computed_by)).fetchone()
-        except sqlite3.Error:
-            return None
-        if found is None or zlib.crc32(found[0]) != found[1]:
-            return None
-        return np.frombuffer(found[0], np.float32)
+        for path in (self.path, *self.others):
+            try:
+                found = self._open(path).execute(query, (content, side, *self.computed_by)).fetchone()
+            except sqlite3.Error:
+                continue
+            if found is not None and zlib.crc32(found[0]) == found[1]:
+                return np.frombuffer(found[0], np.float32)
+        return None
 
     def put(self, side: str, rows: Iterable[tuple[str, np.ndarray]]) -> None:
         """Keep rows, (content, (E,) float32); they are on disk when this returns."""
@@ -76,40 +87,36 @@ class EmbeddingCache:
             for blob in [row.astype(np.float32).tobytes()]
         ]
         try:
-            with self._open() as connection:
+            with self._open(self.path) as connection:
                 connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", records)
         except sqlite3.Error as e:
             self._stop_writing(e)
 
-    def is_empty(self) -> bool:
-        """Say whether there is no row of this checkpoint, precision and recipe."""
-        query = "SELECT 1 FROM rows WHERE checkpoint = ? AND precision = ? AND recipe = ? LIMIT 1"
-        try:
-            return self._open().execute(query, self.computed_by).fetchone() is None
-        except sqlite3.Error:
-            return True
-
     def close(self) -> None:
-        """Close the file in this process."""
-        if self._connection is not None and self._owner == os.getpid():
-            self._connection.close()
-        self._connection = None
+        """Close the files in this process."""
+        if self._owner == os.getpid():
+            for connection in self._connections.values():
+                connection.close()
+        self._connections = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_connection": None}  # for a worker process, which opens its own
+        return {**self.__dict__, "_connections": {}}  # for a worker process, which opens its own
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None or self._owner != os.getpid():
-            mode = "rw" if self._writable else "ro"
-            uri = f"{self.path.resolve().as_uri()}?mode={mode}"
-            self._connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
-            self._owner = os.getpid()
-        return self._connection
+    def _open(self, path: Path) -> sqlite3.Connection:
+        if self._owner != os.getpid():
+            self._connections, self._owner = {}, os.getpid()
+        if path not in self._connections:
+            mode = "rw" if self._writable and path == self.path else "ro"
+            uri = f"{path.resolve().as_uri()}?mode={mode}"
+            self._connections[path] = sqlite3.connect(
+                uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+            )
+        return self._connections[path]
 
     def _create(self) -> None:
         if not self.path.exists():
             sqlite3.connect(self.path).close()
-        connection = self._open()
+        connection = self._open(self.path)
         with connection:
             connection.execute("BEGIN IMMEDIATE")  # table and version come together, or a kill parts them
             (version,) = connection.execute("PRAGMA user_version").fetchone()

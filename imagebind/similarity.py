@@ -20,6 +20,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from imagebind.ranks import Ranks
+
 UNIT_BITS, KEY_BITS = 26, 24
 KEYS_PER_BIN = 128  # a power of two; cells are counted by bin, and by key where a pair lies in the bin
 BINS = 2 * 2**KEY_BITS // KEYS_PER_BIN + 1  # over -1 to 1
@@ -105,6 +107,15 @@ class Scan:
     @property
     def mean_square(self) -> float:
         return math.fsum(self.squares) / math.prod(self.shape)
+
+    def add(self, other: Scan) -> None:
+        """Add what another process counted over its tiles of the same matrix."""
+        self.squares += other.squares
+        for name in ("row_sum", "column_sum", "n_above", "n_equal", "bins", "level_keys"):
+            getattr(self, name)[...] += getattr(other, name)
+        for mine, theirs in zip(self.top, other.top, strict=True):
+            lines, places = np.nonzero(theirs.best != NONE)
+            mine.offer(lines, theirs.best[lines, places])
 
     @property
     def sum(self) -> float:
@@ -354,52 +365,95 @@ def blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
-def measures_of(
-    scanner: Scanner,
-    video: np.ndarray,
-    width: int,
-    rows: list[tuple[int, torch.Tensor]],
-    device: torch.device,
-    progress: Callable[[int], None] | None,
-) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Give the measures of all tiles of some blocks of rows."""
-    for block in blocks(len(video), width):
-        units = unit_rows(video[block])
-        if rows[0][0] == 0:
-            scanner.found.column_sum += units.sum(0).numpy()
-        columns = units.to(device)
-        for row, of_row in rows:
-            yield partial(scanner.measure, row, block.start, of_row, columns)
-            if progress is not None:
-                progress(len(of_row) * len(columns))
+class Blocks:
+    """The rows of audio (N, E) and video (M, E), block by block."""
+
+    def __init__(self, audio: np.ndarray, video: np.ndarray):
+        self.audio, self.video = audio, video
+        self.shape, self.width = (len(audio), len(video)), audio.shape[1]
+        self.n_ranks = 1
+
+    def groups(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Give groups of rows of audio, and where each begins."""
+        return ((block.start, self.audio[block]) for block in blocks(self.shape[0], size))
+
+    def columns(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Give blocks of rows of video, and where each begins; once for each group."""
+        return ((block.start, self.video[block]) for block in blocks(self.shape[1], size))
+
+
+class SharedBlocks(Blocks):
+    """Blocks of which each of several processes gets other groups, and all get all columns.
+
+    Args:
+        ranks: the processes.
+        audio, video: in the first process; None in the others.
+    """
+
+    def __init__(self, ranks: Ranks, audio: np.ndarray | None = None, video: np.ndarray | None = None):
+        self.ranks, self.n_ranks, self.audio, self.video = ranks, ranks.n_ranks, audio, video
+        shape = (len(audio), len(video), audio.shape[1]) if ranks.is_first else None
+        *self.shape, self.width = ranks.from_first(shape)
+
+    def groups(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        everything = list(blocks(self.shape[0], size))
+        for i in range(0, len(everything), self.n_ranks):
+            step = everything[i : i + self.n_ranks]
+            if self.ranks.is_first:
+                for rank, block in enumerate(step[1:], 1):
+                    self.ranks.send_array(self.audio[block], rank)
+                yield step[0].start, self.audio[step[0]]
+            elif self.ranks.rank < len(step):
+                own = step[self.ranks.rank]
+                yield own.start, self.ranks.receive_array((own.stop - own.start, self.width))
+            else:
+                yield self.shape[0], np.empty((0, self.width), np.float32)
+
+    def columns(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        for block in blocks(self.shape[1], size):
+            rows = self.video[block] if self.ranks.is_first else None
+            yield block.start, self.ranks.broadcast_array(rows, (block.stop - block.start, self.width))
 
 
 def scan(
-    audio: np.ndarray,
-    video: np.ndarray,
+    source: Blocks,
     truth: np.ndarray,
     keys: np.ndarray,
     sink: Sink | None = None,
     progress: Callable[[int], None] | None = None,
     device: str | torch.device = "cpu",
 ) -> Scan:
-    """Count over all cosines of audio (N, E) and video (M, E).
+    """Count over all cosines of audio (N, E) and video (M, E), or over the part that is this process's.
 
     Args:
+        source: of the rows.
         truth, keys, sink: as in Scanner.
         progress: is told of the cells that are done.
         device: that computes the tiles.
     """
     device = torch.device(device)
     height, width = GPU_TILE if device.type == "cuda" else TILE
-    scanner = Scanner((len(audio), len(video)), audio.shape[1], truth, keys, sink)
+    scanner = Scanner(tuple(source.shape), source.width, truth, keys, sink)
+    n_blocks = math.ceil(source.shape[0] / height / source.n_ranks)
+
+    def measures(rows: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:
+        for column, embeddings in source.columns(width):
+            units = unit_rows(embeddings)
+            if rows and rows[0][0] == 0:
+                scanner.found.column_sum += units.sum(0).numpy()
+            units = units.to(device)
+            for row, of_row in rows:
+                yield partial(scanner.measure, row, column, of_row, units)
+                if progress is not None:
+                    progress(len(of_row) * len(units))
+
     with tile_threads(device) as run:
-        for group in blocks(len(audio), height * TILES_AT_A_TIME):
+        for start, embeddings in source.groups(height * min(TILES_AT_A_TIME, n_blocks)):
             rows = []
-            for block in blocks(group.stop - group.start, height):
-                units = unit_rows(audio[group][block])
+            for block in blocks(len(embeddings), height):
+                units = unit_rows(embeddings[block])
                 scanner.found.row_sum += units.sum(0).numpy()
-                rows.append((group.start + block.start, units.mul_(2**KEY_BITS).to(device)))
-            run(measures_of(scanner, video, width, rows, device, progress))
+                rows.append((start + block.start, units.mul_(2**KEY_BITS).to(device)))
+            run(measures(rows))
     scanner.count_held()
     return scanner.found

@@ -22,7 +22,7 @@ from batch_inference import (
     true_cells,
 )
 from imagebind import similarity
-from imagebind.similarity import TOP, cosine_similarity, pair_keys, scan
+from imagebind.similarity import TOP, Blocks, cosine_similarity, pair_keys, scan
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def measure(scores: np.ndarray, truth, also_true=()):
         for cells in (list(truth), sorted({*truth, *also_true}))
         for places in [np.array(cells, int).reshape(-1, 2)]
     )
-    found = scan(audio, video, pairs.places, pairs.keys)
+    found = scan(Blocks(audio, video), pairs.places, pairs.keys)
     return cosine_similarity(audio, video), *compute_metrics(found, pairs, true)
 
 
@@ -134,7 +134,7 @@ def test_an_embedder_that_always_says_the_same_scores_chance(n):
     audio, video = np.repeat(row, n, 0), np.repeat(-3 * row, n, 0)
     places = np.stack([np.arange(n)] * 2, 1)
     pairs = Cells(places, pair_keys(audio, video, places))
-    metrics, scores, _ = compute_metrics(scan(audio, video, pairs.places, pairs.keys), pairs, pairs)
+    metrics, scores, _ = compute_metrics(scan(Blocks(audio, video), pairs.places, pairs.keys), pairs, pairs)
     assert metrics["mean_rank"] == metrics["median_rank"] == (n + 1) / 2
     assert metrics["recall_at_1"] == 0
     assert metrics["auc"] == 0.5
@@ -206,7 +206,7 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
     truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
     keys = pair_keys(audio, video, truth)
-    expected = scan(audio, video, truth, keys)
+    expected = scan(Blocks(audio, video), truth, keys)
     matrix = np.empty((37, 50), np.float32)
 
     def keep(row, column, part):
@@ -218,7 +218,7 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        found = scan(audio, video, truth, keys, keep)
+        found = scan(Blocks(audio, video), truth, keys, keep)
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
@@ -234,7 +234,7 @@ def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch
     monkeypatch.setattr(similarity, "TILE", (16, 12))
     audio, video = embeddings_of(scores_of(kind, n, m))
     cosines = cosine_similarity(audio, video)
-    found = scan(audio, video, np.empty((0, 2), int), np.empty(0, np.int32))
+    found = scan(Blocks(audio, video), np.empty((0, 2), int), np.empty(0, np.int32))
     for top, lines in zip(found.top, (cosines, cosines.T), strict=True):
         for line, places, scores in zip(lines, top.places, top.similarities, strict=True):
             expected = np.argsort(-line, kind="stable")[:TOP]
@@ -293,7 +293,7 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
     code = """
 import numpy as np
 from pathlib import Path
-from imagebind.similarity import pair_keys, scan
+from imagebind.similarity import Blocks, pair_keys, scan
 
 def memory(what):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)
@@ -302,7 +302,7 @@ def memory(what):
 rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
 truth = np.stack([np.arange(len(rows))] * 2, axis=1)
 before = memory("VmRSS")
-found = scan(rows, rows, truth, pair_keys(rows, rows, truth))
+found = scan(Blocks(rows, rows), truth, pair_keys(rows, rows, truth))
 assert found.n_above.sum() == 0  # each is the most like itself
 print(memory("VmHWM") - before)
 """
