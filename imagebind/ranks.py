@@ -22,6 +22,7 @@ import numpy as np
 
 BEAT_SECONDS = 2
 SILENCE_SECONDS = 30
+GO_ON = "the same command goes on from what is kept"
 LIMIT = timedelta(seconds=2 * SILENCE_SECONDS)  # of one exchange
 
 
@@ -47,6 +48,7 @@ class Ranks:
     n_local: int
     host: int  # number of it
     store: Any = None
+    heard: float = 0.0  # when the store last answered
     stopped: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -78,7 +80,9 @@ class Ranks:
                 raise
             raise RanksError(f"cannot meet the other processes ({first_line(e)})") from e
         self.store = dist.PrefixStore(session, store)
-        threading.Thread(target=self._beat, daemon=True).start()
+        self.heard = time.monotonic()
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, daemon=True).start()
         return self
 
     def _meet(self, store: Any, name: str) -> str:
@@ -123,8 +127,18 @@ class Ranks:
             n += 1
             try:
                 self.store.set(f"beat/{self.rank}", str(n))
+                self.store.get(f"beat/{self.rank}")  # waits for an answer, which set does not
             except (RuntimeError, ValueError):  # whoever waits for somebody will see it
                 return
+            self.heard = time.monotonic()
+
+    def _watch(self) -> None:
+        """End the process when the store is out of reach: who waits for its answer waits for ever."""
+        while not self.stopped.wait(BEAT_SECONDS):
+            if time.monotonic() - self.heard > 2 * SILENCE_SECONDS:
+                message = f"error: process {self.rank} has lost touch with the others; {GO_ON}\n"
+                os.write(2, message.encode())
+                os._exit(1)
 
     def tell_all(self, stage: str, value: Any = None) -> list[Any]:
         """Tell all others a value, and wait for theirs.
@@ -170,10 +184,7 @@ class Ranks:
             if beat != seen:
                 seen, since = beat, time.monotonic()
             if time.monotonic() - since > SILENCE_SECONDS:
-                raise RanksError(
-                    f"process {rank} has not been heard of for {SILENCE_SECONDS} s;"
-                    " the same command goes on from what is kept"
-                )
+                raise RanksError(f"process {rank} has not been heard of for {SILENCE_SECONDS} s; {GO_ON}")
             time.sleep(0.05)
         return pickle.loads(self.store.get(key))
 
