@@ -1373,6 +1373,18 @@ def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) 
             temporary_path(output_dir, name).unlink()
 
 
+def make_directory(output_dir: str | os.PathLike) -> None:
+    """Make the output directory.
+
+    Raises:
+        EvaluationError: it cannot be made.
+    """
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+    except OSError as e:
+        raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
+
+
 @contextmanager
 def exclusive_use(output_dir: str | os.PathLike, names: Iterable[str]) -> Iterator[None]:
     """Make the output directory, and keep other runs out of it for as long as this one lives.
@@ -1387,8 +1399,8 @@ def exclusive_use(output_dir: str | os.PathLike, names: Iterable[str]) -> Iterat
         EvaluationError: the directory cannot be written to, or another run uses it.
     """
     path = Path(output_dir, LOCK_NAME)
+    make_directory(output_dir)
     try:
-        os.makedirs(output_dir, exist_ok=True)
         file = open_locked(path)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}")
@@ -1515,6 +1527,8 @@ def batch_inference_av_consistency(
             cache = cache or Path(output_dir, CACHE_NAME)
             if is_first:
                 stack.enter_context(exclusive_use(output_dir, outputs))
+            else:
+                make_directory(output_dir)  # for the cache, and rows on disk
         plan = plan_run(audio_paths, video_paths, retrieval_mode) if is_first else None
         n_files = len(plan.sounds) + len(plan.videos) if ranks is None else sys.maxsize
         workers = start_workers(num_workers, n_files, timeout, worker_memory_gb, ranks)

@@ -344,7 +344,8 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
 
     Every thread computes with one core: more of them on one tile would wait for each other.
     """
-    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    before = torch.get_num_threads()
+    n_threads = before if device.type == "cpu" else 1
 
     def run(measures: Iterable[Callable[[], Callable[[], None]]]) -> None:
         waiting = deque()
@@ -357,7 +358,7 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
 
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield run
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(before)
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
