@@ -356,9 +356,11 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
         while waiting:
             waiting.popleft().result()()
 
-    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield run
-    torch.set_num_threads(before)
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield run
+    finally:
+        torch.set_num_threads(before)
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:

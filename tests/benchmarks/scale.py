@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,11 +26,14 @@ import numpy as np
 import torch
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent)]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
+
+from throughput import make_clips  # noqa: E402
 
 from batch_inference import OutputArrays, compare_rows, gather_files, pair_files, read_list_file  # noqa: E402
 from imagebind import similarity  # noqa: E402
 
+DEMO = TESTS / "demo"
 WIDTH = 1024
 MILLION = 1_000_000
 
@@ -157,7 +162,42 @@ def pairing(folder: Path, n: int, device: str) -> dict:
     return {"what": "list, pair and name 2 x 1,000,000 files", "seconds": seconds, "peak GB": peak_memory()}
 
 
-ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing}
+def ranks(folder: Path, n: int, device: str) -> dict:
+    """Measure two processes on two cores against one on one, over videos that take long to read."""
+    (folder / "video").mkdir()
+    for clip in make_clips(folder, n_each=1):
+        for i in range(40):
+            os.link(clip, folder / "video" / f"{clip.stem}_{i}.mp4")
+    (folder / "audio").mkdir()
+    for path in (folder / "video").iterdir():
+        (folder / "audio" / f"{path.stem}.wav").write_bytes((DEMO / "audio" / "scroll_1.wav").read_bytes())
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    seconds = []
+    for start in (("taskset", "-c", "0", sys.executable), ("taskset", "-c", "0,1", *launch)):
+        result = subprocess.run(
+            [
+                *(
+                    *start,
+                    TESTS.parent / "batch_inference.py",
+                    "--audio_dir",
+                    "audio",
+                    "--video_dir",
+                    "video",
+                ),
+                *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", device),
+                *("--no_cache", "--no_html"),
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (line,) = re.findall(r"^\d+ files in ([\d.]+) s", result.stderr, re.M)  # of the first process
+        seconds.append(float(line))
+    return {"what": "embed with 2 ranks on two cores", "against 1 rank on one": seconds[0] / seconds[1]}
+
+
+ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing, "ranks": ranks}
 
 
 def main() -> None:
