@@ -1235,6 +1235,13 @@ class OutputArrays:
         except OSError as e:
             raise EvaluationError(f"{self.output_dir}: cannot write {name} ({e.strerror})") from e
 
+    def copies(self) -> dict[str, torch.Tensor]:
+        """Give the arrays, by name without suffix, as they are in the outputs, which they cannot change."""
+        import torch
+
+        paths = [Path(self.output_dir, name) for name in sorted(self.names)]
+        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths}
+
 
 def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
     """Make the writer of a text, UTF-8; a byte of a file name that is not stands as \\udcNN."""
@@ -1565,6 +1572,7 @@ def batch_inference_av_consistency(
                 if results["similarity_matrix"] is None:
                     outputs["similarity_matrix.npy"] = None
                 write_files(outputs, results, output_dir, arrays.names)
+                results |= arrays.copies()
             if ranks is not None:
                 ranks.tell_all("done")
         except KeyboardInterrupt:

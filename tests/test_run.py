@@ -681,6 +681,9 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     outputs = Outputs(pairs / "outputs")
     assert outputs.metrics == results["metrics"]
     np.testing.assert_array_equal(outputs.audio, results["audio_embeddings"])
+    for key in ("audio_embeddings", "video_embeddings", "similarity_matrix"):
+        results[key].zero_()  # what is done to a result is not done to the file
+        assert np.load(outputs.folder / f"{key}.npy").any()
     assert capsys.readouterr().out == ""
 
 
