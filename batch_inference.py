@@ -57,7 +57,7 @@ from tqdm import tqdm
 from imagebind import page
 from imagebind.cache import EmbeddingCache, content_hash
 from imagebind.names import field, one_line
-from imagebind.ranks import Ranks, RanksError, share_of
+from imagebind.ranks import BEAT_SECONDS, Ranks, RanksError, share_of
 from imagebind.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the work begins
@@ -77,6 +77,7 @@ SUSPECTS_SHOWN = 10
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"
 METRICS_NAME = "metrics.json"
+MATRIX_NAME = "similarity_matrix.npy"
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
@@ -421,34 +422,58 @@ def protocol(
 
 
 class Progress:
-    """How far one side is: a bar on a terminal, a line now and then elsewhere."""
+    """How far one side is, in all processes of the job: a bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, side: str, total: int):
-        self.side, self.total = side, total
-        self.done = self.skipped = self.cached = 0
-        self.began = self.said = time.monotonic()
+    Args:
+        side: of the files.
+        total: files of all processes.
+        ranks: the processes, of which the first one shows.
+    """
+
+    def __init__(self, side: str, total: int, ranks: Ranks | None):
+        self.side, self.total, self.ranks = side, total, ranks
+        self.own, self.elsewhere = Counter(), Counter()  # files that are done, skipped, cached
+        self.began = self.said = self.asked = time.monotonic()
         self.bar = None
+
+    @property
+    def counts(self) -> Counter:
+        """Of all processes, as far as they have told."""
+        return self.own + self.elsewhere
 
     def update(self, skipped: bool, cached: bool) -> None:
         """Count one file."""
-        self.done += 1
-        self.skipped += skipped
-        self.cached += cached
+        self.own.update(done=1, skipped=skipped, cached=cached)
+        if self.ranks is not None:
+            self.ranks.counts[self.side] = dict(self.own)
+        self.show()
+
+    def show(self) -> None:
+        """Bring what is shown up to date."""
+        if self.ranks is not None and not self.ranks.is_first:
+            return
+        now = time.monotonic()
+        if self.ranks is not None and now - self.asked > BEAT_SECONDS:
+            self.asked = now
+            self.hear(self.ranks.others())
         if self.bar is None:  # with the first file, so that the sides do not share a line
             self.bar = tqdm(desc=self.side, total=self.total, unit="file", disable=not sys.stderr.isatty())
-        self.bar.set_postfix(skipped=self.skipped, cached=self.cached, refresh=False)
-        self.bar.update()
-        now = time.monotonic()
+        done, skipped, cached = (self.counts[what] for what in ("done", "skipped", "cached"))
+        self.bar.set_postfix(skipped=skipped, cached=cached, refresh=False)
+        self.bar.update(done - self.bar.n)
         if self.bar.disable and now - self.said > SECONDS_PER_LINE:
             self.said = now
-            rate = self.done / (now - self.began)
+            rate = done / (now - self.began)
             log.info(
                 "%s: %d of %d files, %.2f files/s, %.0f s left, %d skipped, %d cached",
-                *(self.side, self.done, self.total, rate, (self.total - self.done) / rate),
-                *(self.skipped, self.cached),
+                *(self.side, done, self.total, rate, (self.total - done) / rate, skipped, cached),
             )
-        if self.done == self.total:
+        if done == self.total:
             self.close()
+
+    def hear(self, told: Iterable[dict[str, dict[str, int]]]) -> None:
+        """Take what the other processes have counted, each by side."""
+        self.elsewhere = sum((Counter(counts.get(self.side)) for counts in told), Counter())
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -528,6 +553,7 @@ class FileEmbedder:
         batch_size: files that go to the model together.
         workers: processes that read files; None reads in this one.
         folder: for rows on disk; None keeps them in memory.
+        ranks: the processes of the job, each with files of its own.
     """
 
     def __init__(
@@ -539,14 +565,16 @@ class FileEmbedder:
         batch_size: int,
         workers: Workers | None,
         folder: str | os.PathLike | None,
+        ranks: Ranks | None = None,
     ):
         self.model, self.device, self.precision, self.folder = model, device, precision, folder
-        self.cache, self.batch_size, self.workers = cache, batch_size, workers
+        self.cache, self.batch_size, self.workers, self.ranks = cache, batch_size, workers, ranks
         self.embedder = None
         self.rows: dict[str, Rows] = {}  # by side
         self.failures: list[Failure] = []
         self.contents: dict[tuple[str, str], np.ndarray] = {}  # (side, hash) -> row, of this run
-        self.n_files = self.n_cached = 0
+        self.progress: dict[str, Progress] = {}  # by side
+        self.began = 0.0
         self.seconds = Counter()  # where the time went
 
     def embed(self, sounds: Sequence[str], videos: Sequence[str], room: dict[str, int] | None = None) -> None:
@@ -554,7 +582,7 @@ class FileEmbedder:
 
         Args:
             sounds, videos: paths, each once.
-            room: for how many rows of each side, where others are to come.
+            room: for how many rows of each side, where those of other processes are to come.
 
         Raises:
             EvaluationError: a file does not fit into the device's memory, or no process can be started.
@@ -564,28 +592,34 @@ class FileEmbedder:
 
         sides = {"audio": sounds, "video": videos}
         files = [(side, path) for side, paths in sides.items() for path in paths]
-        progress = {side: Progress(side, len(paths)) for side, paths in sides.items()}
         room = room or {side: len(paths) for side, paths in sides.items()}
+        self.progress = {side: Progress(side, n, self.ranks) for side, n in room.items()}
         self.rows = {side: Rows(n, self.folder) for side, n in room.items()}
         waiting = {side: {} for side in sides}  # side -> content, or path where there is no cache -> files
         ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
         try:
             while (file := self._timed("waiting", lambda: next(loaded, None))) is not None:
-                self._take(file, waiting[file.side], progress[file.side])
+                self._take(file, waiting[file.side])
                 if len(waiting[file.side]) == self.batch_size:
-                    self._embed_waiting(file.side, waiting[file.side], progress[file.side])
+                    self._embed_waiting(file.side, waiting[file.side])
             for side in sides:
-                self._embed_waiting(side, waiting[side], progress[side])
+                self._embed_waiting(side, waiting[side])
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self.embedded(len(files))) from None
-        finally:
-            for side in sides:
-                progress[side].close()
-        self.seconds["all"] = time.perf_counter() - began
+            raise KeyboardInterrupt(self.embedded()) from None
+
+    def show_progress(self) -> None:
+        """Show how far all processes are, while this one has nothing to do."""
+        for progress in self.progress.values():
+            progress.show()
+
+    def close_progress(self) -> None:
+        """Leave the bars as they are."""
+        for progress in self.progress.values():
+            progress.close()
 
     def sort_failures(self, sounds: Sequence[str], videos: Sequence[str]) -> None:
         """Bring failures into the order of the files."""
@@ -593,11 +627,15 @@ class FileEmbedder:
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
 
-    def embedded(self, n_files: int) -> str:
+    def embedded(self) -> str:
         """Say how many of all files are embedded, and where they are kept."""
-        n_rows = sum(len(rows.places) for rows in self.rows.values())
+        sides = self.progress.values()
+        with suppress(RanksError):
+            for side in sides:
+                side.hear([] if self.ranks is None else self.ranks.others())
+        n_rows = sum(side.counts["done"] - side.counts["skipped"] for side in sides)
         kept = "" if self.cache is None else f" and kept in {self.cache.path}"
-        return f"{n_rows} of {n_files} files are embedded{kept}"
+        return f"{n_rows} of {sum(side.total for side in sides)} files are embedded{kept}"
 
     @property
     def scales(self) -> dict[str, float]:
@@ -605,14 +643,18 @@ class FileEmbedder:
         return {side: float(self.model.towers[tower].scale) for side, tower in MODALITIES.items()}
 
     def report_time(self) -> None:
-        """Say on the log where the time went."""
+        """Say on the log where the time went; of several processes, this one's."""
         if self.workers is None:
             where = "before it, without workers"
         else:
             where = f"in {self.workers.n_workers} workers beside it"
+        counts = [side.counts for side in self.progress.values()]
         log.info(
-            "%d files in %.1f s, %d from the cache: model %.1f s, waiting %.1f s; reading took %.1f s %s",
-            *(self.n_files, self.seconds["all"], self.n_cached),
+            "%d files in %.1f s%s, %d from the cache: %smodel %.1f s, waiting %.1f s; reading took %.1f s %s",
+            *(sum(count["done"] for count in counts), time.perf_counter() - self.began),
+            "" if self.ranks is None else f" by {self.ranks.n_ranks} processes",
+            sum(count["cached"] for count in counts),
+            "" if self.ranks is None else "in the first one ",
             *(self.seconds[what] for what in ("model", "waiting", "reading")),
             where,
         )
@@ -624,23 +666,21 @@ class FileEmbedder:
         finally:
             self.seconds[what] += time.perf_counter() - began
 
-    def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]], progress: Progress) -> None:
+    def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:
         """Give a file its failure or the row that is known, or let it wait for the model."""
-        self.n_files += 1
         self.seconds["reading"] += file.seconds
         for warning in file.warnings:
             log.warning("%s", warning)
         row = self.contents.get((file.side, file.content)) if file.row is None else file.row
         if file.reason is not None:
-            self._skip(file, file.reason, progress)
+            self._skip(file, file.reason)
         elif row is not None:
-            self.n_cached += file.row is not None
-            self._keep(file, row, progress)
+            self._keep(file, row)
         else:
             files = waiting.setdefault(file.content or file.path, [])
             files.append(replace(file, input=None) if files else file)  # one input does for all
 
-    def _embed_waiting(self, side: str, waiting: dict[str, list[LoadedFile]], progress: Progress) -> None:
+    def _embed_waiting(self, side: str, waiting: dict[str, list[LoadedFile]]) -> None:
         """Give the files that wait their rows, the same one to files of the same content."""
         if not waiting:
             return
@@ -652,9 +692,9 @@ class FileEmbedder:
         for key, files in waiting.items():
             for file in files:
                 if key in finite:
-                    self._keep(file, finite[key], progress)
+                    self._keep(file, finite[key])
                 else:
-                    self._skip(file, "its embedding is not finite", progress)
+                    self._skip(file, "its embedding is not finite")
         waiting.clear()
 
     def _forward(self, modality: str, inputs: list) -> np.ndarray:
@@ -664,16 +704,16 @@ class FileEmbedder:
             self.embedder = Embedder(self.model, self.device, self.precision)
         return self.embedder(modality, inputs).numpy()
 
-    def _keep(self, file: LoadedFile, row: np.ndarray, progress: Progress) -> None:
+    def _keep(self, file: LoadedFile, row: np.ndarray) -> None:
         stored = self.rows[file.side].keep(file.path, row)
         if file.content is not None:
             self.contents[file.side, file.content] = stored
-        progress.update(skipped=False, cached=file.row is not None)
+        self.progress[file.side].update(skipped=False, cached=file.row is not None)
 
-    def _skip(self, file: LoadedFile, reason: str, progress: Progress) -> None:
+    def _skip(self, file: LoadedFile, reason: str) -> None:
         log.warning("skipped %s file %s: %s", file.side, file.path, reason)
         self.failures.append(Failure(file.path, file.side, reason))
-        progress.update(skipped=True, cached=False)
+        self.progress[file.side].update(skipped=True, cached=False)
 
 
 def n_cores(ranks: Ranks | None) -> int:
@@ -730,7 +770,7 @@ def open_embedder(
         check_same(ranks, "checkpoint", sha256[:16])
         check_same(ranks, "device", device.type)
     kept = None if cache is None else EmbeddingCache(cache, sha256, precision, ranks.rank if ranks else 0)
-    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers, folder)
+    embedder = FileEmbedder(model, device, precision, kept, batch_size, workers, folder, ranks)
     return embedder, protocol(path, sha256, model.note, device, precision)
 
 
@@ -766,7 +806,10 @@ def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, 
                 part = paths[i : i + ROWS_AT_A_TIME]
                 yield side, (part, rows.array[i : i + len(part)])
 
-    ranks.tell_all("embedded")
+    told = ranks.tell_all("embedded", ranks.counts, meanwhile=embedder.show_progress)
+    for progress in embedder.progress.values():
+        progress.hear(told[1:])  # the first one's are its own
+    embedder.show_progress()
     said = set()
     for what, value in ranks.to_first(own()):
         if what == "messages":
@@ -1307,7 +1350,7 @@ def writers(report_lang: str, output_dir: str | os.PathLike, no_html: bool) -> d
     return {
         "audio_embeddings.npy": npy_writer("audio_embeddings"),
         "video_embeddings.npy": npy_writer("video_embeddings"),
-        "similarity_matrix.npy": npy_writer("similarity_matrix"),
+        MATRIX_NAME: npy_writer("similarity_matrix"),
         "audio_names.txt": text_writer(lambda r: map(field, r["audio_names"])),
         "video_names.txt": text_writer(lambda r: map(field, r["video_names"])),
         "pairs.txt": text_writer(lambda r: ("\t".join(map(field, pair)) for pair in r["pairs"])),
@@ -1549,14 +1592,15 @@ def batch_inference_av_consistency(
         embedder, how = open_embedder(
             checkpoint, device, precision, None if no_cache else cache, batch_size, workers, output_dir, ranks
         )
+        stack.callback(embedder.close_progress)
         room = {"audio": len(plan.sounds), "video": len(plan.videos)} if is_first else None
         embedder.embed(sounds, videos, room)
-        embedder.report_time()
         try:
             if ranks is not None:
                 gather_rows(ranks, embedder, messages)
+            embedder.report_time()
             if not is_first:
-                help_to_compare(ranks, embedder.device)
+                help_to_compare(ranks, embedder.device, output_dir)
                 ranks.tell_all("done")
                 return None
             embedder.sort_failures(plan.sounds, plan.videos)
@@ -1566,17 +1610,15 @@ def batch_inference_av_consistency(
                 *(embedder, arrays, max_matrix_gb, seed, ranks),
             )
             results["metrics"]["protocol"] = how
-            if ranks is not None and results["similarity_matrix"] is not None:
-                ranks.tell_all("compare", False)
             if output_dir is not None:
                 if results["similarity_matrix"] is None:
-                    outputs["similarity_matrix.npy"] = None
+                    outputs[MATRIX_NAME] = None
                 write_files(outputs, results, output_dir, arrays.names)
                 results |= arrays.copies()
             if ranks is not None:
                 ranks.tell_all("done")
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(embedder.embedded(len(sounds) + len(videos))) from None
+            raise KeyboardInterrupt(embedder.embedded()) from None
         return results
 
 
@@ -1778,7 +1820,7 @@ def compare_rows(
     Args:
         truth: (P, 2) the pairs.
         true: (C, 2) the cells that are no mismatches.
-        ranks: processes that help where there is no matrix to be written.
+        ranks: processes that help; where there is a matrix to be written, those of this host alone.
 
     Returns:
         what was counted, the pairs and the true cells with their cosines, and the matrix, or None where it
@@ -1790,47 +1832,50 @@ def compare_rows(
     shape, gigabytes = (len(audio), len(video)), 4e-9 * len(audio) * len(video)
     matrix = None
     if gigabytes <= max_matrix_gb:
-        matrix = arrays.new("similarity_matrix.npy", shape)
+        matrix = arrays.new(MATRIX_NAME, shape)
     else:
         log.info(
-            "similarity_matrix.npy is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
-            *(gigabytes, math.ceil(gigabytes)),
+            "%s is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
+            *(MATRIX_NAME, gigabytes, math.ceil(gigabytes)),
         )
-
-    def keep(row: int, column: int, tile: np.ndarray) -> None:
-        matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
-
+    if ranks is None or (matrix is not None and MATRIX_NAME not in arrays.names):
+        n_helping = 1  # as a matrix in memory is this process's own
+    else:  # two hosts do not write to one file: not every network's file system can take that
+        n_helping = ranks.n_ranks if matrix is None else ranks.n_local
     n_done, said = 0, time.monotonic()
 
     def progress(n_cells: int) -> None:
         nonlocal n_done, said
-        n_done += n_cells
+        n_done += n_cells * n_helping
         if time.monotonic() - said > SECONDS_PER_LINE:
             said = time.monotonic()
-            log.info("similarity: %.1f %% of %d x %d", 100 * n_done / math.prod(shape), *shape)
+            log.info("similarity: %.1f %% of %d x %d", min(100 * n_done / math.prod(shape), 100), *shape)
 
-    if ranks is None or matrix is not None:
-        source, sink = similarity.Blocks(audio, video), None if matrix is None else keep
-        found = similarity.scan(source, pairs.places, pairs.keys, sink, progress, device)
-    else:
-        ranks.tell_all("compare", True)
-        ranks.from_first((pairs.places, pairs.keys))
-        source = similarity.SharedBlocks(ranks, audio, video)
-        found = similarity.scan(source, pairs.places, pairs.keys, None, progress, device)
-        ranks.tell_all("compared")
-        for other in ranks.to_first(iter(())):
-            found.add(other)
+    sink = None if matrix is None else similarity.into(matrix)
+    if ranks is None:
+        source = similarity.Blocks(audio, video)
+        return similarity.scan(source, pairs.places, pairs.keys, sink, progress, device), pairs, true, matrix
+    ranks.tell_all("compare")
+    ranks.from_first((pairs.places, pairs.keys, n_helping, matrix is not None))
+    source = similarity.SharedBlocks(ranks, n_helping, audio, video)
+    found = similarity.scan(source, pairs.places, pairs.keys, sink, progress, device)
+    ranks.tell_all("compared")
+    for other in ranks.to_first(iter(())):
+        found.add(other)
     return found, pairs, true, matrix
 
 
-def help_to_compare(ranks: Ranks, device: torch.device) -> None:
-    """Do this process's part of the comparison, if the first one wants it done by all."""
+def help_to_compare(ranks: Ranks, device: torch.device, output_dir: str | os.PathLike | None) -> None:
+    """Do this process's part of the comparison; a matrix is a file, in which it fills in its rows."""
     from imagebind import similarity
 
-    if not ranks.tell_all("compare")[0]:
-        return
-    places, keys = ranks.from_first()
-    found = similarity.scan(similarity.SharedBlocks(ranks), places, keys, None, None, device)
+    ranks.tell_all("compare")
+    places, keys, n_helping, has_matrix = ranks.from_first()
+    source, sink = similarity.SharedBlocks(ranks, n_helping), None
+    if has_matrix and ranks.rank < n_helping:
+        path = temporary_path(output_dir, MATRIX_NAME)
+        sink = similarity.into(np.lib.format.open_memmap(path, "r+"))
+    found = similarity.scan(source, places, keys, sink, None, device)
     ranks.tell_all("compared")
     list(ranks.to_first(iter([found])))
 

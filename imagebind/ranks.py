@@ -12,7 +12,7 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -48,6 +48,7 @@ class Ranks:
     n_local: int
     host: int  # number of it
     store: Any = None
+    counts: dict[str, Any] = field(default_factory=dict)  # told to the others with each beat; plain values
     heard: float = 0.0  # when the store last answered
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -126,7 +127,7 @@ class Ranks:
         while not self.stopped.wait(BEAT_SECONDS):
             n += 1
             try:
-                self.store.set(f"beat/{self.rank}", str(n))
+                self.store.set(f"beat/{self.rank}", pickle.dumps((n, self.counts)))
                 self.store.get(f"beat/{self.rank}")  # waits for an answer, which set does not
             except (RuntimeError, ValueError):  # whoever waits for somebody will see it
                 return
@@ -140,12 +141,25 @@ class Ranks:
                 os.write(2, message.encode())
                 os._exit(1)
 
-    def tell_all(self, stage: str, value: Any = None) -> list[Any]:
+    def others(self) -> list[dict[str, Any]]:
+        """Give the `counts` of the other processes, as they were a moment ago."""
+        with touch():
+            beats = [self._beat_of(rank) for rank in range(self.n_ranks) if rank != self.rank]
+        return [pickle.loads(beat)[1] for beat in beats if beat is not None]
+
+    def _beat_of(self, rank: int) -> bytes | None:
+        key = f"beat/{rank}"
+        return self.store.get(key) if self.store.check([key]) else None
+
+    def tell_all(
+        self, stage: str, value: Any = None, meanwhile: Callable[[], None] | None = None
+    ) -> list[Any]:
         """Tell all others a value, and wait for theirs.
 
         Args:
             stage: each is gone through once.
             value: small.
+            meanwhile: what to do now and then.
 
         Returns:
             the values of all, in the order of ranks.
@@ -155,7 +169,7 @@ class Ranks:
         """
         with touch():
             self.store.set(f"{stage}/{self.rank}", pickle.dumps(value))
-            return [self._wait_for(f"{stage}/{rank}", rank) for rank in range(self.n_ranks)]
+            return [self._wait_for(f"{stage}/{rank}", rank, meanwhile) for rank in range(self.n_ranks)]
 
     def fail(self, message: str) -> bool:
         """Tell all others that the job cannot go on; say whether this is the first to do so."""
@@ -175,16 +189,18 @@ class Ranks:
                 self.store.set(key, pickle.dumps(value))
             return self._wait_for(key, self.rank - self.local_rank)
 
-    def _wait_for(self, key: str, rank: int) -> Any:
+    def _wait_for(self, key: str, rank: int, meanwhile: Callable[[], None] | None = None) -> Any:
         seen, since = None, time.monotonic()
         while not self.store.check([key]):
-            beat = self.store.get(f"beat/{rank}") if self.store.check([f"beat/{rank}"]) else None
+            beat = self._beat_of(rank)
             if self.store.check(["failed"]):
                 raise RanksError(self.store.get("failed").decode().partition(" ")[2], is_said=True)
             if beat != seen:
                 seen, since = beat, time.monotonic()
             if time.monotonic() - since > SILENCE_SECONDS:
                 raise RanksError(f"process {rank} has not been heard of for {SILENCE_SECONDS} s; {GO_ON}")
+            if meanwhile is not None:
+                meanwhile()
             time.sleep(0.05)
         return pickle.loads(self.store.get(key))
 

@@ -363,6 +363,15 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
         torch.set_num_threads(before)
 
 
+def into(matrix: np.ndarray) -> Sink:
+    """Give what writes tiles into a matrix (N, M)."""
+
+    def write(row: int, column: int, tile: np.ndarray) -> None:
+        matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
+
+    return write
+
+
 def blocks(n: int, size: int) -> Iterator[slice]:
     """Cut n places into blocks."""
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
@@ -390,11 +399,14 @@ class SharedBlocks(Blocks):
 
     Args:
         ranks: the processes.
+        n_ranks: how many of them get groups, the first ones.
         audio, video: in the first process; None in the others.
     """
 
-    def __init__(self, ranks: Ranks, audio: np.ndarray | None = None, video: np.ndarray | None = None):
-        self.ranks, self.n_ranks, self.audio, self.video = ranks, ranks.n_ranks, audio, video
+    def __init__(
+        self, ranks: Ranks, n_ranks: int, audio: np.ndarray | None = None, video: np.ndarray | None = None
+    ):
+        self.ranks, self.n_ranks, self.audio, self.video = ranks, n_ranks, audio, video
         shape = (len(audio), len(video), audio.shape[1]) if ranks.is_first else None
         *self.shape, self.width = ranks.from_first(shape)
 

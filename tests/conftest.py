@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import http.server
 import multiprocessing
 import os
 import resource
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +119,33 @@ def pairs(tmp_path) -> Path:
         write_audio(tmp_path / "audio" / f"{name}.wav", tone(1, 200 * (i + 1)))
         write_video(tmp_path / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
     return tmp_path
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that answers with what `answer` holds: body, and the length it states.
+
+    It counts the requests there.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer["requests"] += 1
+            body, length = answer["body"], answer.get("length")
+            self.send_response(answer.get("status", 200))
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    answer = {"requests": 0}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        answer["url"] = f"http://127.0.0.1:{httpd.server_port}/imagebind_huge.pth"
+        yield answer
+        httpd.shutdown()
 
 
 # Programs: whole runs in processes of their own, which can be killed

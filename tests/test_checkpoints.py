@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import os
-import threading
 
 import pytest
 import torch
@@ -139,29 +137,6 @@ def test_other_contents_are_refused_in_one_line(tmp_path, content):
 
 
 # The download
-
-
-@pytest.fixture
-def server():
-    """A server on this machine that answers with what `answer` holds: body, and the length it states."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body, length = answer["body"], answer.get("length")
-            self.send_response(answer.get("status", 200))
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    answer = {}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        answer["url"] = f"http://127.0.0.1:{httpd.server_port}/imagebind_huge.pth"
-        yield answer
-        httpd.shutdown()
 
 
 def test_the_released_weights_are_downloaded_on_first_use(released, server, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import DEMO, TESTS, silence, tone, write_audio
+from test_model import released_state_dict
 
 from imagebind.ranks import share_of
 
@@ -88,24 +90,26 @@ def test_what_several_have_embedded_is_found_by_any_number(pairs):
         status, _, err = run(pairs, n)
         assert status == 0
         (line,) = (line for line in err if "from the cache" in line)
-        n_files = 8 // n
-        assert line.startswith(f"{n_files} files")
-        assert f", {n_files} from the cache" in line
+        assert line.startswith("8 files")  # of all processes
+        assert ", 8 from the cache" in line
         assert set(cached(pairs / "outputs")) == kept
 
 
 @pytest.mark.slow
 def test_many_rows_are_compared_by_all(pairs):
-    """3 x 700 copies of four pairs: three groups of tiles."""
+    """3 x 700 copies of four pairs: three groups of tiles, with a matrix and without."""
     for i in range(525):
         for name in "abcd":
             for side, suffix in (("audio", "wav"), ("video", "mp4")):
                 target = pairs / side / f"{name}{i}.{suffix}"
                 os.link(pairs / side / f"{name}.{suffix}", target)
-    for n in (1, 3):
-        status, _, err = run(pairs, n, "--max_matrix_gb", "0", "--output_dir", f"out{n}")
-        assert status == 0, err
-    assert outputs(pairs / "out3") == outputs(pairs / "out1")
+    for size in ("0", "8"):
+        for n in (1, 3):
+            options = ("--max_matrix_gb", size, "--output_dir", f"out{n}", "--cache", "kept.sqlite")
+            status, _, err = run(pairs, n, *options)
+            assert status == 0, err
+        assert outputs(pairs / "out3") == outputs(pairs / "out1")
+        assert ("similarity_matrix.npy" in outputs(pairs / "out3")) == (size == "8")
 
 
 @pytest.mark.parametrize(
@@ -161,9 +165,34 @@ def test_a_killed_process_brings_all_back_and_nothing_is_embedded_twice(pairs):
     os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)
     out, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
+    (line,) = (line for line in own_lines(err.splitlines()) if line.startswith("interrupted"))
+    assert re.match(r"interrupted: \d+ of 10 files are embedded and kept in outputs/embeddings.sqlite", line)
     assert out.splitlines()[-1] == "evaluated 5 pairs, skipped 0 files, unmatched 0 files"
     rows = cached(pairs / "outputs")
     assert len(rows) == len(set(rows)) == 9  # a and z have one video
+
+
+def test_one_process_of_a_host_downloads_the_checkpoint(pairs, server):
+    """With a server on this machine in the place of the released file's, and small towers in its sizes."""
+    torch.save(released_state_dict("tiny"), pairs / "tiny.pth")
+    server["body"] = (pairs / "tiny.pth").read_bytes()
+    (pairs / "program.py").write_text(f"""
+import sys
+sys.path[:0] = {[str(TESTS.parent), str(TESTS)]}
+from imagebind.models import checkpoints, imagebind_model
+from pathlib import Path
+from test_model import TINY
+from batch_inference import main
+checkpoints.RELEASED_URL, checkpoints.RELEASED_PATH = {server["url"]!r}, Path("weights/imagebind_huge.pth")
+imagebind_model.IMAGEBIND_HUGE = TINY
+sys.exit(main())
+""")
+    argv = ("--audio_dir", "audio", "--video_dir", "video", "--device", "cpu")
+    launch = map(str, (*LAUNCH, "--nproc_per_node", "3", "program.py", *argv))
+    result = subprocess.run(list(launch), cwd=pairs, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert server["requests"] == 1
+    assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
