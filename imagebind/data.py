@@ -1,14 +1,16 @@
-"""Turn media files into ImageBind's inputs; knows nothing of the model.
+"""Turn media files and texts into ImageBind's inputs; knows nothing of the model.
 
     audio file -> (3, 1, 128, 204)        3 clips of 2 s as log-mel spectrograms, bins x frames
     video file -> (15, 3, 2, 224, 224)    5 clips of 2 s x 3 crops, each its first and its last frame
     image file -> (3, 224, 224)
+    text       -> (77,)                   ids of its tokens
 
 Only what is used is decoded: three windows of a sound, ten frames of a video. A file goes through
 a chain of functions that can be called by hand:
 
     audio   load_windows (load_waveform, clip_spans) -> log_mel
     video   packet_timeline -> clip_frames -> read_frames -> resize_short_side -> crop
+    text    read_text (tokenizer)
 
 Letters in shapes: B files, S clips of a file, C channels, T samples or frames, H x W pixels.
 The recipe is that of the ImageBind paper (Girdhar et al., CVPR 2023) as the released loaders carry
@@ -27,11 +29,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+import regex
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -41,6 +44,9 @@ from pytorchvideo.data.clip_sampling import ClipInfo, ConstantClipsPerVideoSampl
 from torchaudio.compliance import kaldi
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 CLIP_SECONDS = 2
 
@@ -65,6 +71,12 @@ SIZE = 224
 MOST_STRETCHED = 10  # long side to short side of a frame that is scaled whole
 RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
 RGB_STD = (0.26862954, 0.26130258, 0.27577711)
+
+TEXT_TOKENS = 77
+MARKS = {
+    "<start_of_text>": "<|startoftext|>",
+    "<end_of_text>": "<|endoftext|>",
+}  # open_clip's names -> CLIP's
 
 MOST_DAMAGED = 0.1  # share of packets
 LEAST_FOUND = 0.95  # of what a file says it holds
@@ -870,6 +882,62 @@ def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VI
 
 
 # ------------------------------------------------------------------------------------------------
+# Text
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextInput(ByValue):
+    """A text as the model's input."""
+
+    tokens: torch.Tensor  # (77,) int64: start mark, text, end mark, zeros
+    is_cut: bool  # there was no room for all of it
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """As of the other inputs: one clip, once."""
+        return {0: 1}
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Give the tokens on a device, (1, 77)."""
+        return self.tokens.to(device, non_blocking=True)[None]
+
+    def pin_memory(self) -> TextInput:
+        """Move to page-locked memory."""
+        return TextInput(self.tokens.pin_memory(), self.is_cut)
+
+
+@cache
+def tokenizer() -> SimpleTokenizer:
+    """Make the tokenizer of CLIP (Radford et al. 2021): open_clip's, with the marks as CLIP writes them."""
+    from open_clip.tokenizer import SimpleTokenizer  # where there are texts alone
+
+    made = SimpleTokenizer()
+    pattern = made.pat.pattern
+    for theirs, ours in MARKS.items():
+        made.encoder[ours] = made.encoder[theirs]
+        made.cache[ours] = ours
+        pattern = pattern.replace(theirs, regex.escape(ours))
+    made.pat = regex.compile(pattern, regex.IGNORECASE)
+    return made
+
+
+def read_text(text: str) -> TextInput:
+    """Cut a text into tokens; of a long one the first 75 are kept, between the marks.
+
+    Raises:
+        MediaError: the text cannot be encoded.
+    """
+    with media_errors(text):
+        start, end = tokenizer().all_special_ids
+        ids = tokenizer().encode(text)
+        kept = [start, *ids[: TEXT_TOKENS - 2], end]
+        tokens = torch.zeros(TEXT_TOKENS, dtype=torch.int64)
+        tokens[: len(kept)] = torch.tensor(kept)
+        return TextInput(tokens, len(kept) < len(ids) + 2)
+
+
+# ------------------------------------------------------------------------------------------------
 # The names of the released package
 # ------------------------------------------------------------------------------------------------
 
@@ -937,3 +1005,17 @@ def load_and_transform_vision_data(
         with media_errors(path):
             images.append(image_to_input(pil_loader(g_pathmgr.get_local_path(os.fspath(path)))))
     return torch.stack(images).to(device)
+
+
+def load_and_transform_text(text: Sequence[str] | None, device: str | torch.device) -> torch.Tensor | None:
+    """Cut texts into tokens, as one batch on a device.
+
+    Returns:
+        (B, 77) int64; None for None.
+
+    Raises:
+        MediaError: as read_text.
+    """
+    if text is None:
+        return None
+    return torch.stack([read_text(one).tokens for one in text]).to(device)

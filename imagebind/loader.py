@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,9 @@ from imagebind import data
 from imagebind.cache import EmbeddingCache, content_hash
 from imagebind.workers import Lost, Workers
 
-READ = {"audio": data.read_audio, "video": data.read_video}
+READ = {"audio": data.read_audio, "video": data.read_video, "text": data.read_text}
 
-File = tuple[str, str]  # side, path
+File = tuple[str, str]  # side, path; of a text the text itself
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class LoadedFile:
     side: str
     path: str
     content: str | None = None  # its hash, where there is a cache
-    input: data.AudioInput | data.VideoInput | None = None
+    input: data.AudioInput | data.VideoInput | data.TextInput | None = None
     row: np.ndarray | None = None  # (E,), from the cache
     reason: str | None = None
+    is_cut: bool = False  # a text that is too long
     warnings: tuple[str, ...] = ()  # to be said by the process that owns the terminal
     seconds: float = 0.0  # that it took
 
@@ -47,18 +49,26 @@ def read_file(cache: EmbeddingCache | None, file: File) -> LoadedFile:
 
 
 def _read(cache: EmbeddingCache | None, side: str, path: str) -> LoadedFile:
-    content = None
+    content = row = None
     try:
         if cache is not None:
-            data.check_is_file(path)
-            with data.media_errors(path):
-                content = content_hash(path)
+            content = hash_of(side, path)
             row = cache.get(content, side)
-            if row is not None:
+            if row is not None and side != "text":  # whether that is cut is told by its tokens alone
                 return LoadedFile(side, path, content, row=row)
-        return LoadedFile(side, path, content, input=READ[side](path))
+        read = READ[side](path)
+        return LoadedFile(side, path, content, read, row, is_cut=side == "text" and read.is_cut)
     except data.MediaError as e:
         return LoadedFile(side, path, content, reason=e.reason)
+
+
+def hash_of(side: str, path: str) -> str:
+    """Give the hash of what a row is made of."""
+    with data.media_errors(path):
+        if side == "text":
+            return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
+        data.check_is_file(path)
+        return content_hash(path)
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)

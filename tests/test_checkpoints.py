@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -62,14 +63,19 @@ NORM = "modality_trunks.audio.blocks.1.norm_2.bias"
 
 
 def test_the_released_kind_loads(released):
-    assert set(load_model(released()).towers) == {"vision", "audio"}
+    assert set(load_model(released()).towers) == set(TINY)
+
+
+def test_a_tower_of_which_the_released_kind_has_nothing_is_not_built(released):
+    others = [name for name in released_state_dict("tiny") if not re.search(r"\.(vision|audio)\.", name)]
+    assert set(load_model(released(**dict.fromkeys(others))).towers) == {"vision", "audio"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({NORM: None}, "lacks towers.audio.blocks.1.norm_2.bias, of 81 tensors"),
-        ({NORM: None, "modality_heads.audio.2.weight": None}, "lacks .* and 1 more, of 81 tensors"),
+        ({NORM: None}, "lacks towers.audio.blocks.1.norm_2.bias, of 222 tensors"),
+        ({NORM: None, "modality_heads.audio.2.weight": None}, "lacks .* and 1 more, of 222 tensors"),
         ({"modality_trunks.smell.blocks.0.x": torch.ones(2)}, "has unknown towers.smell.blocks.0.x"),
         ({"optimizer": torch.ones(2)}, "has unknown optimizer"),
         ({NORM: torch.ones(7)}, r"towers.audio.blocks.1.norm_2.bias has shape \(7,\), not \(24,\)"),
@@ -144,7 +150,7 @@ def test_the_released_weights_are_downloaded_on_first_use(released, server, tmp_
     target = tmp_path / ".checkpoints" / "imagebind_huge.pth"
     monkeypatch.setattr(checkpoints, "RELEASED_URL", server["url"])
     monkeypatch.setattr(checkpoints, "RELEASED_PATH", target)
-    assert set(imagebind_huge(pretrained=True).towers) == {"vision", "audio"}
+    assert set(imagebind_huge(pretrained=True).towers) == set(TINY)
     assert "imagebind_huge.pth: 100%" in capsys.readouterr().err
     assert os.listdir(target.parent) == ["imagebind_huge.pth"]
     server["body"] = b"gone"

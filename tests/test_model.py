@@ -20,12 +20,17 @@ from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, Mod
 REFERENCE = TESTS / "reference"
 SCALES = {"audio": 20, "text": 1 / 0.07, "depth": 5, "thermal": 10, "imu": 5}
 TINY = {
-    ModalityType.VISION: dataclasses.replace(
-        IMAGEBIND_HUGE["vision"], width=40, n_blocks=3, n_heads=4, embedding=32
-    ),
-    ModalityType.AUDIO: dataclasses.replace(
-        IMAGEBIND_HUGE["audio"], width=24, n_blocks=2, n_heads=3, embedding=32
-    ),
+    modality: dataclasses.replace(
+        IMAGEBIND_HUGE[modality], width=width, n_blocks=n_blocks, n_heads=n_heads, embedding=32
+    )
+    for modality, width, n_blocks, n_heads in (
+        (ModalityType.VISION, 40, 3, 4),
+        (ModalityType.AUDIO, 24, 2, 3),
+        (ModalityType.TEXT, 16, 2, 2),
+        (ModalityType.DEPTH, 24, 2, 2),
+        (ModalityType.THERMAL, 24, 2, 2),
+        (ModalityType.IMU, 16, 2, 2),
+    )
 }
 
 
@@ -34,14 +39,26 @@ def recorded_input(key: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
-def released_state_dict(which: str) -> dict[str, torch.Tensor]:
-    """All tensors of a released checkpoint under their names: ours filled, of others the shape alone."""
+def recorded_text(key: str) -> torch.Tensor:
+    """Three texts of made-up tokens, (3, 77)."""
+    rng = np.random.default_rng(zlib.crc32(f"input:{key}".encode()))
+    tokens = torch.zeros(3, 77, dtype=torch.int64)
+    for row in tokens:
+        length = int(rng.integers(3, 60))
+        row[0], row[1 + length] = 49406, 49407
+        row[1 : 1 + length] = torch.from_numpy(rng.integers(1, 49000, length))
+    return tokens
+
+
+def released_state_dict(which: str, *unfilled: str) -> dict[str, torch.Tensor]:
+    """All tensors of a released checkpoint under their names; of some modalities the shape alone."""
     state_dict = {}
     for name, shape in json.loads((REFERENCE / f"model_{which}_shapes.json").read_text()).items():
-        if checkpoints.OTHER_TOWERS.match(name):
+        modality = name.split(".")[1]
+        if name.endswith("log_logit_scale"):
+            state_dict[name] = torch.tensor(math.log(SCALES[modality]))
+        elif modality in unfilled or name.endswith(".mask"):
             state_dict[name] = torch.zeros(()).expand(shape)
-        elif name.endswith("log_logit_scale"):
-            state_dict[name] = torch.tensor(math.log(SCALES[name.split(".")[1]]))
         else:
             state_dict[name] = fill({name: torch.empty(shape)})[name]
     return state_dict
@@ -62,18 +79,26 @@ def tiny(tmp_path_factory) -> ImageBindModel:
     return model
 
 
+def recorded(modality: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return recorded_text(key) if modality == ModalityType.TEXT else recorded_input(key, shape)
+
+
 @pytest.mark.parametrize(
-    ("recorded", "modality", "shape"),
+    ("key", "modality", "shape"),
     [
         ("vision_video", ModalityType.VISION, (2, 3, 3, 2, 224, 224)),
         ("vision_image", ModalityType.VISION, (2, 3, 224, 224)),
         ("audio", ModalityType.AUDIO, (2, 3, 1, 128, 204)),
+        ("text", ModalityType.TEXT, (3, 77)),
+        ("depth", ModalityType.DEPTH, (2, 1, 224, 224)),
+        ("thermal", ModalityType.THERMAL, (2, 1, 224, 224)),
+        ("imu", ModalityType.IMU, (2, 6, 2000)),
     ],
 )
 @torch.inference_mode()
-def test_tiny_model_gives_the_recorded_rows(tiny, recorded, modality, shape):
-    rows = tiny({modality: recorded_input(recorded, shape)})[modality]
-    assert_close(rows, np.load(REFERENCE / "model_tiny.npz")[recorded])
+def test_tiny_model_gives_the_recorded_rows(tiny, key, modality, shape):
+    rows = tiny({modality: recorded(modality, key, shape)})[modality]
+    assert_close(rows, np.load(REFERENCE / "model_tiny.npz")[key])
 
 
 @pytest.mark.slow
@@ -81,7 +106,7 @@ def test_tiny_model_gives_the_recorded_rows(tiny, recorded, modality, shape):
 def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
     """Through the door of the released package: imagebind_huge(pretrained=True)."""
     path = tmp_path / "imagebind_huge.pth"
-    torch.save(released_state_dict("huge"), path)
+    torch.save(released_state_dict("huge", "depth", "thermal", "imu"), path)
     monkeypatch.setattr(checkpoints, "RELEASED_PATH", path)
     model = imagebind_model.imagebind_huge(pretrained=True)
     assert not model.training
@@ -89,24 +114,27 @@ def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
         {
             ModalityType.VISION: recorded_input("huge_vision_video", (1, 2, 3, 2, 224, 224)),
             ModalityType.AUDIO: recorded_input("huge_audio", (2, 3, 1, 128, 204)),
+            ModalityType.TEXT: recorded_text("huge_text"),
         }
     )
+    assert set(model.towers) == set(IMAGEBIND_HUGE)
     del model
-    path.unlink()  # 2.9 GB that pytest would keep
+    path.unlink()  # 4.3 GB that pytest would keep
     expected = np.load(REFERENCE / "model_huge.npz")
     assert_close(rows[ModalityType.VISION], expected["vision_video"])
     assert_close(rows[ModalityType.AUDIO], expected["audio"])
+    assert_close(rows[ModalityType.TEXT], expected["text"])
 
 
 def test_released_tensors_are_all_accounted_for():
-    """Every name and shape of the released file is one of ours or of a tower known by name."""
+    """Every name and shape of the released file is one of ours, but for the mask that attention makes."""
     released = json.loads((REFERENCE / "model_huge_shapes.json").read_text())
     on_meta = {name: torch.empty(shape, device="meta") for name, shape in released.items()}
     ours = checkpoints._rename_released(on_meta)
     with torch.device("meta"):
         expected = ImageBindModel(IMAGEBIND_HUGE).state_dict()
     assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in expected.items()}
-    assert len(on_meta) - len(ours) == sum(1 for name in released if checkpoints.OTHER_TOWERS.match(name))
+    assert len(on_meta) - len(ours) == 1
 
 
 @torch.inference_mode()
@@ -132,12 +160,26 @@ def test_an_image_is_its_frame_twice(tiny):
         ("audio", (2, 1, 128, 200), r"audio input is \(B, \[S,\] \(1, 128, 204\)\), not \(2, 1, 128, 200\)"),
         ("audio", (1, 128, 204), "audio input is"),
         ("vision", (1, 1, 1, 3, 2, 224, 224), "vision input is"),
-        ("text", (1, 77), "no 'text' tower in this model; it has vision, audio"),
+        ("text", (1, 76), r"text input is \(B, \[S,\] \(77,\)\), not \(1, 76\)"),
+        ("smell", (1, 77), "no 'smell' tower in this model; it has vision, audio, text, depth, thermal, imu"),
     ],
 )
 def test_other_inputs_are_refused(tiny, modality, shape, message):
     with pytest.raises(ValueError, match=message):
         tiny({modality: torch.zeros(shape)})
+
+
+@torch.inference_mode()
+def test_a_text_is_what_stands_before_its_end_mark(tiny):
+    text = recorded_text("any")
+    row = tiny({"text": text})["text"]
+    after = text.clone()
+    for one in after:
+        one[one.argmax() + 1 :] = 7
+    torch.testing.assert_close(tiny({"text": after})["text"], row)
+    before = text.clone()
+    before[:, 1] = 7
+    assert (tiny({"text": before})["text"] - row).abs().amax(1).min() > 1e-3
 
 
 def test_the_package_exports_the_released_names():

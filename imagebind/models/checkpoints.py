@@ -1,7 +1,7 @@
 """Checkpoint files: where they are, what is in them, and what is wrong with them.
 
-Two kinds are read. The released one is a bare state dict of all six modalities; the tensors of the
-towers that are built are taken out of it, under our names. One of our own is in plain types:
+Two kinds are read. The released one is a bare state dict of all six modalities, whose tensors get our names;
+a tower of which it has nothing is not built. One of our own is in plain types:
 
     {"format": "imagebind-towers", "towers": {modality: row}, "state_dict": {name: tensor}, "note": str}
 """
@@ -34,19 +34,20 @@ RENAMES = [
     (re.compile(pattern), ours)
     for pattern, ours in (
         (r"modality_preprocessors\.(\w+)\.cls_token$", r"towers.\1.cls_token"),
-        (r"modality_preprocessors\.(\w+)\.pos_embedding_helper\.pos_embed$", r"towers.\1.pos_embed"),
+        (r"modality_preprocessors\.(\w+)\.(?:pos_embedding_helper\.)?pos_embed$", r"towers.\1.pos_embed"),
+        (r"modality_preprocessors\.(\w+)\.token_embedding\.", r"towers.\1.stem."),
         (r"modality_preprocessors\.(\w+)\.\w+_stem\.proj(?:\.1)?\.", r"towers.\1.stem."),
         (r"modality_preprocessors\.(\w+)\.\w+_stem\.norm_layer\.", r"towers.\1.stem_norm."),
         (r"modality_trunks\.(\w+)\.pre_transformer_layer\.0\.", r"towers.\1.pre_norm."),
         (r"modality_trunks\.(\w+)\.blocks\.", r"towers.\1.blocks."),
-        (r"modality_heads\.(\w+)\.0\.", r"towers.\1.norm."),
-        (r"modality_heads\.(\w+)\.2\.", r"towers.\1.head."),
+        (r"modality_heads\.(\w+)\.(?:proj\.)?0\.", r"towers.\1.norm."),
+        (r"modality_heads\.(\w+)\.(?:proj\.1|2|3)\.", r"towers.\1.head."),
         (r"modality_postprocessors\.(\w+)\.1\.log_logit_scale$", r"towers.\1.log_scale"),
     )
 ]
 
-# Towers of the released file that are not built: their tensors are passed over.
-OTHER_TOWERS = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.(text|depth|thermal|imu)\.")
+CAUSAL_MASK = "modality_preprocessors.text.mask"  # a constant, which attention makes for itself
+IMU_STEM, IMU_CHANNELS = "towers.imu.stem.weight", 6
 
 
 class CheckpointError(RuntimeError):
@@ -137,13 +138,16 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take the tensors of our towers out of a released state dict; unknown names stay as they are."""
+    """Give the tensors of a released state dict our names; unknown names stay as they are."""
     renamed = {}
     for name, tensor in state_dict.items():
-        if OTHER_TOWERS.match(name):
+        if name == CAUSAL_MASK:
             continue
         fits = (pattern.sub(ours, name) for pattern, ours in RENAMES if pattern.match(name))
         renamed[next(fits, name)] = tensor
+    if IMU_STEM in renamed and renamed[IMU_STEM].ndim == 2 and not renamed[IMU_STEM].shape[1] % IMU_CHANNELS:
+        # A product with windows of all channels (D, 6 x 8): the same numbers are a convolution's.
+        renamed[IMU_STEM] = renamed[IMU_STEM].unflatten(1, (IMU_CHANNELS, -1))
     return renamed
 
 

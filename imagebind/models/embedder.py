@@ -20,15 +20,16 @@ class Embedder:
     """ImageBind, ready to embed batches of files.
 
     Args:
-        model: of any checkpoint; its weights are converted in place.
+        model: of any checkpoint; a tower is moved and converted, in place, when it is first used.
         device: where to compute.
         precision: of the matrix products, a key of DTYPES.
     """
 
     def __init__(self, model: ImageBindModel, device: torch.device, precision: str):
-        self.model = model.to(device).set_dtype(DTYPES[precision])
+        self.model = model
         self.device = device
         self.precision = precision
+        self.ready: set[str] = set()  # towers
         # In one forward pass; None is as many as come. A CPU gains nothing by more than one, and a row
         # is then the same to the last bit whatever else is in the run.
         self.max_files = 1 if device.type == "cpu" else None
@@ -43,6 +44,9 @@ class Embedder:
         Raises:
             MemoryError: one file does not fit into the device's memory.
         """
+        if modality not in self.ready:
+            self.model.towers[modality].to(self.device).set_dtype(DTYPES[self.precision])
+            self.ready.add(modality)
         rows, done = [], 0
         while done < len(inputs):
             part = inputs[done : done + (self.max_files or len(inputs))]

@@ -36,7 +36,7 @@ class ModalityType:
 class TowerConfig:
     """One tower: a row of the table."""
 
-    clip_shape: tuple[int, ...]  # of one clip, channels first
+    clip_shape: tuple[int, ...]  # of one clip, channels first; of a text the number of its tokens
     kernel: tuple[int, ...]  # of the convolution that cuts a clip into tokens
     stride: tuple[int, ...]
     width: int  # D
@@ -45,13 +45,22 @@ class TowerConfig:
     stem_norm: bool  # LayerNorm on the tokens as they leave the convolution
     pre_norm: bool  # LayerNorm before the first block
     bias_kv: bool  # a learned key and value appended to every sequence
-    scale: float  # length of a clip's row
+    scale: float  # length of a clip's row; for text, where it is learned, at the start
     embedding: int = 1024  # E
+    vocabulary: int | None = None  # of a text, which has an embedding for each token and no convolution
 
     @property
-    def n_patches(self) -> int:
+    def is_text(self) -> bool:
+        """Whether clips are token ids: each token sees those before it, and the end mark gives the row."""
+        return self.vocabulary is not None
+
+    @property
+    def n_tokens(self) -> int:
+        """N, with the class token."""
+        if self.is_text:
+            return self.clip_shape[0]
         sizes = zip(self.clip_shape[1:], self.kernel, self.stride, strict=True)
-        return math.prod((size - kernel) // stride + 1 for size, kernel, stride in sizes)
+        return 1 + math.prod((size - kernel) // stride + 1 for size, kernel, stride in sizes)
 
 
 IMAGEBIND_HUGE = {
@@ -79,6 +88,55 @@ IMAGEBIND_HUGE = {
         bias_kv=True,
         scale=20.0,
     ),
+    ModalityType.TEXT: TowerConfig(
+        clip_shape=(77,),
+        kernel=(),
+        stride=(),
+        width=1024,
+        n_blocks=24,
+        n_heads=16,
+        stem_norm=False,
+        pre_norm=False,
+        bias_kv=False,
+        scale=1 / 0.07,
+        vocabulary=49408,
+    ),
+    ModalityType.DEPTH: TowerConfig(
+        clip_shape=(1, 224, 224),
+        kernel=(16, 16),
+        stride=(16, 16),
+        width=384,
+        n_blocks=12,
+        n_heads=8,
+        stem_norm=True,
+        pre_norm=False,
+        bias_kv=True,
+        scale=5.0,
+    ),
+    ModalityType.THERMAL: TowerConfig(
+        clip_shape=(1, 224, 224),
+        kernel=(16, 16),
+        stride=(16, 16),
+        width=768,
+        n_blocks=12,
+        n_heads=12,
+        stem_norm=True,
+        pre_norm=False,
+        bias_kv=True,
+        scale=10.0,
+    ),
+    ModalityType.IMU: TowerConfig(
+        clip_shape=(6, 2000),
+        kernel=(8,),
+        stride=(8,),
+        width=512,
+        n_blocks=6,
+        n_heads=8,
+        stem_norm=True,
+        pre_norm=False,
+        bias_kv=True,
+        scale=5.0,
+    ),
 }
 
 NORM_EPS = 1e-6
@@ -92,7 +150,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: TowerConfig):
         super().__init__()
-        self.n_heads = config.n_heads
+        self.n_heads, self.is_causal = config.n_heads, config.is_text
         width = config.width
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -109,7 +167,7 @@ class Attention(nn.Module):
             k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)  # (B, N + 1, D)
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.n_heads) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -137,35 +195,62 @@ class Tower(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(config.kernel)]
-        self.stem = conv(config.clip_shape[0], width, config.kernel, config.stride, bias=False)
+        self.stem = make_stem(config)
         self.stem_norm = nn.LayerNorm(width, eps=STEM_NORM_EPS) if config.stem_norm else nn.Identity()
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.n_patches, width))
+        self.cls_token = None if config.is_text else nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.n_tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=NORM_EPS) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_blocks)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, config.embedding, bias=False)
         # A scale of 1 is no tensor of the released checkpoint.
         log_scale = None if config.scale == 1 else torch.tensor(math.log(config.scale))
-        self.register_buffer("log_scale", log_scale)
+        if config.is_text:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
         self.apply(_init_weights)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Embed clips, (B, *clip_shape) -> (B, E), each row of length `scale`."""
-        x = self.stem(clips.to(self.stem.weight.dtype)).float()
-        x = x.flatten(2).transpose(1, 2)  # (B, N, D)
-        x = self.stem_norm(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = self.stem_norm(self.tokens(clips))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
         x = self.pre_norm(x + self.pos_embed)
         x = self.blocks(x)
-        x = F.normalize(self.head(self.norm(x[:, 0])), dim=-1)  # (B, E)
+        # A text is what its end mark, the largest of all ids, has seen.
+        place = clips.argmax(dim=-1) if self.config.is_text else 0
+        x = x[torch.arange(len(x), device=x.device), place]  # (B, D)
+        x = F.normalize(self.head(self.norm(x)), dim=-1)  # (B, E)
         return x * self.scale
+
+    def tokens(self, clips: torch.Tensor) -> torch.Tensor:
+        """Cut clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
+        if self.config.is_text:
+            return self.stem(clips)
+        return self.stem(clips.to(self.stem.weight.dtype)).float().flatten(2).transpose(1, 2)
+
+    def set_dtype(self, dtype: torch.dtype) -> Tower:
+        """Convert the weights of the big matrix products; norms, tokens and heads stay in float32."""
+        if not self.config.is_text:  # where the stem is no product
+            self.stem.to(dtype)
+        for block in self.blocks:
+            block.attn.to(dtype)
+            block.mlp.to(dtype)
+        return self
 
     @property
     def scale(self) -> torch.Tensor | float:
         """The length of a clip's row."""
         return 1.0 if self.log_scale is None else self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+def make_stem(config: TowerConfig) -> nn.Module:
+    """Make what turns clips into tokens."""
+    if config.is_text:
+        return nn.Embedding(config.vocabulary, config.width)
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(config.kernel)]
+    return conv(config.clip_shape[0], config.width, config.kernel, config.stride, bias=False)
 
 
 @torch.no_grad()
@@ -174,7 +259,7 @@ def _init_weights(module: nn.Module) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("bias"):
             parameter.zero_()
-        elif not isinstance(module, nn.LayerNorm):
+        elif not isinstance(module, nn.LayerNorm) and name != "log_scale":
             trunc_normal_(parameter, std=0.02)
 
 
@@ -193,21 +278,12 @@ class ImageBindModel(nn.Module):
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
 
-    def set_dtype(self, dtype: torch.dtype) -> ImageBindModel:
-        """Convert the weights of the big matrix products; norms, tokens and heads stay in float32."""
-        for tower in self.towers.values():
-            tower.stem.to(dtype)
-            for block in tower.blocks:
-                block.attn.to(dtype)
-                block.mlp.to(dtype)
-        return self
-
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Embed the inputs of any modalities.
 
         Args:
             inputs: modality -> (B, *clip_shape) or, of several clips a file, (B, S, *clip_shape).
-                Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W).
+                Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W); text is token ids, int64.
 
         Returns:
             modality -> (B, E): the mean over a file's clips of rows of length `scale`. It is shorter
@@ -261,9 +337,11 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
         CheckpointError: the file is not a checkpoint, or not a whole one.
     """
     checkpoint = checkpoints.read_checkpoint(path)
-    towers = IMAGEBIND_HUGE
     try:
-        if checkpoint.towers is not None:
+        if checkpoint.towers is None:
+            held = {name.split(".")[1] for name in checkpoint.state_dict if name.startswith("towers.")}
+            towers = {modality: row for modality, row in IMAGEBIND_HUGE.items() if modality in held}
+        else:
             towers = {modality: TowerConfig(**row) for modality, row in checkpoint.towers.items()}
         with torch.device("meta"):
             model = ImageBindModel(towers, checkpoint.note)
