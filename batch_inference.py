@@ -16,6 +16,7 @@ What it writes to --output_dir, for N sounds and M videos:
     video_names.txt         M lines
     pairs.txt               audio path, tab, video path; in pairing mode line i is row i of both sides
     pair_scores.csv         a line for each pair: similarity, ranks, how sure it is a pair
+    text_embeddings.npy     (T, 1024), with --captions; text_names.txt says whose
     top_matches.csv         the ten most similar videos of each sound, and sounds of each video
     metrics.json            all figures, what was skipped and why, and how they were computed
     consistency_report.txt  the same to read
@@ -43,7 +44,7 @@ import tempfile
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -54,6 +55,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from imagebind import captions as caption_files
 from imagebind import page
 from imagebind.cache import EmbeddingCache, content_hash
 from imagebind.names import field, one_line
@@ -65,7 +67,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; it is imported where the wor
 
     from imagebind.loader import LoadedFile
     from imagebind.models.imagebind_model import ImageBindModel
-    from imagebind.similarity import Scan
+    from imagebind.similarity import Scan, Top
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")
@@ -78,14 +80,22 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"
 METRICS_NAME = "metrics.json"
 MATRIX_NAME = "similarity_matrix.npy"
+ARRAY_NAMES = {"audio_embeddings.npy", "video_embeddings.npy", "text_embeddings.npy", MATRIX_NAME}
+TEXT_NAMES = "text_names.txt"
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
 )
+TEXT_COLUMNS = (  # and where there are captions
+    *("caption", "text_audio_similarity", "text_video_similarity", "text_audio_rank", "text_video_rank"),
+)
 LOCK_NAME = ".in_use"
-PACKAGES = ("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy")
+PACKAGES = (
+    *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
+    "open_clip_torch",
+)
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024
 FILE_COST = 100_000  # bytes that take as long as what every file takes, whatever its size
@@ -290,6 +300,92 @@ def pair_with_own_sound(video: MediaFiles) -> Pairing:
     return Pairing("file", tuple((path, path) for path in video.distinct))
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """Which text belongs to which file."""
+
+    texts: dict[str, str]  # name -> text, of all captions
+    of_pair: dict[tuple[str, str], str]  # (audio path, video path) -> name
+    of_file: dict[str, dict[str, str]]  # side -> path -> name
+    n_skipped: int  # rows that could not be used
+
+    @cached_property
+    def matched(self) -> set[str]:
+        return {name for names in self.of_file.values() for name in names.values()}
+
+
+def match_captions(captions: Iterable[str], files: MediaFiles) -> dict[str, str]:
+    """Match captions with files by name: path -> name of its caption.
+
+    A caption goes by a file's name as it is in the outputs, with or without extension. One that goes by none
+    may have folders before the name that the files do not need to be told apart; not if two do.
+    """
+    paths = {unicodedata.normalize("NFC", files.names[path]): path for path in files.distinct}
+    found, others = {}, defaultdict(list)
+    for name in captions:
+        bare = without_suffix(name)
+        if path := paths.get(name) or paths.get(bare):
+            found.setdefault(path, name)
+        elif path := paths.get(os.path.basename(bare)):
+            others[path].append(name)
+    return {path: names[0] for path, names in others.items() if len(names) == 1} | found
+
+
+def without_suffix(name: str) -> str:
+    """Give a name without the extension of a media file."""
+    bare, suffix = os.path.splitext(name)
+    return bare if suffix.lower() in AUDIO_SUFFIXES + VIDEO_SUFFIXES else name
+
+
+def add_captions(
+    source: str | os.PathLike | Mapping[str, str],
+    audio: MediaFiles,
+    video: MediaFiles,
+    pairs: Sequence[tuple[str, str]],
+    retrieval: bool,
+) -> Captioned:
+    """Read captions, and match them with pairs, or in retrieval mode with files.
+
+    Raises:
+        EvaluationError: there are none, or none belongs to anything.
+    """
+    try:
+        captions = caption_files.read_captions(source)
+    except caption_files.CaptionsError as e:
+        raise EvaluationError(str(e)) from e
+    of_file = {files.side: match_captions(captions.texts, files) for files in (audio, video)}
+    of_pair = {}
+    for pair in pairs:
+        if name := of_file["video"].get(pair[1]) or of_file["audio"].get(pair[0]):
+            of_pair[pair] = name
+    if retrieval:  # what is said of a file is said of its partner
+        for (sound, movie), name in of_pair.items():
+            of_file["audio"].setdefault(sound, name)
+            of_file["video"].setdefault(movie, name)
+    else:
+        of_file = {side: {pair[i]: name for pair, name in of_pair.items()} for i, side in enumerate(of_file)}
+    captioned = Captioned(captions.texts, of_pair, of_file, captions.n_skipped)
+    report_captions(captioned, pairs, retrieval)
+    return captioned
+
+
+def report_captions(captioned: Captioned, pairs: Sequence[tuple[str, str]], retrieval: bool) -> None:
+    """Say on the log what has a caption, and name the first of those that have none.
+
+    Raises:
+        EvaluationError: nothing has one.
+    """
+    unmatched = [name for name in captioned.texts if name not in captioned.matched]
+    if not captioned.matched:
+        what = "file" if retrieval else "pair"
+        raise EvaluationError(f"no caption has the name of a {what}; captions are for {shorten(unmatched)}")
+    if unmatched:
+        log.warning("%d captions belong to nothing: %s", len(unmatched), shorten(unmatched))
+    if others := [stem(pair[1]) for pair in pairs if pair not in captioned.of_pair]:
+        log.warning("%d pairs without a caption: %s", len(others), shorten(others))
+    log.info("%d captions, %d of them used", len(captioned.texts), len(captioned.matched))
+
+
 def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> None:
     """Say on the log how the files were paired, and name the first that were not."""
     if pairing.rule == "file":
@@ -322,7 +418,8 @@ def shorten(paths: Sequence[str]) -> str:
 # Embedding: rows that are tied to files
 # ------------------------------------------------------------------------------------------------
 
-MODALITIES = {"audio": "audio", "video": "vision"}  # side -> tower
+PAIR_SIDES = ("audio", "video")
+MODALITIES = {"audio": "audio", "video": "vision", "text": "text"}  # side -> tower
 SECONDS_PER_LINE = 30  # of progress, where there is no terminal
 
 
@@ -330,12 +427,12 @@ SECONDS_PER_LINE = 30  # of progress, where there is no terminal
 class Failure:
     """A file that was skipped."""
 
-    path: str
+    path: str  # of a caption the text
     side: str
     reason: str
 
 
-def load_model(checkpoint: str | os.PathLike | None) -> tuple[ImageBindModel, Path]:
+def load_model(checkpoint: str | os.PathLike | None, sides: Iterable[str]) -> tuple[ImageBindModel, Path]:
     """Open the checkpoint; its weights are mapped, and read when they are first used.
 
     Raises:
@@ -348,9 +445,9 @@ def load_model(checkpoint: str | os.PathLike | None) -> tuple[ImageBindModel, Pa
         model = imagebind_model.load_model(path)
     except checkpoints.CheckpointError as e:
         raise EvaluationError(str(e)) from e
-    for modality in MODALITIES.values():
-        if modality not in model.towers:
-            raise EvaluationError(f"{path}: has no {modality} tower")
+    for side in sides:
+        if MODALITIES[side] not in model.towers:
+            raise EvaluationError(f"{path}: has no {MODALITIES[side]} tower")
     return model, path
 
 
@@ -387,7 +484,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def protocol(
-    checkpoint: Path, sha256: str, note: str, device: torch.device, precision: str
+    checkpoint: Path, sha256: str, note: str, device: torch.device, precision: str, sides: Iterable[str]
 ) -> dict[str, Any]:
     """Describe how rows are computed: what a reader needs to get the same figures again."""
     import torch
@@ -414,6 +511,7 @@ def protocol(
             "crops": data.CROPS,
             "size": data.SIZE,
         },
+        **({"text": {"tokens": data.TEXT_TOKENS, "tokenizer": "CLIP"}} if "text" in sides else {}),
         "file_embedding": "mean over clips of unit rows times the scale of the tower",
         "similarity": "cosine",
         "rank": "1 + better + equal others / 2",
@@ -572,16 +670,17 @@ class FileEmbedder:
         self.embedder = None
         self.rows: dict[str, Rows] = {}  # by side
         self.failures: list[Failure] = []
+        self.cut: set[str] = set()  # texts that are too long
         self.contents: dict[tuple[str, str], np.ndarray] = {}  # (side, hash) -> row, of this run
         self.progress: dict[str, Progress] = {}  # by side
         self.began = 0.0
         self.seconds = Counter()  # where the time went
 
-    def embed(self, sounds: Sequence[str], videos: Sequence[str], room: dict[str, int] | None = None) -> None:
-        """Embed files of both sides; one that cannot be is left out and costs no other.
+    def embed(self, sides: dict[str, Sequence[str]], room: dict[str, int] | None = None) -> None:
+        """Embed files of all sides; one that cannot be is left out and costs no other.
 
         Args:
-            sounds, videos: paths, each once.
+            sides: paths, each once, by side; of captions the texts.
             room: for how many rows of each side, where those of other processes are to come.
 
         Raises:
@@ -590,10 +689,9 @@ class FileEmbedder:
         """
         from imagebind.loader import load_files
 
-        sides = {"audio": sounds, "video": videos}
         files = [(side, path) for side, paths in sides.items() for path in paths]
         room = room or {side: len(paths) for side, paths in sides.items()}
-        self.progress = {side: Progress(side, n, self.ranks) for side, n in room.items()}
+        self.progress = {side: Progress(side, n, self.ranks) for side, n in room.items() if n}
         self.rows = {side: Rows(n, self.folder) for side, n in room.items()}
         waiting = {side: {} for side in sides}  # side -> content, or path where there is no cache -> files
         ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
@@ -621,9 +719,9 @@ class FileEmbedder:
         for progress in self.progress.values():
             progress.close()
 
-    def sort_failures(self, sounds: Sequence[str], videos: Sequence[str]) -> None:
+    def sort_failures(self, sides: dict[str, Sequence[str]]) -> None:
         """Bring failures into the order of the files."""
-        files = [("audio", path) for path in sounds] + [("video", path) for path in videos]
+        files = ((side, path) for side, paths in sides.items() for path in paths)
         order = {file: i for i, file in enumerate(files)}
         self.failures.sort(key=lambda failure: order[failure.side, failure.path])
 
@@ -639,8 +737,8 @@ class FileEmbedder:
 
     @property
     def scales(self) -> dict[str, float]:
-        """The length of a clip's row, by side."""
-        return {side: float(self.model.towers[tower].scale) for side, tower in MODALITIES.items()}
+        """The length of a clip's row, of sounds and of videos."""
+        return {side: float(self.model.towers[MODALITIES[side]].scale) for side in PAIR_SIDES}
 
     def report_time(self) -> None:
         """Say on the log where the time went; of several processes, this one's."""
@@ -671,6 +769,8 @@ class FileEmbedder:
         self.seconds["reading"] += file.seconds
         for warning in file.warnings:
             log.warning("%s", warning)
+        if file.is_cut:
+            self.cut.add(file.path)
         row = self.contents.get((file.side, file.content)) if file.row is None else file.row
         if file.reason is not None:
             self._skip(file, file.reason)
@@ -711,7 +811,8 @@ class FileEmbedder:
         self.progress[file.side].update(skipped=False, cached=file.row is not None)
 
     def _skip(self, file: LoadedFile, reason: str) -> None:
-        log.warning("skipped %s file %s: %s", file.side, file.path, reason)
+        what = "caption" if file.side == "text" else f"{file.side} file"
+        log.warning("skipped %s %s: %s", what, file.path, reason)
         self.failures.append(Failure(file.path, file.side, reason))
         self.progress[file.side].update(skipped=True, cached=False)
 
@@ -742,9 +843,10 @@ def open_embedder(
     batch_size: int,
     workers: Workers | None,
     folder: str | os.PathLike | None,
+    sides: Sequence[str],
     ranks: Ranks | None = None,
 ) -> tuple[FileEmbedder, dict[str, Any]]:
-    """Make ready to embed.
+    """Make ready to embed files of some sides.
 
     Returns:
         the embedder, and the protocol: how it computes rows.
@@ -755,13 +857,13 @@ def open_embedder(
     import torch
 
     if ranks is None:
-        model, path = load_model(checkpoint)
+        model, path = load_model(checkpoint, sides)
         sha256 = content_hash(path)
     else:
         torch.set_num_threads(n_cores(ranks))
         if ranks.local_rank:  # the first one of the host downloads and reads it
             sha256 = ranks.from_first_of_host("checkpoint")
-        model, path = load_model(checkpoint)
+        model, path = load_model(checkpoint, sides)
         if not ranks.local_rank:
             sha256 = ranks.from_first_of_host("checkpoint", content_hash(path))
     device = choose_device(device, ranks)
@@ -771,7 +873,7 @@ def open_embedder(
         check_same(ranks, "device", device.type)
     kept = None if cache is None else EmbeddingCache(cache, sha256, precision, ranks.rank if ranks else 0)
     embedder = FileEmbedder(model, device, precision, kept, batch_size, workers, folder, ranks)
-    return embedder, protocol(path, sha256, model.note, device, precision)
+    return embedder, protocol(path, sha256, model.note, device, precision, sides)
 
 
 def check_same(ranks: Ranks, what: str, own: str) -> None:
@@ -782,7 +884,7 @@ def check_same(ranks: Ranks, what: str, own: str) -> None:
             raise EvaluationError(f"processes 0 and {rank} differ in {what}: {values[0]}, {value}")
 
 
-def share_files(ranks: Ranks, paths: Sequence[str]) -> list[slice]:
+def share_files(ranks: Ranks, side: str, paths: Sequence[str]) -> list[Sequence[str]]:
     """Give each process its part of a list of files: neighbours, of about the same size together."""
 
     def size(path: str) -> int:
@@ -790,8 +892,10 @@ def share_files(ranks: Ranks, paths: Sequence[str]) -> list[slice]:
             return os.stat(path).st_size
         return 0
 
-    costs = np.fromiter(map(size, paths), np.float64, len(paths)) + FILE_COST
-    return [share_of(costs, rank, ranks.n_ranks) for rank in range(ranks.n_ranks)]
+    costs = np.full(len(paths), float(FILE_COST))
+    if side != "text":
+        costs += np.fromiter(map(size, paths), np.float64, len(paths))
+    return [paths[share_of(costs, rank, ranks.n_ranks)] for rank in range(ranks.n_ranks)]
 
 
 def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, str]]) -> None:
@@ -800,6 +904,7 @@ def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, 
     def own() -> Iterator[Any]:
         yield "messages", messages
         yield "failures", embedder.failures
+        yield "cut", embedder.cut
         for side, rows in embedder.rows.items():
             paths = list(rows.places)
             for i in range(0, len(paths), ROWS_AT_A_TIME):
@@ -819,6 +924,8 @@ def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, 
                 said.add(message)
         elif what == "failures":
             embedder.failures += value
+        elif what == "cut":
+            embedder.cut |= value
         else:
             for path, row in zip(*value, strict=True):
                 embedder.rows[what].keep(path, row)
@@ -841,6 +948,53 @@ def arrange_rows(
         return [sound for sound, _ in pairs], [video for _, video in pairs], pairs, np.stack([both, both], 1)
     rows = [(sound_row[sound], video_row[video]) for sound, video in pairs]
     return sounds, videos, pairs, np.array(rows, np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class CaptionRows:
+    """The captions among the rows of a run."""
+
+    names: list[str]  # of each row
+    texts: list[str]
+    truth: dict[str, np.ndarray]  # side -> (K, 2) row of a caption, and row of the file that it belongs to
+
+
+def arrange_captions(
+    captioned: Captioned,
+    embedded: Container[str],
+    rows: dict[str, Sequence[str]],
+    pairs: Sequence[tuple[str, str]],
+    retrieval: bool,
+) -> CaptionRows:
+    """Choose the order of the rows of captions.
+
+    Args:
+        embedded: texts that have a row.
+        rows: side -> the files behind its rows.
+        pairs: as in arrange_rows; in pairing mode a caption has a row for each of its pairs, in their order,
+            in retrieval mode one, in the order of the captions.
+    """
+
+    def is_there(name: str | None) -> bool:
+        return name is not None and captioned.texts[name] in embedded
+
+    if not retrieval:
+        named = [(i, captioned.of_pair.get(pair)) for i, pair in enumerate(pairs)]
+        named = [(i, name) for i, name in named if is_there(name)]
+        names = [name for _, name in named]
+        truth = np.array([(row, i) for row, (i, _) in enumerate(named)], np.int64).reshape(-1, 2)
+        return CaptionRows(names, [captioned.texts[name] for name in names], dict.fromkeys(rows, truth))
+    own = {side: [captioned.of_file[side].get(path) for path in paths] for side, paths in rows.items()}
+    used = {name for names in own.values() for name in names if is_there(name)}
+    names = [name for name in captioned.texts if name in used]
+    row_of = {name: row for row, name in enumerate(names)}
+    truth = {
+        side: np.array([(row_of[n], i) for i, n in enumerate(own[side]) if n in used], np.int64).reshape(
+            -1, 2
+        )
+        for side in rows
+    }
+    return CaptionRows(names, [captioned.texts[name] for name in names], truth)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -969,15 +1123,16 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> list[float] | None:
 
 
 def compute_metrics(
-    found: Scan, pairs: Cells, true: Cells, seed: int = 0
+    found: Scan, pairs: Cells, true: Cells, seed: int = 0, sides: tuple[str, str] = ("audio", "video")
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Describe a similarity matrix; deviations are those of the population (divided by the number).
 
     Args:
-        found: what was counted over the matrix (N, M) of sounds by videos.
+        found: what was counted over the matrix (N, M), of sounds by videos where `sides` says nothing else.
         pairs: the true pairs; without any, what needs them is left out.
         true: as in find_mismatches.
         seed: of the bootstrap.
+        sides: what the rows and the columns are.
 
     Returns:
         the figures of metrics.json; ranks are those of videos for a sound, under video_to_audio
@@ -1001,8 +1156,8 @@ def compute_metrics(
         return metrics, {}, histograms
     paired = similarity.from_keys(pairs.keys).astype(np.float64)
     # 1 + better + half of the equal others, so that scores that are all equal give the middle rank
-    video_ranks, audio_ranks = 1 + found.n_above + (found.n_equal - 1) / 2
-    scores = {"similarity": paired, "video_rank": video_ranks, "audio_rank": audio_ranks}
+    column_ranks, row_ranks = 1 + found.n_above + (found.n_equal - 1) / 2
+    scores = {"similarity": paired, f"{sides[1]}_rank": column_ranks, f"{sides[0]}_rank": row_ranks}
     quartiles = np.percentile(paired, [25, 50, 75])
     metrics |= {
         "paired_similarity_mean": float(paired.mean()),
@@ -1031,8 +1186,8 @@ def compute_metrics(
             scores["suspect"] = suspect
     metrics |= {
         "paired_similarities": paired.tolist(),
-        **retrieval_metrics(video_ranks, found.shape[1]),
-        "video_to_audio": retrieval_metrics(audio_ranks, found.shape[0]),
+        **retrieval_metrics(column_ranks, found.shape[1]),
+        f"{sides[1]}_to_{sides[0]}": retrieval_metrics(row_ranks, found.shape[0]),
     }
     return metrics, scores, histograms
 
@@ -1074,6 +1229,24 @@ ENGLISH = {
     "可疑配对": "Pairs that cannot be told from chance",
     "不成对的组合太少，无法判断": "too few mismatched combinations to tell",
     "其余见 pair_scores.csv": "the others are in pair_scores.csv",
+    "文本-音频一致性": "Similarity of captions and audio",
+    "文本-视频一致性": "Similarity of captions and video",
+    "有文本的数量": "With a caption",
+    "平均值": "Mean",
+    "95% 置信区间": "95% interval of the mean",
+    "检索 (文本到音频)": "Retrieval, caption to audio",
+    "检索 (音频到文本)": "Retrieval, audio to caption",
+    "检索 (文本到视频)": "Retrieval, caption to video",
+    "检索 (视频到文本)": "Retrieval, video to caption",
+    "没有文本属于它们": "no caption belongs to one of them",
+    "排名": "mean rank {:.2f}, median rank {:.2f}",
+    "文本": "Captions",
+    "文本数量": "With a row",
+    "没有对应文件": "Belonging to nothing",
+    "无法使用的行": "Rows that could not be used",
+    "过长而被截断": "Too long, cut off",
+    "没有文本的配对": "Pairs without a caption",
+    "文本输入": "Text input",
     "其他文件": "Other files",
     "无配对，已忽略": "Without a partner, ignored",
     "无配对，作为干扰项": "Without a partner, kept as distractors",
@@ -1096,6 +1269,7 @@ ENGLISH = {
 }
 CHINESE = {
     **{text: text for text in ENGLISH},
+    "排名": "平均排名 {:.2f}, 中位数排名 {:.2f}",
     "pairing": "配对模式",
     "retrieval": "检索模式",
     "stem": "文件名",
@@ -1129,6 +1303,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
             "标准差": f"{metrics['similarity_matrix_std']:.4f}",
         },
         **pair_sections(metrics, words),
+        **caption_sections(metrics, words),
         **other_files_section(metrics, words),
         **protocol_section(metrics, words),
     }
@@ -1190,6 +1365,44 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     return rows
 
 
+def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Describe how captions agree with sounds and with videos, and count those that are not used."""
+    counts = metrics["counts"]
+    if "text" not in counts:
+        return {}
+
+    def retrieval(ranks: dict[str, Any]) -> str:
+        recalls = [f"Recall@{k} {ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT]
+        return ", ".join([*recalls, words["排名"].format(ranks["mean_rank"], ranks["median_rank"])])
+
+    sections = {}
+    for side, name in (("audio", "音频"), ("video", "视频")):
+        figures = metrics.get(f"text_{side}", {})
+        if "paired_similarity_mean" not in figures:
+            sections[f"文本-{name}一致性"] = {"无": words["没有文本属于它们"]}
+            continue
+        rows = {"有文本的数量": len(figures["paired_similarities"])}
+        rows["平均值"] = f"{figures['paired_similarity_mean']:.4f} ± {figures['paired_similarity_std']:.4f}"
+        if interval := figures["paired_similarity_interval"]:
+            rows["95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
+        if "margin" in figures:
+            mean, std = figures["mismatched_similarity_mean"], figures["mismatched_similarity_std"]
+            rows["不成对组合的平均相似度"] = f"{mean:.4f} ± {std:.4f}"
+            rows["配对高于不成对组合的概率 (AUC)"] = f"{figures['auc']:.4f}"
+        rows[f"检索 (文本到{name})"] = retrieval(figures)
+        rows[f"检索 ({name}到文本)"] = retrieval(figures[f"{side}_to_text"])
+        sections[f"文本-{name}一致性"] = rows
+    labels = {
+        "文本数量": "text",
+        "没有文本的配对": "pairs_without_text",
+        "没有对应文件": "text_unmatched",
+        "无法使用的行": "text_skipped",
+        "过长而被截断": "text_cut",
+    }
+    used = {label: counts[key] for label, key in labels.items() if counts[key] or key == "text"}
+    return {**sections, "文本": used}
+
+
 def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Count the files that are not among the pairs, and name the first of those that were skipped."""
     rows = {}
@@ -1220,6 +1433,7 @@ def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
             "精度与设备": f"{protocol['precision']}, {protocol['device']}",
             "音频输入": listed(protocol["audio"]),
             "视频输入": listed(protocol["video"]),
+            **({"文本输入": listed(protocol["text"])} if "text" in protocol else {}),
             "软件版本": listed(protocol["versions"]),
         }
     }
@@ -1317,7 +1531,8 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: Binar
 
 def write_pair_scores(results: Results, file: BinaryIO) -> None:
     """Write a line for each pair."""
-    columns = ("name", "audio", "video", *PAIR_COLUMNS)
+    with_text = TEXT_COLUMNS if "text_names" in results else ()
+    columns = ("name", "audio", "video", *PAIR_COLUMNS, *with_text)
     write_csv(columns, ([pair.get(column) for column in columns] for pair in results["pair_scores"]), file)
 
 
@@ -1350,9 +1565,11 @@ def writers(report_lang: str, output_dir: str | os.PathLike, no_html: bool) -> d
     return {
         "audio_embeddings.npy": npy_writer("audio_embeddings"),
         "video_embeddings.npy": npy_writer("video_embeddings"),
+        "text_embeddings.npy": npy_writer("text_embeddings"),
         MATRIX_NAME: npy_writer("similarity_matrix"),
         "audio_names.txt": text_writer(lambda r: map(field, r["audio_names"])),
         "video_names.txt": text_writer(lambda r: map(field, r["video_names"])),
+        TEXT_NAMES: text_writer(lambda r: map(field, r["text_names"])),
         "pairs.txt": text_writer(lambda r: ("\t".join(map(field, pair)) for pair in r["pairs"])),
         "pair_scores.csv": write_pair_scores,
         "top_matches.csv": write_top_matches,
@@ -1507,6 +1724,7 @@ def batch_inference_av_consistency(
     output_dir: str | os.PathLike | None = None,
     retrieval_mode: bool = False,
     *,
+    captions: str | os.PathLike | Mapping[str, str] | None = None,
     checkpoint: str | os.PathLike | None = None,
     precision: str = "auto",
     num_workers: int | None = None,
@@ -1532,6 +1750,8 @@ def batch_inference_av_consistency(
         batch_size: files that go to the model together.
         output_dir: where to write the outputs; None writes none.
         retrieval_mode: keep files without a partner, as distractors for the ranks.
+        captions: texts to hold sounds and videos against, by the name of a file: a mapping, or a .csv, .tsv
+            or .jsonl file.
         checkpoint: weights other than the released ones.
         precision: of the matrix products, one of PRECISIONS; "auto" is fp32 on the CPU, fp16 on CUDA.
         num_workers: processes that read files; None is one for each core, 0 reads in this process,
@@ -1558,6 +1778,11 @@ def batch_inference_av_consistency(
         histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched" similarities.
         pair_scores: a sequence of a dict for each pair, of the columns of pair_scores.csv.
         failures: dicts of path, side and reason.
+        With captions:
+        text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.
+        text_names: the names behind the rows.
+        text_audio, text_video: dicts of pair_rows (K, 2), row of the text and row of the file; of the
+            similarity and the ranks of these, each (K,); and of histograms.
         Of the processes of a job that torchrun has started, the first returns this and the others None.
 
     Raises:
@@ -1579,22 +1804,20 @@ def batch_inference_av_consistency(
                 stack.enter_context(exclusive_use(output_dir, outputs))
             else:
                 make_directory(output_dir)  # for the cache, and rows on disk
-        plan = plan_run(audio_paths, video_paths, retrieval_mode) if is_first else None
-        n_files = len(plan.sounds) + len(plan.videos) if ranks is None else sys.maxsize
+        plan = plan_run(audio_paths, video_paths, retrieval_mode, captions) if is_first else None
+        n_files = sum(map(len, plan.sides.values())) if ranks is None else sys.maxsize
         workers = start_workers(num_workers, n_files, timeout, worker_memory_gb, ranks)
         if workers is not None:
             stack.enter_context(workers)
         messages = [] if is_first else stack.enter_context(kept_messages())
-        if ranks is None:
-            sounds, videos = plan.sounds, plan.videos
-        else:
-            sounds, videos = share_plan(ranks, plan)
+        own = plan.sides if ranks is None else share_plan(ranks, plan)
         embedder, how = open_embedder(
-            checkpoint, device, precision, None if no_cache else cache, batch_size, workers, output_dir, ranks
+            *(checkpoint, device, precision, None if no_cache else cache),
+            *(batch_size, workers, output_dir, list(own), ranks),
         )
         stack.callback(embedder.close_progress)
-        room = {"audio": len(plan.sounds), "video": len(plan.videos)} if is_first else None
-        embedder.embed(sounds, videos, room)
+        room = {side: len(paths) for side, paths in plan.sides.items()} if is_first else None
+        embedder.embed(own, room)
         try:
             if ranks is not None:
                 gather_rows(ranks, embedder, messages)
@@ -1603,16 +1826,14 @@ def batch_inference_av_consistency(
                 help_to_compare(ranks, embedder.device, output_dir)
                 ranks.tell_all("done")
                 return None
-            embedder.sort_failures(plan.sounds, plan.videos)
+            embedder.sort_failures(plan.sides)
             arrays = OutputArrays(output_dir)
-            results = compare(
-                *(plan.audio, plan.video, plan.pairing, plan.retrieval),
-                *(embedder, arrays, max_matrix_gb, seed, ranks),
-            )
+            results = compare(plan, embedder, arrays, max_matrix_gb, seed, ranks)
             results["metrics"]["protocol"] = how
             if output_dir is not None:
-                if results["similarity_matrix"] is None:
-                    outputs[MATRIX_NAME] = None
+                outputs |= dict.fromkeys(outputs.keys() & ARRAY_NAMES - arrays.names)
+                if "text_names" not in results:
+                    outputs[TEXT_NAMES] = None
                 write_files(outputs, results, output_dir, arrays.names)
                 results |= arrays.copies()
             if ranks is not None:
@@ -1630,11 +1851,16 @@ class Plan:
     video: MediaFiles
     pairing: Pairing
     retrieval: bool
-    sounds: tuple[str, ...]  # to be embedded, each once
-    videos: tuple[str, ...]
+    captioned: Captioned | None
+    sides: dict[str, Sequence[str]]  # to be embedded, each once: side -> paths; of captions the texts
 
 
-def plan_run(audio_paths: Source | None, video_paths: Source, retrieval_mode: bool) -> Plan:
+def plan_run(
+    audio_paths: Source | None,
+    video_paths: Source,
+    retrieval_mode: bool,
+    captions: str | os.PathLike | Mapping[str, str] | None,
+) -> Plan:
     """List the files and pair them.
 
     Raises:
@@ -1647,12 +1873,19 @@ def plan_run(audio_paths: Source | None, video_paths: Source, retrieval_mode: bo
         audio = gather_files("audio", audio_paths)
         pairing = pair_files(audio, video)
     report_pairing(audio, video, pairing)
-    if retrieval_mode or pairing.rule == "none":
-        return Plan(audio, video, pairing, True, audio.distinct, video.distinct)
-    if not pairing.pairs:
+    retrieval = retrieval_mode or pairing.rule == "none"
+    if retrieval:
+        sides = {"audio": audio.distinct, "video": video.distinct}
+    elif not pairing.pairs:
         raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
-    sounds, videos = (tuple(dict.fromkeys(side)) for side in zip(*pairing.pairs, strict=True))
-    return Plan(audio, video, pairing, False, sounds, videos)
+    else:
+        sides = {s: tuple(dict.fromkeys(pair[i] for pair in pairing.pairs)) for i, s in enumerate(PAIR_SIDES)}
+    captioned = None
+    if captions is not None:
+        captioned = add_captions(captions, audio, video, pairing.pairs, retrieval)
+        used = (text for name, text in captioned.texts.items() if name in captioned.matched)
+        sides["text"] = tuple(dict.fromkeys(used))
+    return Plan(audio, video, pairing, retrieval, captioned, sides)
 
 
 @contextmanager
@@ -1669,17 +1902,16 @@ def failing_together(ranks: Ranks | None) -> Iterator[None]:
         raise error from e
 
 
-def share_plan(ranks: Ranks, plan: Plan | None) -> tuple[Sequence[str], Sequence[str]]:
+def share_plan(ranks: Ranks, plan: Plan | None) -> dict[str, Sequence[str]]:
     """Give each process its files, by the plan of the first."""
     ranks.tell_all("planned")
     ranks.connect()
     if ranks.is_first:
         log.info("%d processes", ranks.n_ranks)
-        shares = [[paths[part] for part in share_files(ranks, paths)] for paths in (plan.sounds, plan.videos)]
+        shares = {side: share_files(ranks, side, paths) for side, paths in plan.sides.items()}
     else:
         shares = None
-    own = [side[ranks.rank] for side in ranks.from_first(shares)]
-    return own[0], own[1]
+    return {side: parts[ranks.rank] for side, parts in ranks.from_first(shares).items()}
 
 
 @contextmanager
@@ -1727,10 +1959,7 @@ def check_options(
 
 
 def compare(
-    audio: MediaFiles,
-    video: MediaFiles,
-    pairing: Pairing,
-    retrieval: bool,
+    plan: Plan,
     embedded: FileEmbedder,
     arrays: OutputArrays,
     max_matrix_gb: float,
@@ -1752,93 +1981,181 @@ def compare(
     import torch
 
     with_row = {
-        side: [path for path in files.distinct if path in embedded.rows[side].places]
-        for side, files in (("audio", audio), ("video", video))
+        side: [path for path in paths if path in embedded.rows[side].places]
+        for side, paths in plan.sides.items()
     }
     sounds, videos, pairs, truth = arrange_rows(
-        with_row["audio"], with_row["video"], pairing.pairs, retrieval
+        with_row["audio"], with_row["video"], plan.pairing.pairs, plan.retrieval
     )
     counts = {
         "audio": len(sounds),
         "video": len(videos),
         "pairs": len(pairs),
-        "unmatched": pairing.n_unmatched,
+        "unmatched": plan.pairing.n_unmatched,
         "failed": len(embedded.failures),
     }
     if not sounds or not videos:
         raise NothingLeftError(counts)
+    rows = {"audio": sounds, "video": videos}
+    captions = None
+    if plan.captioned is not None:
+        captions = arrange_captions(plan.captioned, set(with_row["text"]), rows, pairs, plan.retrieval)
+        rows["text"] = captions.texts
+        counts |= count_captions(plan.captioned, captions, pairs, embedded.cut)
     embeddings = {}
-    for side, paths in (("audio", sounds), ("video", videos)):
-        shape = len(paths), embedded.rows[side].array.shape[1]
+    for side, paths in rows.items():
+        shape = len(paths), embedded.rows["audio"].array.shape[1]
         embeddings[side] = arrays.new(f"{side}_embeddings.npy", shape)
         embedded.rows[side].copy(paths, embeddings[side])
-    true = true_places(sounds, videos, pairs, truth)
-    found, pair_cells, true, matrix = compare_rows(
-        *embeddings.values(), truth, true, arrays, max_matrix_gb, embedded.device, ranks
-    )
-    metrics, scores, histograms = compute_metrics(found, pair_cells, true, seed)
-    for side, places in zip(embeddings, truth.T, strict=True):
+    matrix = new_matrix(arrays, (len(sounds), len(videos)), max_matrix_gb)
+    comparing = Comparing(rows, embeddings, embedded.device, seed, ranks)
+    metrics, scores, histograms, top = comparing.compare("audio", "video", pairs, truth, matrix)
+    for side, places in zip(PAIR_SIDES, truth.T, strict=True):
         scores[f"{side}_clips_alike"] = lengths(embeddings[side], places) / embedded.scales[side]
-    pair_scores = PairScores([audio.names[sound] for sound, _ in pairs], pairs, scores)
+    results = {f"{side}_embeddings": torch.from_numpy(array) for side, array in embeddings.items()}
+    if captions is not None:
+        results["text_names"] = captions.names
+        for side in PAIR_SIDES if captions.texts else ():
+            places = captions.truth[side]
+            belonging = [(captions.texts[text], rows[side][file]) for text, file in places.tolist()]
+            of_text, text_scores, text_histograms, _ = comparing.compare("text", side, belonging, places)
+            metrics[f"text_{side}"] = of_text
+            results[f"text_{side}"] = {"pair_rows": places, **text_scores, "histograms": text_histograms}
+        scores |= captions_of_pairs(captions, results, truth)
+    if ranks is not None:
+        ranks.tell_all("compare", False)
+    pair_scores = PairScores([plan.audio.names[sound] for sound, _ in pairs], pairs, scores)
     skipped = [asdict(failure) for failure in embedded.failures]
     metrics = {
-        "mode": "retrieval" if retrieval else "pairing",
-        "pairing_rule": pairing.rule,
+        "mode": "retrieval" if plan.retrieval else "pairing",
+        "pairing_rule": plan.pairing.rule,
         "counts": counts,
         **metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": skipped,
     }
     return {
-        "audio_embeddings": torch.from_numpy(embeddings["audio"]),
-        "video_embeddings": torch.from_numpy(embeddings["video"]),
+        **results,
         "similarity_matrix": None if matrix is None else torch.from_numpy(matrix),
         "metrics": metrics,
-        "audio_names": [audio.names[path] for path in sounds],
-        "video_names": [video.names[path] for path in videos],
+        "audio_names": [plan.audio.names[path] for path in sounds],
+        "video_names": [plan.video.names[path] for path in videos],
         "pairs": pairs,
         "pair_rows": truth,
-        "top_matches": dict(zip(("audio", "video"), found.top, strict=True)),
+        "top_matches": dict(zip(PAIR_SIDES, top, strict=True)),
         "histograms": histograms,
         "pair_scores": pair_scores,
         "failures": skipped,
     }
 
 
+def count_captions(
+    captioned: Captioned, captions: CaptionRows, pairs: Sequence[tuple[str, str]], cut: set[str]
+) -> dict[str, int]:
+    """Count captions, and pairs without one; warn of those that are cut."""
+    names = set(captions.names)
+    if too_long := [name for name, text in captioned.texts.items() if name in names and text in cut]:
+        log.warning("%d captions are too long, and cut off: %s", len(too_long), shorten(too_long))
+    return {
+        "text": len(captions.names),
+        "text_unmatched": len(captioned.texts) - len(captioned.matched),
+        "text_skipped": captioned.n_skipped,
+        "text_cut": len(too_long),
+        "pairs_without_text": sum(captioned.of_pair.get(pair) not in names for pair in pairs),
+    }
+
+
+def captions_of_pairs(captions: CaptionRows, results: Results, truth: np.ndarray) -> dict[str, Sequence[Any]]:
+    """Give what captions add to the columns of pair_scores.csv.
+
+    Args:
+        results: text_audio and text_video, where there are captions with a row.
+        truth: (P, 2) rows of the pairs.
+    """
+    columns = {"caption": [None] * len(truth)}
+    for side, files in zip(PAIR_SIDES, truth.T.tolist(), strict=True):
+        place = {file: i for i, file in enumerate(captions.truth[side][:, 1].tolist())}
+        chosen = [(pair, place[file]) for pair, file in enumerate(files) if file in place]
+        for what, key in (("similarity", "similarity"), ("rank", f"{side}_rank")):
+            column = columns[f"text_{side}_{what}"] = np.full(len(truth), np.nan)
+            for pair, i in chosen:
+                column[pair] = results[f"text_{side}"][key][i]
+        for pair, i in chosen:
+            columns["caption"][pair] = captions.texts[captions.truth[side][i, 0]]
+    return columns
+
+
+def new_matrix(arrays: OutputArrays, shape: tuple[int, int], max_gb: float) -> np.ndarray | None:
+    """Make room for the similarity matrix; None where it is too large."""
+    gigabytes = 4e-9 * math.prod(shape)
+    if gigabytes <= max_gb:
+        return arrays.new(MATRIX_NAME, shape)
+    log.info(
+        "%s is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
+        *(MATRIX_NAME, gigabytes, math.ceil(gigabytes)),
+    )
+    return None
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """Comparisons of any two sides of a run."""
+
+    paths: dict[str, Sequence[str]]  # side -> what is behind its rows
+    embeddings: dict[str, np.ndarray]  # side -> (N, E)
+    device: torch.device
+    seed: int  # of the bootstrap
+    ranks: Ranks | None
+
+    def compare(
+        self,
+        side: str,
+        other: str,
+        pairs: Sequence[tuple[str, str]],
+        truth: np.ndarray,
+        matrix: np.ndarray | None = None,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], Sequence[Top]]:
+        """Compare all rows of one side with all of another.
+
+        Args:
+            pairs: what belongs together.
+            truth: (P, 2) their rows.
+            matrix: to be filled in.
+
+        Returns:
+            metrics, scores of the pairs and histograms, as compute_metrics; and the best matches of both.
+        """
+        true = true_places(self.paths[side], self.paths[other], pairs, truth)
+        rows, columns = self.embeddings[side], self.embeddings[other]
+        found, pair_cells, true = compare_rows(rows, columns, truth, true, matrix, self.device, self.ranks)
+        return *compute_metrics(found, pair_cells, true, self.seed, (side, other)), found.top
+
+
 def compare_rows(
-    audio: np.ndarray,
-    video: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
     truth: np.ndarray,
     true: np.ndarray,
-    arrays: OutputArrays,
-    max_matrix_gb: float,
+    matrix: np.ndarray | None,
     device: torch.device,
     ranks: Ranks | None = None,
-) -> tuple[Scan, Cells, Cells, np.ndarray | None]:
-    """Compare all rows of audio (N, E) and video (M, E), tile by tile.
+) -> tuple[Scan, Cells, Cells]:
+    """Compare all rows (N, E) of one side with all columns (M, E), rows of the other, tile by tile.
 
     Args:
         truth: (P, 2) the pairs.
         true: (C, 2) the cells that are no mismatches.
+        matrix: (N, M) to be filled in, or None.
         ranks: processes that help; where there is a matrix to be written, those of this host alone.
 
     Returns:
-        what was counted, the pairs and the true cells with their cosines, and the matrix, or None where it
-        is too large.
+        what was counted, the pairs and the true cells with their cosines.
     """
     from imagebind import similarity
 
-    pairs, true = (Cells(places, similarity.pair_keys(audio, video, places)) for places in (truth, true))
-    shape, gigabytes = (len(audio), len(video)), 4e-9 * len(audio) * len(video)
-    matrix = None
-    if gigabytes <= max_matrix_gb:
-        matrix = arrays.new(MATRIX_NAME, shape)
-    else:
-        log.info(
-            "%s is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
-            *(MATRIX_NAME, gigabytes, math.ceil(gigabytes)),
-        )
-    if ranks is None or (matrix is not None and MATRIX_NAME not in arrays.names):
+    pairs, true = (Cells(places, similarity.pair_keys(rows, columns, places)) for places in (truth, true))
+    shape = len(rows), len(columns)
+    if ranks is None or not isinstance(matrix, np.memmap | None):
         n_helping = 1  # as a matrix in memory is this process's own
     else:  # two hosts do not write to one file: not every network's file system can take that
         n_helping = ranks.n_ranks if matrix is None else ranks.n_local
@@ -1853,31 +2170,31 @@ def compare_rows(
 
     sink = None if matrix is None else similarity.into(matrix)
     if ranks is None:
-        source = similarity.Blocks(audio, video)
-        return similarity.scan(source, pairs.places, pairs.keys, sink, progress, device), pairs, true, matrix
-    ranks.tell_all("compare")
+        source = similarity.Blocks(rows, columns)
+        return similarity.scan(source, pairs.places, pairs.keys, sink, progress, device), pairs, true
+    ranks.tell_all("compare", True)
     ranks.from_first((pairs.places, pairs.keys, n_helping, matrix is not None))
-    source = similarity.SharedBlocks(ranks, n_helping, audio, video)
+    source = similarity.SharedBlocks(ranks, n_helping, rows, columns)
     found = similarity.scan(source, pairs.places, pairs.keys, sink, progress, device)
     ranks.tell_all("compared")
     for other in ranks.to_first(iter(())):
         found.add(other)
-    return found, pairs, true, matrix
+    return found, pairs, true
 
 
 def help_to_compare(ranks: Ranks, device: torch.device, output_dir: str | os.PathLike | None) -> None:
-    """Do this process's part of the comparison; a matrix is a file, in which it fills in its rows."""
+    """Do this process's part of all comparisons; a matrix is a file, in which it fills in its rows."""
     from imagebind import similarity
 
-    ranks.tell_all("compare")
-    places, keys, n_helping, has_matrix = ranks.from_first()
-    source, sink = similarity.SharedBlocks(ranks, n_helping), None
-    if has_matrix and ranks.rank < n_helping:
-        path = temporary_path(output_dir, MATRIX_NAME)
-        sink = similarity.into(np.lib.format.open_memmap(path, "r+"))
-    found = similarity.scan(source, places, keys, sink, None, device)
-    ranks.tell_all("compared")
-    list(ranks.to_first(iter([found])))
+    while ranks.tell_all("compare")[0]:
+        places, keys, n_helping, has_matrix = ranks.from_first()
+        source, sink = similarity.SharedBlocks(ranks, n_helping), None
+        if has_matrix and ranks.rank < n_helping:
+            path = temporary_path(output_dir, MATRIX_NAME)
+            sink = similarity.into(np.lib.format.open_memmap(path, "r+"))
+        found = similarity.scan(source, places, keys, sink, None, device)
+        ranks.tell_all("compared")
+        list(ranks.to_first(iter([found])))
 
 
 def lengths(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -1891,17 +2208,18 @@ class PairScores(Sequence):
     """What pair_scores.csv says of each pair, as a dict; kept in columns."""
 
     def __init__(
-        self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, np.ndarray]
+        self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, Sequence[Any]]
     ):
         self.names, self.pairs = names, pairs
-        self.columns = {column: columns[column] for column in PAIR_COLUMNS if column in columns}
+        known = PAIR_COLUMNS + TEXT_COLUMNS
+        self.columns = {column: np.asarray(columns[column]) for column in known if column in columns}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         audio, video = self.pairs[i]
-        figures = {column: values[i].item() for column, values in self.columns.items()}
+        figures = {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
         return {"name": self.names[i], "audio": audio, "video": video, **figures}
 
     def lowest(self, n: int) -> list[dict[str, Any]]:
@@ -1955,6 +2273,13 @@ COMPARED = {  # column of comparison.csv -> where it is in metrics.json
     "suspects": ("suspects",),
     "skipped": ("counts", "failed"),
 }
+# What is compared: its key -> the column of pair_scores.csv that has it for each pair. The figures of the
+# last two, of runs with captions, are under their key in metrics.json.
+AGREEMENTS = {
+    "audio_video": "similarity",
+    "text_audio": "text_audio_similarity",
+    "text_video": "text_video_similarity",
+}
 
 
 def compare_systems(
@@ -1977,7 +2302,7 @@ def compare_systems(
 
     Returns:
         a row for each system; and one for every two, of the paired difference on the pairs that both
-        have, matched by name.
+        have, matched by name; then, where there are captions, the same for text_audio and text_video.
 
     Raises:
         EvaluationError: a run is not finished or has no pairs, or they were computed in different ways.
@@ -1989,13 +2314,18 @@ def compare_systems(
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    rows = [
-        {"system": name, **describe_mean(list(score.values()), seed), **compared_figures(m)}
-        for name, m, score in zip(names, metrics, scores, strict=True)
-    ]
-    for i, j in itertools.combinations(range(len(names)), 2):
-        differences = [score - scores[j][key] for key, score in scores[i].items() if key in scores[j]]
-        rows.append({"system": names[i], "minus": names[j], **describe_mean(differences, seed)})
+    rows = []
+    for agreement in AGREEMENTS:
+        having = [i for i in range(len(names)) if scores[i][agreement]]
+        for i in having:
+            mean = describe_mean(list(scores[i][agreement].values()), seed)
+            figures = compared_figures(metrics[i] if agreement == "audio_video" else metrics[i][agreement])
+            rows.append({"agreement": agreement, "system": names[i], **mean, **figures})
+        for i, j in itertools.combinations(having, 2):
+            ours, theirs = scores[i][agreement], scores[j][agreement]
+            difference_of = [score - theirs[key] for key, score in ours.items() if key in theirs]
+            mean = describe_mean(difference_of, seed)
+            rows.append({"agreement": agreement, "system": names[i], "minus": names[j], **mean})
     if output_dir is not None:
         similarities = [np.array(m["paired_similarities"]) for m in metrics]
 
@@ -2008,30 +2338,34 @@ def compare_systems(
     return rows
 
 
-def read_run(run: str) -> tuple[dict[str, Any], dict[tuple[str, int], float]]:
+def read_run(run: str) -> tuple[dict[str, Any], dict[str, dict[tuple[str, int], float]]]:
     """Read a finished run.
 
     Returns:
-        its metrics; and the similarity of each pair by name, and by how often that came before.
+        its metrics; and for each of AGREEMENTS the similarity of each pair that has one, by the pair's name,
+        and by how often that came before.
     """
     try:
         metrics = json.loads(Path(run, METRICS_NAME).read_bytes())
         with open(Path(run, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
-            names = [row["name"] for row in csv.DictReader(file)]
+            pairs = list(csv.DictReader(file))
         similarities = metrics.get("paired_similarities", [])
-        if len(names) != len(similarities):
+        if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
+        scores, seen = {agreement: {} for agreement in AGREEMENTS}, Counter()
+        for pair, similarity in zip(pairs, similarities, strict=True):
+            key = pair["name"], seen[pair["name"]]
+            seen[pair["name"]] += 1
+            scores["audio_video"][key] = similarity  # in all its digits
+            for agreement in ("text_audio", "text_video"):
+                if agreement in metrics and pair[AGREEMENTS[agreement]]:
+                    scores[agreement][key] = float(pair[AGREEMENTS[agreement]])
     except OSError as e:
         raise EvaluationError(f"{run}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, AttributeError) as e:
         raise EvaluationError(f"{run}: no finished run of this version ({e})") from e
-    if not names:
+    if not pairs:
         raise EvaluationError(f"{run}: has no pairs to compare")
-    seen = Counter()
-    scores = {}
-    for name, similarity in zip(names, similarities, strict=True):
-        scores[name, seen[name]] = similarity
-        seen[name] += 1
     return metrics, scores
 
 
@@ -2063,7 +2397,7 @@ def compared_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-COMPARISON_COLUMNS = ("system", "minus", "pairs", "mean", "low", "high", *COMPARED)
+COMPARISON_COLUMNS = ("system", "minus", "pairs", "mean", "low", "high", *COMPARED, "agreement")
 
 
 def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
@@ -2072,7 +2406,7 @@ def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
 
 
 def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the comparison as two tables to read."""
+    """Write the comparison as tables to read: systems and differences, of each agreement."""
 
     def number(value: Any) -> str:
         return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -2086,16 +2420,18 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     mean = {"pairs": "pairs", "mean": "mean", "low": "95% low", "high": "95% high"}
     figures = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT}
     figures |= {"auc": "AUC", "suspects": "suspects", "skipped": "skipped"}
-    systems = [row for row in rows if "minus" not in row]
-    differences = [row for row in rows if "minus" in row]
-    return "\n".join(
-        [
-            *table({"system": "system", **mean, **figures}, systems),
-            "",
-            "Difference on the pairs that both have:",
-            *table({"system": "system", "minus": "minus", **mean}, differences),
-        ]
-    )
+    lines = []
+    titles = {"audio_video": "", "text_audio": "Captions and audio:", "text_video": "Captions and video:"}
+    for agreement, title in titles.items():
+        systems = [row for row in rows if row["agreement"] == agreement and "minus" not in row]
+        differences = [row for row in rows if row["agreement"] == agreement and "minus" in row]
+        if systems:
+            lines += ["", title] if title else []
+            lines += table({"system": "system", **mean, **figures}, systems)
+        if differences:
+            lines += ["", "Difference on the pairs that both have:"]
+            lines += table({"system": "system", "minus": "minus", **mean}, differences)
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -2144,6 +2480,14 @@ def list_file(text: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"{text}: {e.strerror}") from e
 
 
+def captions_file(text: str) -> str:
+    if not text.lower().endswith(caption_files.SUFFIXES):
+        raise argparse.ArgumentTypeError(f"{text}: captions are {', '.join(caption_files.SUFFIXES)} files")
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Say how well sounds and videos belong together, with ImageBind.",
@@ -2173,6 +2517,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--retrieval_mode",
         action="store_true",
         help="compare all files; those without a partner stay as distractors (default: pairs alone)",
+    )
+    inputs.add_argument(
+        "--captions",
+        type=captions_file,
+        metavar="FILE",
+        help="hold sounds and videos against these texts too: a .csv or .tsv file with the columns name and "
+        "caption, or a .jsonl file",
     )
     inputs.add_argument(
         "--compare",
@@ -2279,6 +2630,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     options = [f"{side}_{kind}" for side in ("audio", "video") for kind in ("dir", "file", "paths")]
     inputs = [option for option in options if getattr(args, option) is not None]
+    inputs += ["captions"] if args.captions else []
     if args.compare and inputs:
         parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
     if args.compare and len(args.compare) < 2:
@@ -2359,6 +2711,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 batch_size=args.batch_size,
                 output_dir=args.output_dir,
                 retrieval_mode=args.retrieval_mode,
+                captions=args.captions,
                 checkpoint=args.checkpoint,
                 precision=args.precision,
                 num_workers=args.num_workers,
@@ -2408,7 +2761,10 @@ def given(*sources: Source | None) -> Source | None:
 
 def summary(counts: dict[str, int]) -> str:
     """Give the last line of a run."""
-    return "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files".format_map(counts)
+    line = "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files"
+    if "text" in counts:
+        line += "; {text} captions, {text_unmatched} unmatched, {pairs_without_text} pairs without one"
+    return line.format_map(counts)
 
 
 if __name__ == "__main__":

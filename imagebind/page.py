@@ -51,6 +51,19 @@ TEXTS = {
         "video": "video",
         "audio to video": "audio to video",
         "video to audio": "video to audio",
+        "text to audio": "caption to audio",
+        "audio to text": "audio to caption",
+        "text to video": "caption to video",
+        "video to text": "video to caption",
+        "text_audio": "Captions and audio",
+        "text_video": "Captions and video",
+        "mean of text_audio": "caption and its audio",
+        "mean of text_video": "caption and its video",
+        "text how": (
+            "How similar captions and what they belong to are, over all other combinations of the two; and "
+            "how often each is among the K most similar ones of the other."
+        ),
+        "text columns": ("caption", "caption-audio", "caption-video", "audio rank of it", "video rank of it"),
         "chance": "by chance",
         "yes": "yes",
         "no": "no",
@@ -141,6 +154,19 @@ TEXTS = {
         "video": "视频",
         "audio to video": "音频到视频",
         "video to audio": "视频到音频",
+        "text to audio": "文本到音频",
+        "audio to text": "音频到文本",
+        "text to video": "文本到视频",
+        "video to text": "视频到文本",
+        "text_audio": "文本与音频",
+        "text_video": "文本与视频",
+        "mean of text_audio": "文本与其音频",
+        "mean of text_video": "文本与其视频",
+        "text how": (
+            "各文本与其所属文件的相似度，与两者所有其他组合的相似度重叠显示；以及各自排在对方最相似的前 K 个"
+            "之内的比例。"
+        ),
+        "text columns": ("文本", "文本-音频", "文本-视频", "文本的音频排名", "文本的视频排名"),
         "chance": "随机水平",
         "yes": "是",
         "no": "否",
@@ -395,7 +421,7 @@ def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> go
     """Draw Recall@K over K.
 
     Args:
-        directions: "audio to video" and "video to audio", of each ranks (P,) and the number of candidates.
+        directions: such as "audio to video", of each ranks (P,) and the number of candidates.
     """
     texts = TEXTS[lang]
     figure = go.Figure()
@@ -520,12 +546,30 @@ def write_report_page(
         }
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(ranks, lang)))
         parts.append(pair_table(scores, texts, folder))
+    for side in ("audio", "video"):
+        parts += text_parts(results, side, lang)
     if failures := results["failures"]:
         rows = ((texts[f["side"]], linked(f["path"], folder), f["reason"]) for f in failures)
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(sections)})
     write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts)
+
+
+def text_parts(results: dict[str, Any], side: str, lang: str) -> list[Part]:
+    """Show how captions agree with the files of a side, where there are both."""
+    texts, key = TEXTS[lang], f"text_{side}"
+    if key not in results or not len(results[key]["pair_rows"]):
+        return []
+    of_text, counts = results[key], results["metrics"]["counts"]
+    ranks = {
+        f"text to {side}": (of_text[f"{side}_rank"], counts[side]),
+        f"{side} to text": (of_text["text_rank"], counts["text"]),
+    }
+    return [
+        chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang)),
+        chart("", "", recall_chart(ranks, lang)),
+    ]
 
 
 def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[str, Any, str]]:
@@ -562,7 +606,14 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
             ),
         ]
     chance = texts["of chance"].format(metrics["recall_at_1_chance"])
-    return [*chosen, ("Recall@1", metrics["recall_at_1"], chance), evaluated]
+    chosen.append(("Recall@1", metrics["recall_at_1"], chance))
+    for key in ("text_audio", "text_video"):
+        of_text = metrics.get(key, {})
+        if "paired_similarity_mean" in of_text:
+            interval = of_text["paired_similarity_interval"]
+            detail = texts["interval"].format(*interval) if interval else ""
+            chosen.append((texts[f"mean of {key}"], of_text["paired_similarity_mean"], detail))
+    return [*chosen, evaluated]
 
 
 def matrix_part(results: dict[str, Any], lang: str) -> Part:
@@ -589,17 +640,28 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
+    of_text = (
+        "caption",
+        "text_audio_similarity",
+        "text_video_similarity",
+        "text_audio_rank",
+        "text_video_rank",
+    )
+    of_text = of_text if "caption" in scores.columns else ()
     said = {None: None, True: texts["yes"], False: texts["no"]}
     rows = (
         (
             *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
             *(pair.get(figure) for figure in figures),
             *(linked(pair[side], folder) for side in ("audio", "video")),
+            *(pair[figure] for figure in of_text),
         )
         for pair in lowest
     )
     kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
+    if of_text:
+        columns += zip(texts["text columns"], ("text", *["number"] * 4), strict=True)
     return table(texts["pair table"], how, columns, rows, order=(1, 1))
 
 
@@ -624,26 +686,48 @@ def write_comparison_page(
         lang, folder: as in write_report_page.
     """
     texts = TEXTS[lang]
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    outlines = outline_chart(names, similarities, lang)
+    parts = compared_parts(rows, "audio_video", texts, folder)
+    parts.insert(2, chart(texts["outlines"], texts["outlines how"], outlines))
+    for agreement in ("text_audio", "text_video"):
+        parts += compared_parts(rows, agreement, texts, folder)
+    write_page(
+        file, lang, texts["comparison"], texts["different"].format(difference) if difference else "", parts
+    )
+
+
+def compared_parts(
+    rows: Sequence[dict[str, Any]], agreement: str, texts: dict[str, Any], folder: str | os.PathLike
+) -> list[Part]:
+    """Show the systems and their differences in one agreement; nothing where none has it."""
+    rows = [
+        {key: row[key] for key in row if key != "agreement"} for row in rows if row["agreement"] == agreement
+    ]
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
-    names = [row["system"] for row in systems]
+    if not systems:
+        return []
+    title = "" if agreement == "audio_video" else f"{texts[agreement]}: "
     interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
-    figures = {key: figure_label(key, texts) for key in systems[0] if key not in ("system", *interval)}
+    figures = {
+        key: figure_label(key, texts)
+        for key in systems[0]
+        if key not in ("system", *interval) and any(row[key] is not None for row in systems)
+    }
     columns = interval | figures
     parts = [
         table(
-            texts["systems"],
+            title + texts["systems"],
             texts["systems how"],
             [(texts["system"], "file"), *((label, "number") for label in columns.values())],
             ((report_of(row["system"], folder), *(row[key] for key in columns)) for row in systems),
         ),
-        chart(texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
-        chart(texts["outlines"], texts["outlines how"], outline_chart(names, similarities, lang)),
+        chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
     ]
     if told := [row for row in differences if row["pairs"]]:
-        parts.append(
-            chart(texts["differences"], texts["differences how"], interval_chart(told, texts["difference"]))
-        )
+        drawn = interval_chart(told, texts["difference"])
+        parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
     columns = {"system": texts["system"], "minus": texts["minus"], **interval, "mean": texts["difference"]}
     kinds = {"system": "text", "minus": "text"}
     parts.append(
@@ -654,9 +738,7 @@ def write_comparison_page(
             ([row.get(key) for key in columns] for row in differences),
         )
     )
-    write_page(
-        file, lang, texts["comparison"], texts["different"].format(difference) if difference else "", parts
-    )
+    return parts
 
 
 def figure_label(key: str, texts: dict[str, str]) -> str:

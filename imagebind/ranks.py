@@ -12,6 +12,7 @@ import pickle
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Ranks:
     n_local: int
     host: int  # number of it
     store: Any = None
+    n_told: Counter = field(default_factory=Counter)  # stage -> how often it was gone through
     counts: dict[str, Any] = field(default_factory=dict)  # told to the others with each beat; plain values
     heard: float = 0.0  # when the store last answered
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -157,7 +159,7 @@ class Ranks:
         """Tell all others a value, and wait for theirs.
 
         Args:
-            stage: each is gone through once.
+            stage: all go through the same ones.
             value: small.
             meanwhile: what to do now and then.
 
@@ -168,8 +170,10 @@ class Ranks:
             RanksError: one of them cannot go on, or is gone.
         """
         with touch():
-            self.store.set(f"{stage}/{self.rank}", pickle.dumps(value))
-            return [self._wait_for(f"{stage}/{rank}", rank, meanwhile) for rank in range(self.n_ranks)]
+            self.n_told[stage] += 1
+            key = f"{stage} {self.n_told[stage]}"
+            self.store.set(f"{key}/{self.rank}", pickle.dumps(value))
+            return [self._wait_for(f"{key}/{rank}", rank, meanwhile) for rank in range(self.n_ranks)]
 
     def fail(self, message: str) -> bool:
         """Tell all others that the job cannot go on; say whether this is the first to do so."""

@@ -32,6 +32,13 @@ def test_our_own_checkpoint_brings_sizes_and_note_along(own):
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
+def test_a_model_can_be_written_to_the_file_that_it_is_mapped_from(own):
+    path, model = own
+    save_model(load_model(path), path)
+    for name, tensor in load_model(path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
 def test_half_precision_files_are_computed_in_full(own, tmp_path):
     _, model = own
     save_model(model.half(), tmp_path / "half.pth")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from conftest import DEMO
@@ -34,7 +36,19 @@ def test_the_script_trains_a_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_demo, "TRAIN_SCENES", 8)
     monkeypatch.setattr(make_demo, "BATCH", 4)
     monkeypatch.setattr(make_demo, "STEPS", 50)
-    make_demo.train(tmp_path / "demo.pth")
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 50"))
-    assert float(line.split()[3]) < 1.2  # chance: log 4 = 1.39
-    assert load_model(tmp_path / "demo.pth").note == load_model(DEMO / "imagebind_demo.pth").note
+    monkeypatch.setattr(make_demo, "TEXT_STEPS", 100)
+    monkeypatch.setattr(make_demo, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["make_demo.py", "train"])
+    make_demo.main()
+    lines = capsys.readouterr().out.splitlines()
+    for start in ("step 50", "text step 100"):
+        (line,) = (line for line in lines if line.startswith(start))
+        assert float(line.split()[-1]) < 1.2  # chance: log 4 = 1.39
+    made, shipped = load_model(tmp_path / "imagebind_demo.pth"), load_model(DEMO / "imagebind_demo.pth")
+    assert made.note == shipped.note
+    assert {m: t.config for m, t in made.towers.items()} == {m: t.config for m, t in shipped.towers.items()}
+
+
+def test_the_captions_are_those_that_the_script_writes(tmp_path):
+    make_demo.write_captions(tmp_path / "captions.csv")
+    assert (tmp_path / "captions.csv").read_bytes() == (DEMO / "captions.csv").read_bytes()

@@ -18,6 +18,7 @@ from conftest import picture, tone, write_audio, write_video
 from batch_inference import (
     MediaFiles,
     OutputArrays,
+    Plan,
     Rows,
     batch_inference_av_consistency,
     compare,
@@ -252,7 +253,11 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
             rows[side].keep(path, embeddings[place].astype(np.float32))
     embedded = SimpleNamespace(rows=rows, failures=[], scales={"audio": 2, "video": 2}, device="cpu")
     pairing = pair_files(*sides.values())
-    results = compare(*sides.values(), pairing, bool(n_audio), embedded, OutputArrays(None), 0, 0)
+    plan = Plan(
+        *(sides["audio"], sides["video"], pairing, bool(n_audio), None),
+        {side: files.distinct for side, files in sides.items()},
+    )
+    results = compare(plan, embedded, OutputArrays(None), 0, 0)
     results["metrics"]["protocol"] = {"checkpoint": {"note": ""}}
     return results
 

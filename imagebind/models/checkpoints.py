@@ -174,6 +174,8 @@ def check_state_dict(
 def write_checkpoint(
     path: str | os.PathLike, towers: dict[str, dict], state_dict: Mapping[str, torch.Tensor], note: str = ""
 ) -> None:
-    """Write a checkpoint of our own."""
+    """Write a checkpoint of our own; also over the file that its tensors are mapped from."""
     content = {"format": FORMAT, "towers": towers, "state_dict": dict(state_dict), "note": note}
-    torch.save(content, path)
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)

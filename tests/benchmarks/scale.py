@@ -30,7 +30,14 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 
 from throughput import make_clips  # noqa: E402
 
-from batch_inference import OutputArrays, compare_rows, gather_files, pair_files, read_list_file  # noqa: E402
+from batch_inference import (  # noqa: E402
+    MATRIX_NAME,
+    OutputArrays,
+    compare_rows,
+    gather_files,
+    pair_files,
+    read_list_file,
+)
 from imagebind import similarity  # noqa: E402
 
 DEMO = TESTS / "demo"
@@ -90,9 +97,8 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
 def metrics(folder: Path, n: int, device: str) -> dict:
     audio, video = make_rows(n, folder)
     truth = np.stack([np.arange(n)] * 2, axis=1)
-    compare = partial(compare_rows, audio, video, truth, truth)
     reset_peak()
-    seconds = timed(lambda: compare(OutputArrays(None), 0, torch.device(device)))
+    seconds = timed(lambda: compare_rows(audio, video, truth, truth, None, torch.device(device)))
     memory = peak_memory()
     double, single = (bare_product(audio, video, device, t) for t in (torch.float64, torch.float32))
     tiles = math.prod(math.ceil(n / size) for size in similarity.TILE)
@@ -115,7 +121,8 @@ def matrix(folder: Path, n: int, device: str) -> dict:
     reset_peak()
 
     def compare() -> None:
-        compare_rows(audio, video, truth, truth, OutputArrays(folder), size / 1e9 + 1, torch.device(device))
+        matrix = OutputArrays(folder).new(MATRIX_NAME, (n, n))
+        compare_rows(audio, video, truth, truth, matrix, torch.device(device))
         with open(folder / ".similarity_matrix.npy.tmp", "r+b") as file:
             os.fsync(file.fileno())
 

@@ -1,20 +1,21 @@
 """Make the demo: short scenes with the sounds that go with them, and a small ImageBind that knows them.
 
-    python tests/demo/make_demo.py media     # audio/ and video/: 24 pairs
+    python tests/demo/make_demo.py media     # audio/ and video/: 24 pairs, and captions.csv
     python tests/demo/make_demo.py train     # imagebind_demo.pth, on other scenes of the same making
+    python tests/demo/make_demo.py captions  # captions.csv alone, and a new text tower in imagebind_demo.pth
 
 A scene is a kind of motion, a colour, and a rate. Its sound has the kind as timbre, the colour as
 pitch (red is low, violet is high), and the rate as rhythm; the picture shows as many things as the
-sound has beats a second. Whoever hears a scene can so tell which of the 24 it is, and nothing more:
-what the small model says of real media means nothing.
+sound has beats a second; its caption says all three. Whoever hears a scene can so tell which of the 24
+it is, and nothing more: what the small model says of real media means nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import colorsys
+import csv
 import sys
-import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,18 +29,35 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from imagebind import ModalityType, data  # noqa: E402
-from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model  # noqa: E402
+from imagebind.models.imagebind_model import (  # noqa: E402
+    IMAGEBIND_HUGE,
+    ImageBindModel,
+    load_model,
+    save_model,
+)
 
 HEIGHT, WIDTH, FPS = 144, 192, 25
 LOWEST_HZ, OCTAVES = 180, 3
 MAX_RATE = 6  # beats a second
-KINDS = ("bounce", "sweep", "pulse", "spin", "rain", "scroll")
+KINDS = {  # and what a caption says of them
+    "bounce": "{n} {color} ball{s} bouncing, plucked at every beat",
+    "sweep": "{n} {color} bar{s} rising and falling, with a gliding note",
+    "pulse": "{n} {color} ring{s} growing and shrinking, with a swelling note",
+    "spin": "a wheel of {n} {color} spoke{s} turning, with a chopped buzz",
+    "rain": "{color} rain that hisses, {n} beat{s} a second",
+    "scroll": "{n} {color} stripe{s} passing by, with two notes in turn",
+}
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+HUES = {"red": 0.04, "orange": 0.1, "yellow": 0.2, "green": 0.42, "cyan": 0.54, "blue": 0.7, "violet": 1.0}
 
 NOTE = "demo weights, trained on drawn scenes: these scores say nothing about real media"
 TOWERS = {
-    modality: replace(config, width=64, n_blocks=2, n_heads=4) for modality, config in IMAGEBIND_HUGE.items()
+    modality: replace(IMAGEBIND_HUGE[modality], width=64, n_blocks=2, n_heads=4)
+    for modality in (ModalityType.VISION, ModalityType.AUDIO)
 }
+TEXT_TOWER = replace(IMAGEBIND_HUGE[ModalityType.TEXT], width=24, n_blocks=2, n_heads=4)
 TRAIN_SCENES, BATCH, STEPS, LEARNING_RATE = 4000, 64, 1000, 1e-3
+TEXT_STEPS, TEXT_LEARNING_RATE = 2000, 3e-3
 
 AUDIO_FORMATS = {".wav": "pcm_s16le", ".mp3": "mp3", ".flac": "flac", ".m4a": "aac", ".ogg": "libopus"}
 VIDEO_FORMATS = {
@@ -65,13 +83,22 @@ class Scene:
     @classmethod
     def draw(cls, rng: np.random.Generator, **known) -> Scene:
         scene = {
-            "kind": str(rng.choice(KINDS)),
+            "kind": str(rng.choice(list(KINDS))),
             "tone": float(rng.random()),
             "rate": int(rng.integers(1, MAX_RATE + 1)),
             "phase": float(rng.random()),
             "seed": int(rng.integers(2**31)),
         }
         return cls(**{**scene, **known})
+
+    @property
+    def hue(self) -> float:
+        return 0.8 * self.tone
+
+    @property
+    def caption(self) -> str:
+        color = next(color for color, end in HUES.items() if self.hue < end)
+        return KINDS[self.kind].format(n=NUMBERS[self.rate - 1], color=color, s="s" if self.rate > 1 else "")
 
 
 def picture(scene: Scene, seconds: float) -> np.ndarray:
@@ -102,7 +129,7 @@ def picture(scene: Scene, seconds: float) -> np.ndarray:
             shape[row : row + 9, column : column + 3] = True
     else:  # scroll: n stripes that pass by
         shape = ((x / WIDTH * n + beat) % 1) < 0.45
-    color = np.array(colorsys.hsv_to_rgb(0.8 * scene.tone, 1, rng.uniform(0.8, 1)))
+    color = np.array(colorsys.hsv_to_rgb(scene.hue, 1, rng.uniform(0.8, 1)))
     ground = rng.uniform(0.02, 0.15)
     image = np.where(shape[..., None], color, ground) + rng.normal(0, 0.01, (HEIGHT, WIDTH, 1))
     return (image.clip(0, 1) * 255).astype(np.uint8)
@@ -164,22 +191,36 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
 
 def make_media(folder: Path) -> None:
     """Write the held-out pairs: four scenes of each kind, of different tones, rates and lengths."""
-    rng = np.random.default_rng(20260101)
     audio_suffixes, video_suffixes = list(AUDIO_FORMATS), list(VIDEO_FORMATS)
     for side in ("audio", "video"):
         (folder / side).mkdir(parents=True, exist_ok=True)
-    for k, kind in enumerate(KINDS):
+    for i, (name, (scene, seconds)) in enumerate(held_out_scenes().items()):
+        audio_suffix = audio_suffixes[i % len(audio_suffixes)]
+        video_suffix = video_suffixes[i % len(video_suffixes)]
+        write_audio(folder / "audio" / f"{name}{audio_suffix}", sound(scene, seconds))
+        frames = [picture(scene, frame / FPS) for frame in range(int(seconds * FPS))]
+        write_video(folder / "video" / f"{name}{video_suffix}", frames)
+
+
+def held_out_scenes() -> dict[str, tuple[Scene, float]]:
+    """Draw the scenes of the pairs: name -> scene, seconds."""
+    rng = np.random.default_rng(20260101)
+    scenes = {}
+    for kind in KINDS:
         rates = rng.choice(np.arange(1, MAX_RATE + 1), 4, replace=False)
         for i, rate in enumerate(rates):
             tone = (i + rng.uniform(0.2, 0.8)) / 4
             scene = Scene.draw(rng, kind=kind, tone=float(tone), rate=int(rate))
-            seconds = rng.uniform(2.4, 4)
-            name = f"{kind}_{i + 1}"
-            audio_suffix = audio_suffixes[(4 * k + i) % len(audio_suffixes)]
-            video_suffix = video_suffixes[(4 * k + i) % len(video_suffixes)]
-            write_audio(folder / "audio" / f"{name}{audio_suffix}", sound(scene, seconds))
-            frames = [picture(scene, frame / FPS) for frame in range(int(seconds * FPS))]
-            write_video(folder / "video" / f"{name}{video_suffix}", frames)
+            scenes[f"{kind}_{i + 1}"] = scene, rng.uniform(2.4, 4)
+    return scenes
+
+
+def write_captions(path: Path) -> None:
+    """Write what is seen and heard in each pair."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "caption"))
+        writer.writerows((name, scene.caption) for name, (scene, _) in held_out_scenes().items())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -200,24 +241,30 @@ def training_pair(scene: Scene, rng: np.random.Generator) -> tuple[torch.Tensor,
     return mel, torch.stack(frames, dim=1)
 
 
-def train(path: Path) -> None:
-    """Train the demo's towers so that a sound is nearest to its own picture (InfoNCE, both ways)."""
+def training_set(rng: np.random.Generator) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
+    """Make scenes, their sounds (TRAIN_SCENES, 1, 128, 204) and their pictures, as training_pair does."""
+    scenes, pairs = [], []
+    for _ in range(TRAIN_SCENES):
+        scenes.append(Scene.draw(rng))
+        pairs.append(training_pair(scenes[-1], rng))
+    return scenes, *(torch.stack(side) for side in zip(*pairs, strict=True))
+
+
+def normalized(clips: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in (data.RGB_MEAN, data.RGB_STD))
+    return (clips / 255 - mean) / std
+
+
+def train(mels: torch.Tensor, clips: torch.Tensor, rng: np.random.Generator) -> ImageBindModel:
+    """Train towers so that a sound is nearest to its own picture (InfoNCE, both ways)."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    began = time.monotonic()
-    pairs = [training_pair(Scene.draw(rng), rng) for _ in range(TRAIN_SCENES)]
-    mels, clips = (torch.stack(side) for side in zip(*pairs, strict=True))
-    print(f"{TRAIN_SCENES} scenes in {time.monotonic() - began:.0f} s")
     model = ImageBindModel(TOWERS, NOTE).train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
     labels = torch.arange(BATCH)
     for step in range(STEPS):
         chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
-        mean, std = (torch.tensor(x)[:, None, None, None] for x in (data.RGB_MEAN, data.RGB_STD))
-        rows = model(
-            {ModalityType.AUDIO: mels[chosen], ModalityType.VISION: (clips[chosen] / 255 - mean) / std}
-        )
+        rows = model({ModalityType.AUDIO: mels[chosen], ModalityType.VISION: normalized(clips[chosen])})
         # The audio tower's scale of 20 is the inverse temperature.
         logits = rows[ModalityType.AUDIO] @ rows[ModalityType.VISION].T
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
@@ -226,17 +273,69 @@ def train(path: Path) -> None:
         optimizer.step()
         schedule.step()
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
-    save_model(model.eval(), path)
+            print(f"step {step + 1}  loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def add_text_tower(
+    model: ImageBindModel, scenes: list[Scene], mels: torch.Tensor, clips: torch.Tensor
+) -> ImageBindModel:
+    """Train a text tower so that a caption is nearest to its sounds and pictures; others stay as they are.
+
+    Tokens that no caption has are zeros, which take little room in a repository.
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    with torch.inference_mode():
+        rows = {modality: [] for modality in TOWERS}
+        for i in range(0, TRAIN_SCENES, BATCH):
+            part = {
+                ModalityType.AUDIO: mels[i : i + BATCH],
+                ModalityType.VISION: normalized(clips[i : i + BATCH]),
+            }
+            for modality, of_part in model(part).items():
+                rows[modality].append(F.normalize(of_part, dim=-1))
+        targets = [torch.cat(of_modality) for of_modality in rows.values()]
+    tokens = data.load_and_transform_text([scene.caption for scene in scenes], "cpu")
+    towers = {modality: tower.config for modality, tower in model.towers.items()} | {"text": TEXT_TOWER}
+    whole = ImageBindModel(towers, NOTE)
+    whole.towers.update({modality: model.towers[modality] for modality in TOWERS})
+    text = whole.towers[ModalityType.TEXT].train()
+    optimizer = torch.optim.AdamW(text.parameters(), TEXT_LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEXT_LEARNING_RATE, TEXT_STEPS)
+    for step in range(TEXT_STEPS):
+        chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
+        same = (tokens[chosen, None] == tokens[None, chosen]).all(-1).float()
+        shares = same / same.sum(1, keepdim=True)  # scenes with equal captions are right alike
+        logits = [text(tokens[chosen]) @ target[chosen].T for target in targets]
+        loss = sum(F.cross_entropy(x, shares) + F.cross_entropy(x.T, shares) for x in logits) / 4
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            print(f"text step {step + 1}  loss {loss.item():.3f}", flush=True)
+    unused = torch.ones(TEXT_TOWER.vocabulary, dtype=torch.bool)
+    unused[tokens.unique()] = False
+    text.stem.weight.data[unused] = 0
+    text.half()
+    return whole.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the demo's media, or train its model.")
-    parser.add_argument("what", choices=("media", "train"))
-    if parser.parse_args().what == "media":
+    parser = argparse.ArgumentParser(description="Make the demo's media and captions, or train its model.")
+    parser.add_argument("what", choices=("media", "train", "captions"))
+    what = parser.parse_args().what
+    path = FOLDER / "imagebind_demo.pth"
+    if what != "train":
+        write_captions(FOLDER / "captions.csv")
+    if what == "media":
         make_media(FOLDER)
-    else:
-        train(FOLDER / "imagebind_demo.pth")
+        return
+    rng = np.random.default_rng(0)
+    scenes, mels, clips = training_set(rng)
+    model = train(mels, clips, rng) if what == "train" else load_model(path)
+    save_model(add_text_tower(model, scenes, mels, clips), path)
 
 
 if __name__ == "__main__":
