@@ -112,6 +112,20 @@ def write_video(
     return path
 
 
+def write_movie(path: Path, hz: int) -> Path:
+    """Write a second of pictures with a note."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        sound = container.add_stream("pcm_f32le", rate=RATE, layout="mono")
+        for i in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(hz // 20 + i), "rgb24")))
+        frame = av.AudioFrame.from_ndarray(tone(1, hz)[None], "flt", "mono")
+        frame.sample_rate = RATE
+        container.mux([*sound.encode(frame), *stream.encode(None), *sound.encode(None)])
+    return path
+
+
 @pytest.fixture
 def pairs(tmp_path) -> Path:
     """A directory with audio/ and video/ of four pairs, a to d."""

@@ -88,11 +88,11 @@ def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     whole = FileEmbedder(model, torch.device("cpu"), "fp32", None, 2, None, None)
     whole.rows = {"audio": Rows(3, None)}
     sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
-    waiting, progress = {}, Progress("audio", 3)
+    waiting, whole.progress = {}, {"audio": Progress("audio", 3, None)}
     for i in range(3):
-        whole._take(LoadedFile("audio", f"{i}.wav", "hash", input=sound), waiting, progress)
+        whole._take(LoadedFile("audio", f"{i}.wav", "hash", input=sound), waiting)
     assert [file.input is None for file in waiting["hash"]] == [False, True, True]
-    whole._embed_waiting("audio", waiting, progress)
+    whole._embed_waiting("audio", waiting)
     assert list(whole.rows["audio"].places) == ["0.wav", "1.wav", "2.wav"]
 
 

@@ -190,6 +190,36 @@ def test_the_arrow_keys_move_the_pointer_of_a_chart(browser, report):
     assert browser.complaints == []
 
 
+def test_captions_have_charts_tiles_and_columns(browser, pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    captions = dict(zip("abc", HOSTILE, strict=False))
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "report_lang": "en", "cache": "kept.sqlite"}
+    for name in ("one", "two"):
+        results = batch_inference_av_consistency(
+            "audio", "video", captions=captions, output_dir=name, **options
+        )
+        captions = {name: captions[name] for name in "ac"}
+    Path("one").rename("first")
+    browser.open(pairs / "two" / "report.html")
+    assert browser.complaints == []
+    assert browser.run("document.querySelectorAll('.chart').length") == 7
+    headings = texts(browser, "h2")
+    assert headings.index("Captions and audio") < headings.index("Captions and video")
+    tiles = dict(zip(texts(browser, ".tiles dt"), texts(browser, ".tiles dd:nth-of-type(1)"), strict=True))
+    for side in ("audio", "video"):
+        mean = results["metrics"][f"text_{side}"]["paired_similarity_mean"]
+        assert tiles[f"caption and its {side}"] == f"{mean:.4f}"
+    lowest = sorted(results["pair_scores"], key=lambda pair: pair["similarity"])
+    column = texts(browser, "thead th").index("caption") + 1
+    shown = texts(browser, f"tbody tr td:nth-child({column})")
+    assert shown == [one_line(pair["caption"] or "") for pair in lowest]
+    assert browser.run("document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    compare_systems(["first", "two"], "compared", report_lang="en")
+    browser.open(pairs / "compared" / "comparison.html")
+    assert browser.complaints == []
+    assert "Captions and video: Differences" in texts(browser, "h2")
+
+
 def luminance(color: str) -> float:
     """Of a CSS color, as WCAG 2 defines it."""
     channels = np.array([float(x) for x in re.findall(r"[\d.]+", color)[:3]]) / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -57,19 +58,29 @@ def own_lines(lines: list[str]) -> list[str]:
 
 
 def test_the_outputs_are_the_same_for_one_two_and_three(pairs):
-    """To the byte: with files that are skipped, without a partner, and the same; each embedded by one."""
+    """To the byte: with files that are skipped, without a partner, and the same; each embedded by one.
+
+    With captions, one of them for no file, and one too long.
+    """
     for i in range(9):
         write_audio(pairs / "audio" / f"n{i}.wav", tone(1, 300 + 20 * i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"n{i}.mp4")
     (pairs / "audio" / "n3.wav").write_text("not a sound")
     (pairs / "video" / "n8.mp4").write_text("not a video")
     (pairs / "video" / "c.mp4").unlink()
+    texts = {"a": "a note", "c": "no picture", "n2": "long " * 99, "n8": "a note", "z": "of nothing"}
+    lines = [json.dumps({"name": name, "caption": text}) for name, text in texts.items()]
+    (pairs / "captions.jsonl").write_text("\n".join(lines))
     for size in ("0", "8"):
-        options = ("--retrieval_mode", "--max_matrix_gb", size)
+        options = ("--retrieval_mode", "--max_matrix_gb", size, "--captions", "captions.jsonl")
         for n in (1, 2, 3):
             status, out, err = run(pairs, n, *options, "--output_dir", f"out{n}")
             assert status == 0, err
-            assert out[-1] == "evaluated 10 pairs, skipped 2 files, unmatched 1 files"
+            assert out[-1] == (
+                "evaluated 10 pairs, skipped 2 files, unmatched 1 files; "
+                "4 captions, 1 unmatched, 8 pairs without one"
+            )
+            assert "warning: 1 captions are too long, and cut off: n2" in err
             assert out.count("=" * 80) == 2  # one report
             skipped = [line for line in own_lines(err) if line.startswith("warning: skipped")]
             assert [line.split()[4].rstrip(":") for line in skipped] == ["audio/n3.wav", "video/n8.mp4"]

@@ -13,11 +13,10 @@ import shutil
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, TESTS, picture, tone, write_audio, write_video
+from conftest import DEMO, TESTS, picture, tone, write_audio, write_movie, write_video
 from demo import make_demo
 from PIL import Image
 
@@ -154,9 +153,9 @@ def test_the_demo_says_that_it_is_one(tmp_path, capsys):
 
 def make_pairs(folder, n: int, seed: int):
     """Make pairs as the demo's are made, of all tones."""
-    rng = np.random.default_rng(seed)
+    rng, kinds = np.random.default_rng(seed), list(make_demo.KINDS)
     for i in range(n):
-        scene = make_demo.Scene.draw(rng, kind=make_demo.KINDS[i % len(make_demo.KINDS)], tone=(i + 0.5) / n)
+        scene = make_demo.Scene.draw(rng, kind=kinds[i % len(kinds)], tone=(i + 0.5) / n)
         write_audio(folder / "audio" / f"{i:02}.wav", make_demo.sound(scene, 3))
         frames = [make_demo.picture(scene, k / make_demo.FPS) for k in range(3 * make_demo.FPS)]
         write_video(folder / "video" / f"{i:02}.mp4", frames, fps=make_demo.FPS)
@@ -351,15 +350,7 @@ def test_the_interval_is_the_same_again(run):
 
 def test_without_audio_each_video_is_judged_by_its_own_sound(run, pairs):
     for name, hz in (("loud", 300), ("high", 900)):
-        with av.open(str(pairs / "video" / f"{name}.mkv"), "w") as container:
-            stream = container.add_stream("mpeg4", rate=20)
-            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-            sound = container.add_stream("pcm_f32le", rate=16000, layout="mono")
-            for i in range(20):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(hz // 20 + i), "rgb24")))
-            frame = av.AudioFrame.from_ndarray(tone(1, hz)[None], "flt", "mono")
-            frame.sample_rate = 16000
-            container.mux([*sound.encode(frame), *stream.encode(None), *sound.encode(None)])
+        write_movie(pairs / "video" / f"{name}.mkv", hz)
     status, outputs, out, err = run(audio=())
     assert status == 0
     assert outputs.metrics["pairing_rule"] == "file"

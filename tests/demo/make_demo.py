@@ -55,7 +55,7 @@ TOWERS = {
     modality: replace(IMAGEBIND_HUGE[modality], width=64, n_blocks=2, n_heads=4)
     for modality in (ModalityType.VISION, ModalityType.AUDIO)
 }
-TEXT_TOWER = replace(IMAGEBIND_HUGE[ModalityType.TEXT], width=24, n_blocks=2, n_heads=4)
+TEXT_TOWER = replace(IMAGEBIND_HUGE[ModalityType.TEXT], width=10, n_blocks=3, n_heads=2)
 TRAIN_SCENES, BATCH, STEPS, LEARNING_RATE = 4000, 64, 1000, 1e-3
 TEXT_STEPS, TEXT_LEARNING_RATE = 2000, 3e-3
 
