@@ -289,7 +289,7 @@ def table(
     """Show a table that can be sorted and searched.
 
     Args:
-        columns: of each its label, and its kind: "text", "number" or "file".
+        columns: of each its label, and its kind: "text", "long" for texts of many words, "number" or "file".
         rows: of cells; a file is a pair of what is shown and its address.
         order: the column by which it is sorted, and 1 or -1; None leaves the rows in theirs.
     """
@@ -661,7 +661,7 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
     if of_text:
-        columns += zip(texts["text columns"], ("text", *["number"] * 4), strict=True)
+        columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
     return table(texts["pair table"], how, columns, rows, order=(1, 1))
 
 
