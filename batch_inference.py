@@ -1629,6 +1629,13 @@ def write_files(
         remove_temporary_files(output_dir, files)
 
 
+def write_outputs(outputs: dict[str, Writer | None], results: Results, arrays: OutputArrays) -> None:
+    """Write the outputs of a run, without those that it does not have; its arrays are then those files."""
+    absent = ARRAY_NAMES - arrays.names | (set() if "text_names" in results else {TEXT_NAMES})
+    write_files({**outputs, **dict.fromkeys(absent)}, results, arrays.output_dir, arrays.names)
+    results |= arrays.copies()
+
+
 def temporary_path(output_dir: str | os.PathLike, name: str) -> Path:
     return Path(output_dir, f".{name}.tmp")
 
@@ -1818,24 +1825,19 @@ def batch_inference_av_consistency(
         stack.callback(embedder.close_progress)
         room = {side: len(paths) for side, paths in plan.sides.items()} if is_first else None
         embedder.embed(own, room)
+        results = None
         try:
             if ranks is not None:
                 gather_rows(ranks, embedder, messages)
             embedder.report_time()
-            if not is_first:
+            if is_first:
+                arrays = OutputArrays(output_dir)
+                results = compare(plan, embedder, arrays, max_matrix_gb, seed, ranks)
+                results["metrics"]["protocol"] = how
+                if output_dir is not None:
+                    write_outputs(outputs, results, arrays)
+            else:
                 help_to_compare(ranks, embedder.device, output_dir)
-                ranks.tell_all("done")
-                return None
-            embedder.sort_failures(plan.sides)
-            arrays = OutputArrays(output_dir)
-            results = compare(plan, embedder, arrays, max_matrix_gb, seed, ranks)
-            results["metrics"]["protocol"] = how
-            if output_dir is not None:
-                outputs |= dict.fromkeys(outputs.keys() & ARRAY_NAMES - arrays.names)
-                if "text_names" not in results:
-                    outputs[TEXT_NAMES] = None
-                write_files(outputs, results, output_dir, arrays.names)
-                results |= arrays.copies()
             if ranks is not None:
                 ranks.tell_all("done")
         except KeyboardInterrupt:
@@ -2014,14 +2016,10 @@ def compare(
         scores[f"{side}_clips_alike"] = lengths(embeddings[side], places) / embedded.scales[side]
     results = {f"{side}_embeddings": torch.from_numpy(array) for side, array in embeddings.items()}
     if captions is not None:
-        results["text_names"] = captions.names
-        for side in PAIR_SIDES if captions.texts else ():
-            places = captions.truth[side]
-            belonging = [(captions.texts[text], rows[side][file]) for text, file in places.tolist()]
-            of_text, text_scores, text_histograms, _ = comparing.compare("text", side, belonging, places)
-            metrics[f"text_{side}"] = of_text
-            results[f"text_{side}"] = {"pair_rows": places, **text_scores, "histograms": text_histograms}
-        scores |= captions_of_pairs(captions, results, truth)
+        of_text, agreements = compare_captions(comparing, captions)
+        metrics |= of_text
+        scores |= captions_of_pairs(captions, agreements, truth)
+        results |= {"text_names": captions.names, **agreements}
     if ranks is not None:
         ranks.tell_all("compare", False)
     pair_scores = PairScores([plan.audio.names[sound] for sound, _ in pairs], pairs, scores)
@@ -2065,11 +2063,31 @@ def count_captions(
     }
 
 
-def captions_of_pairs(captions: CaptionRows, results: Results, truth: np.ndarray) -> dict[str, Sequence[Any]]:
+def compare_captions(
+    comparing: Comparing, captions: CaptionRows
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Compare captions with sounds and with videos, if one has a row.
+
+    Returns:
+        text_audio and text_video of metrics.json, and of the API's results.
+    """
+    metrics, agreements = {}, {}
+    for side in PAIR_SIDES if captions.texts else ():
+        places, files = captions.truth[side], comparing.paths[side]
+        belonging = [(captions.texts[text], files[file]) for text, file in places.tolist()]
+        figures, scores, histograms, _ = comparing.compare("text", side, belonging, places)
+        metrics[f"text_{side}"] = figures
+        agreements[f"text_{side}"] = {"pair_rows": places, **scores, "histograms": histograms}
+    return metrics, agreements
+
+
+def captions_of_pairs(
+    captions: CaptionRows, agreements: dict[str, dict[str, Any]], truth: np.ndarray
+) -> dict[str, Sequence[Any]]:
     """Give what captions add to the columns of pair_scores.csv.
 
     Args:
-        results: text_audio and text_video, where there are captions with a row.
+        agreements: as compare_captions gives them.
         truth: (P, 2) rows of the pairs.
     """
     columns = {"caption": [None] * len(truth)}
@@ -2079,7 +2097,7 @@ def captions_of_pairs(captions: CaptionRows, results: Results, truth: np.ndarray
         for what, key in (("similarity", "similarity"), ("rank", f"{side}_rank")):
             column = columns[f"text_{side}_{what}"] = np.full(len(truth), np.nan)
             for pair, i in chosen:
-                column[pair] = results[f"text_{side}"][key][i]
+                column[pair] = agreements[f"text_{side}"][key][i]
         for pair, i in chosen:
             columns["caption"][pair] = captions.texts[captions.truth[side][i, 0]]
     return columns
