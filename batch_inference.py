@@ -556,7 +556,8 @@ class Progress:
             self.hear(self.ranks.others())
         if self.bar is None:  # with the first file, so that the sides do not share a line
             self.bar = tqdm(desc=self.side, total=self.total, unit="file", disable=not sys.stderr.isatty())
-        done, skipped, cached = (self.counts[what] for what in ("done", "skipped", "cached"))
+        counts = self.counts
+        done, skipped, cached = (counts[what] for what in ("done", "skipped", "cached"))
         self.bar.set_postfix(skipped=skipped, cached=cached, refresh=False)
         self.bar.update(done - self.bar.n)
         if self.bar.disable and now - self.said > SECONDS_PER_LINE:
@@ -746,12 +747,16 @@ class FileEmbedder:
             where = "before it, without workers"
         else:
             where = f"in {self.workers.n_workers} workers beside it"
-        counts = [side.counts for side in self.progress.values()]
+        counts = {side: progress.counts for side, progress in self.progress.items()}
+        n_texts = counts["text"]["done"] if "text" in counts else 0
         log.info(
-            "%d files in %.1f s%s, %d from the cache: %smodel %.1f s, waiting %.1f s; reading took %.1f s %s",
-            *(sum(count["done"] for count in counts), time.perf_counter() - self.began),
+            "%d files%s in %.1f s%s, %d from the cache: %smodel %.1f s, waiting %.1f s; "
+            "reading took %.1f s %s",
+            sum(count["done"] for count in counts.values()) - n_texts,
+            f" and {n_texts} captions" if n_texts else "",
+            time.perf_counter() - self.began,
             "" if self.ranks is None else f" by {self.ranks.n_ranks} processes",
-            sum(count["cached"] for count in counts),
+            sum(count["cached"] for count in counts.values()),
             "" if self.ranks is None else "in the first one ",
             *(self.seconds[what] for what in ("model", "waiting", "reading")),
             where,
@@ -946,8 +951,12 @@ def arrange_rows(
     if not retrieval:
         both = np.arange(len(pairs))
         return [sound for sound, _ in pairs], [video for _, video in pairs], pairs, np.stack([both, both], 1)
-    rows = [(sound_row[sound], video_row[video]) for sound, video in pairs]
-    return sounds, videos, pairs, np.array(rows, np.int64).reshape(-1, 2)
+    return sounds, videos, pairs, as_cells((sound_row[sound], video_row[video]) for sound, video in pairs)
+
+
+def as_cells(places: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Give rows and columns as an array (C, 2)."""
+    return np.array(list(places), np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -982,17 +991,14 @@ def arrange_captions(
         named = [(i, captioned.of_pair.get(pair)) for i, pair in enumerate(pairs)]
         named = [(i, name) for i, name in named if is_there(name)]
         names = [name for _, name in named]
-        truth = np.array([(row, i) for row, (i, _) in enumerate(named)], np.int64).reshape(-1, 2)
+        truth = as_cells((row, i) for row, (i, _) in enumerate(named))
         return CaptionRows(names, [captioned.texts[name] for name in names], dict.fromkeys(rows, truth))
     own = {side: [captioned.of_file[side].get(path) for path in paths] for side, paths in rows.items()}
     used = {name for names in own.values() for name in names if is_there(name)}
     names = [name for name in captioned.texts if name in used]
     row_of = {name: row for row, name in enumerate(names)}
     truth = {
-        side: np.array([(row_of[n], i) for i, n in enumerate(own[side]) if n in used], np.int64).reshape(
-            -1, 2
-        )
-        for side in rows
+        side: as_cells((row_of[name], i) for i, name in enumerate(own[side]) if name in used) for side in rows
     }
     return CaptionRows(names, [captioned.texts[name] for name in names], truth)
 
@@ -1831,6 +1837,7 @@ def batch_inference_av_consistency(
                 gather_rows(ranks, embedder, messages)
             embedder.report_time()
             if is_first:
+                embedder.sort_failures(plan.sides)
                 arrays = OutputArrays(output_dir)
                 results = compare(plan, embedder, arrays, max_matrix_gb, seed, ranks)
                 results["metrics"]["protocol"] = how
@@ -2263,7 +2270,7 @@ def true_places(
     """Give the cells (C, 2) of the matrix that compare the two files of a pair, each once."""
     if len(set(sounds)) == len(sounds) and len(set(videos)) == len(videos):
         return np.unique(truth, axis=0)
-    return np.array(sorted(set(true_cells(sounds, videos, pairs))), np.int64).reshape(-1, 2)
+    return as_cells(sorted(set(true_cells(sounds, videos, pairs))))
 
 
 def true_cells(

@@ -84,6 +84,8 @@ def test_the_outputs_are_the_same_for_one_two_and_three(pairs):
             assert out.count("=" * 80) == 2  # one report
             skipped = [line for line in own_lines(err) if line.startswith("warning: skipped")]
             assert [line.split()[4].rstrip(":") for line in skipped] == ["audio/n3.wav", "video/n8.mp4"]
+            metrics = json.loads((pairs / f"out{n}" / "metrics.json").read_text())
+            assert [failure["path"] for failure in metrics["failures"]] == ["audio/n3.wav", "video/n8.mp4"]
         assert outputs(pairs / "out2") == outputs(pairs / "out1")
         assert outputs(pairs / "out3") == outputs(pairs / "out1")
         assert ("similarity_matrix.npy" in outputs(pairs / "out1")) == (size == "8")
