@@ -98,7 +98,6 @@ PACKAGES = (
 )
 NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024
-FILE_COST = 100_000  # bytes that take as long as what every file takes, whatever its size
 HISTOGRAM_BINS = 512  # over -1 to 1
 
 Results = dict[str, Any]  # what the API returns
@@ -890,17 +889,16 @@ def check_same(ranks: Ranks, what: str, own: str) -> None:
 
 
 def share_files(ranks: Ranks, side: str, paths: Sequence[str]) -> list[Sequence[str]]:
-    """Give each process its part of a list of files: neighbours, of about the same size together."""
+    """Give each process its part of a list of files: as many as the others, and of the same sizes."""
 
     def size(path: str) -> int:
         with suppress(OSError):
             return os.stat(path).st_size
         return 0
 
-    costs = np.full(len(paths), float(FILE_COST))
-    if side != "text":
-        costs += np.fromiter(map(size, paths), np.float64, len(paths))
-    return [paths[share_of(costs, rank, ranks.n_ranks)] for rank in range(ranks.n_ranks)]
+    sizes = np.fromiter(map(len if side == "text" else size, paths), np.int64, len(paths))
+    shares = (share_of(sizes, rank, ranks.n_ranks) for rank in range(ranks.n_ranks))
+    return [[paths[i] for i in share] for share in shares]
 
 
 def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, str]]) -> None:

@@ -280,13 +280,11 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def share_of(costs: np.ndarray, rank: int, n_ranks: int) -> slice:
-    """Give the part of a list that is a rank's: neighbours, of about the same cost for each.
+def share_of(sizes: np.ndarray, rank: int, n_ranks: int) -> list[int]:
+    """Give the places of a list that are a rank's: dealt out by size, so that each gets as many of each.
 
-    >>> costs = np.array([1, 1, 1, 1, 4])
-    >>> [share_of(costs, rank, 2) for rank in (0, 1)]
-    [slice(0, 4, None), slice(4, 5, None)]
+    >>> sizes = np.array([1, 8, 9, 1, 1, 1])
+    >>> [share_of(sizes, rank, 2) for rank in (0, 1)]
+    [[0, 1, 4], [2, 3, 5]]
     """
-    middle = np.cumsum(costs) - costs / 2
-    bounds = np.searchsorted(middle, [costs.sum() * r / n_ranks for r in (rank, rank + 1)])
-    return slice(int(bounds[0]), int(bounds[1]) if rank + 1 < n_ranks else len(costs))
+    return np.sort(np.argsort(sizes, kind="stable")[rank::n_ranks]).tolist()

@@ -1,6 +1,6 @@
-"""Measure large sets: metrics over all cosines, the matrix on disk, and pairing a million files.
+"""Measure large sets: metrics over all cosines, the matrix on disk, a million files, and two ranks.
 
-    python tests/benchmarks/scale.py              # all rows; 5 minutes on two cores, 12 GB of disk
+    python tests/benchmarks/scale.py              # all rows; a quarter of an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
 
 Rows are made up. Each figure is a ratio to a baseline of the same run; it prints a table and writes
@@ -243,38 +243,44 @@ sys.exit(status)
 
 
 def ranks(folder: Path, n: int, device: str) -> dict:
-    """Measure two processes on two cores against one on one, over videos that take long to read."""
-    (folder / "video").mkdir()
-    for clip in make_clips(folder, n_each=1):
-        for i in range(40):
-            os.link(clip, folder / "video" / f"{clip.stem}_{i}.mp4")
-    (folder / "audio").mkdir()
-    for path in (folder / "video").iterdir():
-        (folder / "audio" / f"{path.stem}.wav").write_bytes((DEMO / "audio" / "scroll_1.wav").read_bytes())
+    """Measure two processes on two cores against one on one, over videos that take long to read.
+
+    Beside it two runs that know nothing of each other, each of half of the set with a core of its own: what
+    the machine's two cores give at the same time.
+    """
+    clips, halves = make_clips(folder, n_each=1), [folder / "first", folder / "second"]
+    for i in range(100):
+        for clip in clips:
+            for root in (folder / "all", halves[i % 2]):
+                for side in ("audio", "video"):
+                    (root / side).mkdir(parents=True, exist_ok=True)
+                os.link(clip, root / "video" / f"{clip.stem}_{i}.mp4")
+                sound = (DEMO / "audio" / "scroll_1.wav").read_bytes()
+                (root / "audio" / f"{clip.stem}_{i}.wav").write_bytes(sound)
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    seconds = []
-    for start in (("taskset", "-c", "0", sys.executable), ("taskset", "-c", "0,1", *launch)):
-        result = subprocess.run(
-            [
-                *(
-                    *start,
-                    TESTS.parent / "batch_inference.py",
-                    "--audio_dir",
-                    "audio",
-                    "--video_dir",
-                    "video",
-                ),
-                *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", device),
-                *("--no_cache", "--no_html"),
-            ],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
+    options = (
+        *("--audio_dir", "audio", "--video_dir", "video", "--no_cache", "--no_html"),
+        *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", device),
+    )
+
+    def start(root: Path, cores: str, *program: str) -> subprocess.Popen:
+        command = ("taskset", "-c", cores, *program, TESTS.parent / "batch_inference.py", *options)
+        return subprocess.Popen(
+            command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        (line,) = re.findall(r"^\d+ files in ([\d.]+) s", result.stderr, re.M)  # of the first process
-        seconds.append(float(line))
-    return {"what": "embed with 2 ranks on two cores", "against 1 rank on one": seconds[0] / seconds[1]}
+
+    def seconds(run: subprocess.Popen) -> float:
+        (line,) = re.findall(r"^\d+ files in ([\d.]+) s", run.communicate()[1], re.M)  # of the first process
+        return float(line)
+
+    alone = seconds(start(folder / "all", "0", sys.executable))
+    together = seconds(start(folder / "all", "0,1", *launch))
+    both = [start(half, core, sys.executable) for half, core in zip(halves, "01", strict=True)]
+    return {
+        "what": "embed with 2 ranks on two cores",
+        "against 1 rank on one": alone / together,
+        "of two runs by themselves": alone / max(map(seconds, both)),
+    }
 
 
 ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing, "whole": whole, "ranks": ranks}
