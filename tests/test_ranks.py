@@ -161,10 +161,20 @@ def ranks_of(pid: int) -> dict[int, int]:
     return found
 
 
+def add_slow_sound(pairs: Path, hours: float) -> None:
+    """Add the pairs e and z, the sound of z the largest of six: the last one of the second process's three.
+
+    When it is read, eight files have a row: all of the first process, and two sounds of the second.
+    """
+    write_audio(pairs / "audio" / "e.wav", tone(1, 1000))
+    silence(pairs / "audio" / "z.wav", hours)
+    for i, name in enumerate("ez", 4):
+        write_video(pairs / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
+
+
 def test_a_killed_process_brings_all_back_and_nothing_is_embedded_twice(pairs):
-    """The last sound takes seconds to read; by then the others are embedded and kept."""
-    silence(pairs / "audio" / "z.wav", hours=2)
-    write_video(pairs / "video" / "z.mp4", [picture(90 + k % 5) for k in range(20)])
+    """It reads a sound that takes seconds; by then others are embedded and kept."""
+    add_slow_sound(pairs, hours=2)
     job = subprocess.Popen(
         command(2, "--batch_size", "1", launcher=("--max_restarts", "1")),
         cwd=pairs,
@@ -179,10 +189,10 @@ def test_a_killed_process_brings_all_back_and_nothing_is_embedded_twice(pairs):
     out, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
     (line,) = (line for line in own_lines(err.splitlines()) if line.startswith("interrupted"))
-    assert re.match(r"interrupted: \d+ of 10 files are embedded and kept in outputs/embeddings.sqlite", line)
-    assert out.splitlines()[-1] == "evaluated 5 pairs, skipped 0 files, unmatched 0 files"
+    assert re.match(r"interrupted: \d+ of 12 files are embedded and kept in outputs/embeddings.sqlite", line)
+    assert out.splitlines()[-1] == "evaluated 6 pairs, skipped 0 files, unmatched 0 files"
     rows = cached(pairs / "outputs")
-    assert len(rows) == len(set(rows)) == 10
+    assert len(rows) == len(set(rows)) == 12
 
 
 def test_one_process_of_a_host_downloads_the_checkpoint(pairs, server):
@@ -289,8 +299,7 @@ def test_two_hosts_give_what_one_gives(pairs, hosts):
 @pytest.mark.slow
 def test_a_host_that_is_cut_off_ends_the_job_and_the_next_one_goes_on(pairs, hosts):
     """The first host waits for the second, which reads for half a minute, and hears no more of it."""
-    silence(pairs / "audio" / "z.wav", hours=10)
-    shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / "z.mp4")
+    add_slow_sound(pairs, hours=10)
     jobs = [start_on(host, i, pairs, "--batch_size", "1") for i, host in enumerate(hosts, 1)]
     while len(cached(pairs / "outputs")) < 8:
         assert [job.poll() for job in jobs] == [None, None]
