@@ -41,7 +41,7 @@ def test_the_script_trains_a_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["make_demo.py", "train"])
     make_demo.main()
     lines = capsys.readouterr().out.splitlines()
-    for start in ("step 50", "text step 100"):
+    for start in ("audio and vision: step 50", "text: step 100"):
         (line,) = (line for line in lines if line.startswith(start))
         assert float(line.split()[-1]) < 1.2  # chance: log 4 = 1.39
     made, shipped = load_model(tmp_path / "imagebind_demo.pth"), load_model(DEMO / "imagebind_demo.pth")

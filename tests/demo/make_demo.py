@@ -16,6 +16,7 @@ import argparse
 import colorsys
 import csv
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -255,25 +256,41 @@ def normalized(clips: torch.Tensor) -> torch.Tensor:
     return (clips / 255 - mean) / std
 
 
-def train(mels: torch.Tensor, clips: torch.Tensor, rng: np.random.Generator) -> ImageBindModel:
-    """Train towers so that a sound is nearest to its own picture (InfoNCE, both ways)."""
-    torch.manual_seed(0)
-    model = ImageBindModel(TOWERS, NOTE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
-    labels = torch.arange(BATCH)
-    for step in range(STEPS):
-        chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
-        rows = model({ModalityType.AUDIO: mels[chosen], ModalityType.VISION: normalized(clips[chosen])})
-        # The audio tower's scale of 20 is the inverse temperature.
-        logits = rows[ModalityType.AUDIO] @ rows[ModalityType.VISION].T
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+def fit(
+    model: torch.nn.Module,
+    what: str,
+    n_steps: int,
+    rate: float,
+    decay: float,
+    loss_of: Callable[[], torch.Tensor],
+) -> None:
+    """Take steps down a loss, that of a new batch each time it is asked for."""
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, n_steps)
+    for step in range(n_steps):
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1}  loss {loss.item():.3f}", flush=True)
+            print(f"{what}: step {step + 1}  loss {loss.item():.3f}", flush=True)
+
+
+def train(mels: torch.Tensor, clips: torch.Tensor, rng: np.random.Generator) -> ImageBindModel:
+    """Train towers so that a sound is nearest to its own picture (InfoNCE, both ways)."""
+    torch.manual_seed(0)
+    model = ImageBindModel(TOWERS, NOTE).train()
+    labels = torch.arange(BATCH)
+
+    def loss_of() -> torch.Tensor:
+        chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
+        rows = model({ModalityType.AUDIO: mels[chosen], ModalityType.VISION: normalized(clips[chosen])})
+        # The audio tower's scale of 20 is the inverse temperature.
+        logits = rows[ModalityType.AUDIO] @ rows[ModalityType.VISION].T
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    fit(model, "audio and vision", STEPS, LEARNING_RATE, 0.05, loss_of)
     return model.eval()
 
 
@@ -301,20 +318,15 @@ def add_text_tower(
     whole = ImageBindModel(towers, NOTE)
     whole.towers.update({modality: model.towers[modality] for modality in TOWERS})
     text = whole.towers[ModalityType.TEXT].train()
-    optimizer = torch.optim.AdamW(text.parameters(), TEXT_LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEXT_LEARNING_RATE, TEXT_STEPS)
-    for step in range(TEXT_STEPS):
+
+    def loss_of() -> torch.Tensor:
         chosen = torch.from_numpy(rng.choice(TRAIN_SCENES, BATCH, replace=False))
         same = (tokens[chosen, None] == tokens[None, chosen]).all(-1).float()
         shares = same / same.sum(1, keepdim=True)  # scenes with equal captions are right alike
         logits = [text(tokens[chosen]) @ target[chosen].T for target in targets]
-        loss = sum(F.cross_entropy(x, shares) + F.cross_entropy(x.T, shares) for x in logits) / 4
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 100 == 0:
-            print(f"text step {step + 1}  loss {loss.item():.3f}", flush=True)
+        return sum(F.cross_entropy(x, shares) + F.cross_entropy(x.T, shares) for x in logits) / 4
+
+    fit(text, "text", TEXT_STEPS, TEXT_LEARNING_RATE, 0.01, loss_of)
     unused = torch.ones(TEXT_TOWER.vocabulary, dtype=torch.bool)
     unused[tokens.unique()] = False
     text.stem.weight.data[unused] = 0
