@@ -1,4 +1,4 @@
-"""ImageBind's vision and audio towers: files to inputs (`data`), inputs to embeddings (`models`)."""
+"""ImageBind: files and texts to inputs (`data`), inputs to embeddings (`models`)."""
 
 __all__ = ["ModalityType", "imagebind_huge"]
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from imagebind.data import AudioInput, VideoInput
-from imagebind.models.imagebind_model import ImageBindModel
+from imagebind.data import AudioInput, TextInput, VideoInput
+from imagebind.models.imagebind_model import ImageBindModel, Tower
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,13 +29,13 @@ class Embedder:
         self.model = model
         self.device = device
         self.precision = precision
-        self.ready: set[str] = set()  # towers
+        self._ready: set[str] = set()  # towers
         # In one forward pass; None is as many as come. A CPU gains nothing by more than one, and a row
         # is then the same to the last bit whatever else is in the run.
         self.max_files = 1 if device.type == "cpu" else None
 
     @torch.inference_mode()
-    def __call__(self, modality: str, inputs: Sequence[AudioInput | VideoInput]) -> torch.Tensor:
+    def __call__(self, modality: str, inputs: Sequence[AudioInput | VideoInput | TextInput]) -> torch.Tensor:
         """Embed a batch of files.
 
         Returns:
@@ -44,9 +44,7 @@ class Embedder:
         Raises:
             MemoryError: one file does not fit into the device's memory.
         """
-        if modality not in self.ready:
-            self.model.towers[modality].to(self.device).set_dtype(DTYPES[self.precision])
-            self.ready.add(modality)
+        self.tower(modality)
         rows, done = [], 0
         while done < len(inputs):
             part = inputs[done : done + (self.max_files or len(inputs))]
@@ -69,7 +67,15 @@ class Embedder:
                 done += len(part)
         return torch.cat(rows)
 
-    def _embed(self, modality: str, inputs: Sequence[AudioInput | VideoInput]) -> torch.Tensor:
+    def tower(self, modality: str) -> Tower:
+        """Give a tower, on the device and in the precision."""
+        tower = self.model.towers[modality]
+        if modality not in self._ready:
+            tower.to(self.device).set_dtype(DTYPES[self.precision])
+            self._ready.add(modality)
+        return tower
+
+    def _embed(self, modality: str, inputs: Sequence[AudioInput | VideoInput | TextInput]) -> torch.Tensor:
         """Embed each distinct clip once, and weight it by how often the file has it."""
         clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
         rows = self.model({modality: torch.cat(clips)})[modality].split([len(c) for c in clips])

@@ -5,7 +5,7 @@
     python tests/benchmarks/throughput.py --only decode hour   # some
 
 It makes its own media and, for the rows about the full-size model, a checkpoint of the released kind
-with the weights of tests/reference/weights.py (2.9 GB, in the temporary directory). It prints a table
+with the weights of tests/reference/weights.py (4.8 GB, in the temporary directory). It prints a table
 and writes throughput.json. Absolute times mean nothing on another machine; ratios are what to read.
 """
 
@@ -237,7 +237,7 @@ def half(folder: Path) -> dict:
     clips = clips_of(8)
     seconds = {}
     for precision in ("fp32", "bf16"):
-        tower = Embedder(load_model(huge_checkpoint(folder)), CPU, precision).model.towers["vision"]
+        tower = Embedder(load_model(huge_checkpoint(folder)), CPU, precision).tower("vision")
         with torch.inference_mode():
             tower(clips[:1])
             seconds[precision] = min(timed(lambda tower=tower: tower(clips)) for _ in range(2))
