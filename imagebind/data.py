@@ -73,10 +73,8 @@ RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
 RGB_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TEXT_TOKENS = 77
-MARKS = {
-    "<start_of_text>": "<|startoftext|>",
-    "<end_of_text>": "<|endoftext|>",
-}  # open_clip's names -> CLIP's
+# Of start and end: open_clip's names -> CLIP's
+MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 MOST_DAMAGED = 0.1  # share of packets
 LEAST_FOUND = 0.95  # of what a file says it holds
