@@ -58,7 +58,7 @@ from tqdm import tqdm
 from imagebind import captions as caption_files
 from imagebind import page
 from imagebind.cache import EmbeddingCache, content_hash
-from imagebind.names import field, one_line
+from imagebind.names import field, one_line, shorten
 from imagebind.ranks import BEAT_SECONDS, Ranks, RanksError, share_of
 from imagebind.workers import Workers, WorkersError
 
@@ -96,7 +96,6 @@ PACKAGES = (
     *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
     "open_clip_torch",
 )
-NAMES_SHOWN = 5  # of many files in one warning
 ROWS_AT_A_TIME = 1024
 HISTOGRAM_BINS = 512  # over -1 to 1
 
@@ -407,12 +406,6 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
     )
 
 
-def shorten(paths: Sequence[str]) -> str:
-    """Name the first few of many paths."""
-    rest = len(paths) - NAMES_SHOWN
-    return ", ".join(paths[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
 # ------------------------------------------------------------------------------------------------
 # Embedding: rows that are tied to files
 # ------------------------------------------------------------------------------------------------
@@ -714,6 +707,11 @@ class FileEmbedder:
         for progress in self.progress.values():
             progress.show()
 
+    def hear(self, told: Sequence[dict[str, dict[str, int]]]) -> None:
+        """Take what the other processes have counted, each by side."""
+        for progress in self.progress.values():
+            progress.hear(told)
+
     def close_progress(self) -> None:
         """Leave the bars as they are."""
         for progress in self.progress.values():
@@ -728,9 +726,9 @@ class FileEmbedder:
     def embedded(self) -> str:
         """Say how many of all files are embedded, and where they are kept."""
         sides = self.progress.values()
-        with suppress(RanksError):
-            for side in sides:
-                side.hear([] if self.ranks is None else self.ranks.others())
+        if self.ranks is not None:
+            with suppress(RanksError):
+                self.hear(self.ranks.others())
         n_rows = sum(side.counts["done"] - side.counts["skipped"] for side in sides)
         kept = "" if self.cache is None else f" and kept in {self.cache.path}"
         return f"{n_rows} of {sum(side.total for side in sides)} files are embedded{kept}"
@@ -915,8 +913,7 @@ def gather_rows(ranks: Ranks, embedder: FileEmbedder, messages: list[tuple[int, 
                 yield side, (part, rows.array[i : i + len(part)])
 
     told = ranks.tell_all("embedded", ranks.counts, meanwhile=embedder.show_progress)
-    for progress in embedder.progress.values():
-        progress.hear(told[1:])  # the first one's are its own
+    embedder.hear(told[1:])  # the first one's are its own
     embedder.show_progress()
     said = set()
     for what, value in ranks.to_first(own()):
@@ -1331,10 +1328,9 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
             **{f"Recall@{k}": f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
         }
 
-    mean, std = metrics["paired_similarity_mean"], metrics["paired_similarity_std"]
     return {
         "配对一致性": {
-            "平均配对相似度": f"{mean:.4f} ± {std:.4f}",
+            "平均配对相似度": mean_and_std(metrics, "paired"),
             "最小值": f"{metrics['paired_similarity_min']:.4f}",
             "最大值": f"{metrics['paired_similarity_max']:.4f}",
         },
@@ -1344,6 +1340,11 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
     }
 
 
+def mean_and_std(figures: dict[str, Any], which: str) -> str:
+    """Write the mean of the "paired" or the "mismatched" similarities with its deviation."""
+    return f"{figures[f'{which}_similarity_mean']:.4f} ± {figures[f'{which}_similarity_std']:.4f}"
+
+
 def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
     """Say how sure the mean of the pairs is, and what it is worth against all other combinations."""
     rows = {}
@@ -1351,9 +1352,8 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
         rows["平均配对相似度的 95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
     if "margin" not in metrics:
         return rows or {"无": words["只有一对"]}
-    mean, std = metrics["mismatched_similarity_mean"], metrics["mismatched_similarity_std"]
     rows |= {
-        "不成对组合的平均相似度": f"{mean:.4f} ± {std:.4f}",
+        "不成对组合的平均相似度": mean_and_std(metrics, "mismatched"),
         "差距": f"{metrics['margin']:.4f}",
         "配对高于不成对组合的概率 (AUC)": f"{metrics['auc']:.4f}",
     }
@@ -1386,12 +1386,11 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
             sections[f"文本-{name}一致性"] = {"无": words["没有文本属于它们"]}
             continue
         rows = {"有文本的数量": len(figures["paired_similarities"])}
-        rows["平均值"] = f"{figures['paired_similarity_mean']:.4f} ± {figures['paired_similarity_std']:.4f}"
+        rows["平均值"] = mean_and_std(figures, "paired")
         if interval := figures["paired_similarity_interval"]:
             rows["95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
         if "margin" in figures:
-            mean, std = figures["mismatched_similarity_mean"], figures["mismatched_similarity_std"]
-            rows["不成对组合的平均相似度"] = f"{mean:.4f} ± {std:.4f}"
+            rows["不成对组合的平均相似度"] = mean_and_std(figures, "mismatched")
             rows["配对高于不成对组合的概率 (AUC)"] = f"{figures['auc']:.4f}"
         rows[f"检索 (文本到{name})"] = retrieval(figures)
         rows[f"检索 ({name}到文本)"] = retrieval(figures[f"{side}_to_text"])
@@ -1535,9 +1534,9 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: Binar
 
 def write_pair_scores(results: Results, file: BinaryIO) -> None:
     """Write a line for each pair."""
-    with_text = TEXT_COLUMNS if "text_names" in results else ()
-    columns = ("name", "audio", "video", *PAIR_COLUMNS, *with_text)
-    write_csv(columns, ([pair.get(column) for column in columns] for pair in results["pair_scores"]), file)
+    scores = results["pair_scores"]
+    columns = ("name", "audio", "video", *PAIR_COLUMNS, *scores.text_columns)
+    write_csv(columns, ([pair.get(column) for column in columns] for pair in scores), file)
 
 
 def write_top_matches(results: Results, file: BinaryIO) -> None:
@@ -2192,7 +2191,7 @@ def compare_rows(
             log.info("similarity: %.1f %% of %d x %d", min(100 * n_done / math.prod(shape), 100), *shape)
 
     sink = None if matrix is None else similarity.into(matrix)
-    if ranks is None:
+    if n_helping == 1:  # the others wait for the next comparison
         source = similarity.Blocks(rows, columns)
         return similarity.scan(source, pairs.places, pairs.keys, sink, progress, device), pairs, true
     ranks.tell_all("compare", True)
@@ -2234,7 +2233,8 @@ class PairScores(Sequence):
         self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, Sequence[Any]]
     ):
         self.names, self.pairs = names, pairs
-        known = PAIR_COLUMNS + TEXT_COLUMNS
+        self.text_columns = TEXT_COLUMNS if "caption" in columns else ()
+        known = PAIR_COLUMNS + self.text_columns
         self.columns = {column: np.asarray(columns[column]) for column in known if column in columns}
 
     def __len__(self) -> int:
@@ -2371,18 +2371,20 @@ def read_run(run: str) -> tuple[dict[str, Any], dict[str, dict[tuple[str, int], 
     try:
         metrics = json.loads(Path(run, METRICS_NAME).read_bytes())
         with open(Path(run, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
-            pairs = list(csv.DictReader(file))
+            of_text = [agreement for agreement in ("text_audio", "text_video") if agreement in metrics]
+            columns = ["name", *(AGREEMENTS[agreement] for agreement in of_text)]
+            pairs = [[row[column] for column in columns] for row in csv.DictReader(file)]
         similarities = metrics.get("paired_similarities", [])
         if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
         scores, seen = {agreement: {} for agreement in AGREEMENTS}, Counter()
-        for pair, similarity in zip(pairs, similarities, strict=True):
-            key = pair["name"], seen[pair["name"]]
-            seen[pair["name"]] += 1
+        for (name, *texts), similarity in zip(pairs, similarities, strict=True):
+            key = name, seen[name]
+            seen[name] += 1
             scores["audio_video"][key] = similarity  # in all its digits
-            for agreement in ("text_audio", "text_video"):
-                if agreement in metrics and pair[AGREEMENTS[agreement]]:
-                    scores[agreement][key] = float(pair[AGREEMENTS[agreement]])
+            for agreement, text in zip(of_text, texts, strict=True):
+                if text:
+                    scores[agreement][key] = float(text)
     except OSError as e:
         raise EvaluationError(f"{run}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, AttributeError) as e:
@@ -2504,8 +2506,10 @@ def list_file(text: str) -> list[str]:
 
 
 def captions_file(text: str) -> str:
-    if not text.lower().endswith(caption_files.SUFFIXES):
-        raise argparse.ArgumentTypeError(f"{text}: captions are {', '.join(caption_files.SUFFIXES)} files")
+    try:
+        caption_files.suffix_of(text)
+    except caption_files.CaptionsError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
     if not os.path.isfile(text):
         raise argparse.ArgumentTypeError(f"{text}: no such file")
     return text

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagebind.names import shorten
+
 NAME, CAPTION = COLUMNS = ("name", "caption")
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 SUFFIXES = (*DIALECTS, ".jsonl")
-ROWS_SHOWN = 5  # of many in one warning
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
     """
     if isinstance(source, Mapping):
         return collect("captions", (Row(repr(name), name, text) for name, text in source.items()))
-    suffix = Path(source).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise CaptionsError(f"{source}: captions are {', '.join(SUFFIXES)} files")
+    suffix = suffix_of(source)
     try:
         with open(source, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
             rows = table_rows(file, DIALECTS[suffix]) if suffix in DIALECTS else json_rows(file)
@@ -71,6 +70,18 @@ def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
         raise CaptionsError(f"{source}: {e.strerror}") from e
     except csv.Error as e:
         raise CaptionsError(f"{source}: {e}") from e
+
+
+def suffix_of(path: str | os.PathLike) -> str:
+    """Give the suffix of a file of captions.
+
+    Raises:
+        CaptionsError: it is another one.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise CaptionsError(f"{path}: captions are {', '.join(SUFFIXES)} files")
+    return suffix
 
 
 def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
@@ -129,9 +140,7 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
         else:
             texts[name] = row.caption
     for why, places in skipped.items():
-        rest = len(places) - ROWS_SHOWN
-        shown = ", ".join(places[:ROWS_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-        log.warning("%s: %s: skipped row %s", source, why, shown)
+        log.warning("%s: %s: skipped row %s", source, why, shorten(places))
     if not texts:
         raise CaptionsError(f"{source}: has no captions")
     return Captions(texts, sum(map(len, skipped.values())))

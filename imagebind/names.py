@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+NAMES_SHOWN = 5  # of many in one line
 
 # Control characters, line ends, marks that turn the direction of the text that follows, and what stands
 # for bytes that are not UTF-8.
@@ -29,3 +32,9 @@ def field(name: str) -> str:
 def escape(characters: str, text: str) -> str:
     """Write characters of a class, as of a regular expression, by their Python escapes."""
     return re.sub(f"[{characters}]", lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Name the first few of many."""
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

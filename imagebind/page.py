@@ -582,14 +582,13 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
     )
     if not counts["pairs"]:
         return [evaluated]
-    interval = metrics["paired_similarity_interval"]
-    chosen = [
-        (
-            texts["mean of pairs"],
-            metrics["paired_similarity_mean"],
-            texts["interval"].format(*interval) if interval else "",
-        )
-    ]
+
+    def mean_tile(label: str, figures: dict[str, Any]) -> tuple[str, Any, str]:
+        interval = figures["paired_similarity_interval"]
+        detail = texts["interval"].format(*interval) if interval else ""
+        return label, figures["paired_similarity_mean"], detail
+
+    chosen = [mean_tile(texts["mean of pairs"], metrics)]
     if "margin" in metrics:
         suspects = metrics["suspects"]
         chosen += [
@@ -610,9 +609,7 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
     for key in ("text_audio", "text_video"):
         of_text = metrics.get(key, {})
         if "paired_similarity_mean" in of_text:
-            interval = of_text["paired_similarity_interval"]
-            detail = texts["interval"].format(*interval) if interval else ""
-            chosen.append((texts[f"mean of {key}"], of_text["paired_similarity_mean"], detail))
+            chosen.append(mean_tile(texts[f"mean of {key}"], of_text))
     return [*chosen, evaluated]
 
 
@@ -640,27 +637,19 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
-    of_text = (
-        "caption",
-        "text_audio_similarity",
-        "text_video_similarity",
-        "text_audio_rank",
-        "text_video_rank",
-    )
-    of_text = of_text if "caption" in scores.columns else ()
     said = {None: None, True: texts["yes"], False: texts["no"]}
     rows = (
         (
             *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
             *(pair.get(figure) for figure in figures),
             *(linked(pair[side], folder) for side in ("audio", "video")),
-            *(pair[figure] for figure in of_text),
+            *(pair[column] for column in scores.text_columns),
         )
         for pair in lowest
     )
     kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
-    if of_text:
+    if scores.text_columns:
         columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
     return table(texts["pair table"], how, columns, rows, order=(1, 1))
 
@@ -701,9 +690,7 @@ def compared_parts(
     rows: Sequence[dict[str, Any]], agreement: str, texts: dict[str, Any], folder: str | os.PathLike
 ) -> list[Part]:
     """Show the systems and their differences in one agreement; nothing where none has it."""
-    rows = [
-        {key: row[key] for key in row if key != "agreement"} for row in rows if row["agreement"] == agreement
-    ]
+    rows = [row for row in rows if row["agreement"] == agreement]
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
     if not systems:
@@ -713,7 +700,7 @@ def compared_parts(
     figures = {
         key: figure_label(key, texts)
         for key in systems[0]
-        if key not in ("system", *interval) and any(row[key] is not None for row in systems)
+        if key not in ("agreement", "system", *interval) and any(row[key] is not None for row in systems)
     }
     columns = interval | figures
     parts = [
