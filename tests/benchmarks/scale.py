@@ -28,7 +28,7 @@ import torch
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 
-from throughput import make_clips  # noqa: E402
+from throughput import in_process, make_clips  # noqa: E402
 
 from batch_inference import (  # noqa: E402
     MATRIX_NAME,
@@ -163,14 +163,11 @@ def pairing(folder: Path, n: int, device: str) -> dict:
         sources["directories"].append(folder / side)
     figures = {"what": "list, pair and name 2 x 1,000,000 files"}
     for what, paths in sources.items():
-        code = f"""
-import sys
-sys.path[:0] = {[str(TESTS.parent), str(TESTS / "benchmarks")]}
-from scale import pair_million
-print(*pair_million({list(map(str, paths))}))
-"""  # in a process of its own, whose memory is its alone
-        seconds, memory = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-        figures |= {f"seconds, {what}": float(seconds), f"peak GB, {what}": float(memory)}
+        code = (
+            "import json, sys; from scale import pair_million; print(json.dumps(pair_million(sys.argv[1:])))"
+        )
+        seconds, memory = in_process(code, *paths, PYTHONPATH=str(TESTS / "benchmarks"))  # its own memory
+        figures |= {f"seconds, {what}": seconds, f"peak GB, {what}": memory}
     return figures
 
 

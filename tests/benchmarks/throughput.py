@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -50,8 +51,8 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - began
 
 
-def in_process(code: str, *argv: object, **environment: str) -> dict:
-    """Run code in a process of its own; it prints one JSON object."""
+def in_process(code: str, *argv: object, **environment: str) -> Any:
+    """Run code in a process of its own; it prints one JSON value."""
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, argv)],
         cwd=TESTS.parent,
