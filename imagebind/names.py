@@ -1,24 +1,24 @@
-"""File names as text: a name may hold anything but a slash and a zero byte, and a line may not."""
+"""File names as text: a name may hold any byte but a slash and zero, and a line of text may not."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-NAMES_SHOWN = 5  # of many in one line
+NAMES_SHOWN = 5  # in a message that names many
 
-# Control characters, line ends, marks that turn the direction of the text that follows, and what stands
-# for bytes that are not UTF-8.
-UNSHOWN = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Control characters, line ends, marks that change the direction of text, and surrogates, which stand for
+# bytes that are not UTF-8.
+UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
 
 def one_line(text: str) -> str:
-    """Write what would break a line, or turn it around, as \\n, \\xNN or \\uNNNN."""
-    return escape(UNSHOWN, text)
+    """Escape what would break a line or change its direction, as \\n, \\xNN or \\uNNNN."""
+    return escape(UNPRINTABLE, text)
 
 
 def field(name: str) -> str:
-    r"""Write a name so that it stays in its field and can be read back, a backslash being doubled.
+    r"""Escape a name so that it stays in its field and can be read back; a backslash is doubled.
 
     >>> name = "a\tb\\c\udcff.wav"
     >>> print(field(name))
@@ -26,15 +26,15 @@ def field(name: str) -> str:
     >>> field(name).encode("latin-1", "backslashreplace").decode("unicode_escape") == name
     True
     """
-    return escape(rf"{UNSHOWN}\\", name)
+    return escape(rf"{UNPRINTABLE}\\", name)
 
 
 def escape(characters: str, text: str) -> str:
-    """Write characters of a class, as of a regular expression, by their Python escapes."""
-    return re.sub(f"[{characters}]", lambda m: m[0].encode("unicode_escape").decode(), text)
+    """Replace the characters of a regular expression's class by their Python escapes."""
+    return re.sub(f"[{characters}]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Name the first few of many."""
+    """List the first few of many names, and how many more there are."""
     rest = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

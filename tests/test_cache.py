@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROGRAM, tone, write_audio
+from imagebind.cache import EmbeddingCache
+from imagebind.loader import LoadedFile
 
 from batch_inference import FileEmbedder, Progress, Rows, batch_inference_av_consistency, main
 from imagebind import data
-from imagebind.cache import EmbeddingCache
-from imagebind.loader import LoadedFile
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 

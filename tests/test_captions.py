@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS, tone, write_audio, write_movie
+from imagebind.captions import CaptionsError, read_captions
 
 from batch_inference import (
     EvaluationError,
@@ -26,7 +27,6 @@ from batch_inference import (
     pair_files,
 )
 from imagebind import data
-from imagebind.captions import CaptionsError, read_captions
 from imagebind.models import imagebind_model
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model, save_model
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import RATE, picture, tone, write_audio, write_video
+from imagebind.loader import load_files
 
 from batch_inference import batch_inference_av_consistency, choose_precision, start_workers
 from imagebind import data
-from imagebind.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS
+from imagebind.similarity import TOP, Blocks, cosine_similarity, pair_keys, scan
 from scipy import stats
 
 from batch_inference import (
@@ -22,7 +23,6 @@ from batch_inference import (
     true_cells,
 )
 from imagebind import similarity
-from imagebind.similarity import TOP, Blocks, cosine_similarity, pair_keys, scan
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO, TESTS, picture, silence, tone, write_audio, write_video
-from test_model import released_state_dict
-
 from imagebind.ranks import share_of
+from test_model import released_state_dict
 
 PROGRAM = (TESTS.parent / "batch_inference.py", "--audio_dir", "audio", "--video_dir", "video")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone")

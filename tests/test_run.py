@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import DEMO, TESTS, picture, tone, write_audio, write_movie, write_video
 from demo import make_demo
+from imagebind.cache import content_hash
 from PIL import Image
 
 import batch_inference
@@ -29,7 +30,6 @@ from batch_inference import (
     main,
 )
 from imagebind import data
-from imagebind.cache import content_hash
 from imagebind.models import checkpoints, imagebind_model
 from imagebind.models.imagebind_model import load_model, save_model
 

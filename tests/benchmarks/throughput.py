@@ -32,11 +32,11 @@ import torch.nn.functional as F
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+from imagebind.loader import load_files  # noqa: E402
 from test_model import released_state_dict  # noqa: E402
 
 from batch_inference import start_workers  # noqa: E402
 from imagebind import data  # noqa: E402
-from imagebind.loader import load_files  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, MLP_RATIO, load_model  # noqa: E402
 

@@ -29,9 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from imagebind import data
 from imagebind.loader import load_files
 from imagebind.workers import Workers
+
+from imagebind import data
 
 TIMEOUT_SECONDS = 60
 MEMORY_BYTES = 1_000_000_000

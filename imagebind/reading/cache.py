@@ -1,8 +1,8 @@
 """A cache of embeddings on disk, so that no file is embedded twice by the same model.
 
-A row is found by what it was computed from: the content of the file, the side, the checkpoint, the
-precision and the recipe of the inputs. Nothing about it is trusted: a row whose checksum is wrong is
-not there, a file that is no cache of ours is set aside, and one that cannot be written is read only.
+An embedding is found by what it was computed from: the content of the file, the modality, the checkpoint, the
+precision and the recipe of the inputs. Nothing in a cache file is trusted: an embedding whose checksum is
+wrong is not found, a file that is no cache is set aside, and one that cannot be written is only read.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ from pathlib import Path
 
 import numpy as np
 
-RECIPE = 1  # of the inputs: one more with whatever changes what a file's row should be
+RECIPE = 2  # raised by whatever changes the embedding that a file should have
 SCHEMA = 1
-BUSY_SECONDS = 30  # to wait for another process that writes
+BUSY_SECONDS = 30  # to wait while another process writes
 
 log = logging.getLogger(__name__)
 
 
-def content_hash(path: str | os.PathLike) -> str:
-    """Give the SHA-256 of a file, as sha256sum prints it."""
+def hash_file(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, as sha256sum prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EmbeddingCache:
-    """Rows of one checkpoint in one precision, in an SQLite file that many processes may share.
+    """The embeddings of one checkpoint in one precision, in an SQLite file that several processes may share.
 
-    The processes of one job may be on several hosts, and SQLite's locks do not hold on every network's
-    file system, so each writes a file of its own beside the first one's, and all read all.
+    The processes of one job may run on several hosts, and SQLite's locks do not work on every network file
+    system. So each process writes to a part of its own beside the main file, and reads all parts. There is no
+    write-ahead log, which needs shared memory between readers and writers.
 
     Args:
-        path: the file; made when it is not there.
-        checkpoint: fingerprint of the weights.
-        precision: what rows are computed in.
-        rank: of the process in its job.
+        path: the main file; created if it does not exist.
+        checkpoint: SHA-256 of the weights.
+        precision: of the embeddings.
+        part: what this process writes to: "" the main file, "1" or "3-of-64" the part of that name.
     """
 
-    def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, rank: int = 0):
-        first = Path(path)
-        self.path = first.with_suffix(f".{rank}{first.suffix}") if rank else first
-        others = {first, *first.parent.glob(f"{glob.escape(first.stem)}.*{glob.escape(first.suffix)}")}
-        pattern = re.compile(rf"{re.escape(first.stem)}(\.\d+)?{re.escape(first.suffix)}")
-        self.others = sorted(p for p in others - {self.path} if pattern.fullmatch(p.name) and p.exists())
+    def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, part: str = ""):
+        main = Path(path)
+        self.path = part_of(main, part) if part else main
+        self.others = [other for other in find_parts(main) if other != self.path]
         self.computed_by = (checkpoint, precision, RECIPE)
         self._connections = {}  # path -> connection
-        self._owner = None  # the process that the connections belong to
+        self._owner = None  # id of the process that opened them
         self._writable = True
         try:
             self._create()
-        except sqlite3.OperationalError as e:  # no place, or no leave, to write
+        except sqlite3.OperationalError as e:  # no such directory, or no permission to write
             self._stop_writing(e)
         except sqlite3.DatabaseError:
             self._set_aside()
 
-    def get(self, content: str, side: str) -> np.ndarray | None:
-        """Look a row up: (E,) float32, or None."""
+    def get(self, content_hash: str, modality: str) -> np.ndarray | None:
+        """Look up an embedding, (E,) float32; None if there is none."""
         query = (
             "SELECT row, checksum FROM rows"
             " WHERE content = ? AND side = ? AND checkpoint = ? AND precision = ? AND recipe = ?"
         )
         for path in (self.path, *self.others):
             try:
-                found = self._open(path).execute(query, (content, side, *self.computed_by)).fetchone()
+                key = content_hash, modality, *self.computed_by
+                found = self._open(path).execute(query, key).fetchone()
             except sqlite3.Error:
                 continue
             if found is not None and zlib.crc32(found[0]) == found[1]:
                 return np.frombuffer(found[0], np.float32)
         return None
 
-    def put(self, side: str, rows: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Keep rows, (content, (E,) float32); they are on disk when this returns."""
+    def put(self, modality: str, embeddings: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns."""
         if not self._writable:
             return
         records = [
-            (content, side, *self.computed_by, blob, zlib.crc32(blob))
-            for content, row in rows
-            for blob in [row.astype(np.float32).tobytes()]
+            (content_hash, modality, *self.computed_by, blob, zlib.crc32(blob))
+            for content_hash, embedding in embeddings
+            for blob in [embedding.astype(np.float32).tobytes()]
         ]
         try:
             with self._open(self.path) as connection:
@@ -93,14 +93,14 @@ class EmbeddingCache:
             self._stop_writing(e)
 
     def close(self) -> None:
-        """Close the files in this process."""
+        """Close the files in this process; they are opened again when they are used."""
         if self._owner == os.getpid():
             for connection in self._connections.values():
                 connection.close()
         self._connections = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_connections": {}}  # for a worker process, which opens its own
+        return {**self.__dict__, "_connections": {}}  # a worker process opens its own
 
     def _open(self, path: Path) -> sqlite3.Connection:
         if self._owner != os.getpid():
@@ -118,7 +118,7 @@ class EmbeddingCache:
             sqlite3.connect(self.path).close()
         connection = self._open(self.path)
         with connection:
-            connection.execute("BEGIN IMMEDIATE")  # table and version come together, or a kill parts them
+            connection.execute("BEGIN IMMEDIATE")  # one transaction: a kill must not part table and version
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables:
@@ -146,3 +146,15 @@ class EmbeddingCache:
         log.warning("%s: cannot be written (%s); this run keeps no more embeddings", self.path, error)
         self.close()
         self._writable = False
+
+
+def part_of(main: Path, part: str) -> Path:
+    """Name a part of a cache: embeddings.sqlite -> embeddings.PART.sqlite."""
+    return main.with_suffix(f".{part}{main.suffix}")
+
+
+def find_parts(main: Path) -> list[Path]:
+    """List the files of a cache, the main one and its parts."""
+    pattern = re.compile(rf"{re.escape(main.stem)}(\.\d+(-of-\d+)?)?{re.escape(main.suffix)}")
+    candidates = main.parent.glob(f"{glob.escape(main.stem)}*{glob.escape(main.suffix)}")
+    return sorted(path for path in candidates if pattern.fullmatch(path.name))

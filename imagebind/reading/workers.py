@@ -1,11 +1,11 @@
-"""Tasks in processes that may crash, hang or eat memory: each costs its one task.
+"""Worker processes that may crash, hang or run out of memory: each time only the task at hand is lost.
 
-    this process ── a thread and a socket for each worker ── worker
-          └── server, which forks the workers and tells how they ended
+    main process ── one thread and one socket for each worker ── worker
+          └── server, which forks the workers and reports how they ended
 
-A process with threads, a GPU and an open database is not safe to fork, so a server is forked before
-there are any, and does nothing but fork. All of them end with the process that they work for, however
-that ends.
+A process with threads, a GPU context and an open database is not safe to fork. So a server is forked before
+there are any, and does nothing but fork workers. Server and workers end with the main process, also if that
+is killed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REQUEST = struct.Struct("q")  # to the server: 0 with a socket, start a worker; else its pid, to wait for
+REQUEST = struct.Struct(
+    "q"
+)  # to the server: 0 and a socket to start a worker, or the pid of a worker to wait for
 SIZE = struct.Struct("Q")  # before each message
-PARENT_DIED = signal.SIGUSR1  # what the server is sent when the process that it serves is gone
+PARENT_DIED = signal.SIGUSR1  # sent to the server when the main process is gone
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class WorkersError(RuntimeError):
-    """No worker can be started."""
+    """No worker process can be started."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,28 @@ class Lost:
 
 @dataclass(frozen=True)
 class Worker:
-    """A process, and the socket to it."""
+    """A worker process, and the socket to it."""
 
     pid: int
     socket: socket.socket
 
 
 class Workers:
-    """Processes that do one task at a time each.
+    """A pool of processes that do one task at a time each.
 
     Args:
-        work: "module:function", imported in the server alone; called as function(context, task) in a
-            worker, and what it returns is pickled.
+        work: "module:function", imported by the server; a worker calls function(context, task) and sends back
+            the pickled result.
         n_workers: processes.
-        timeout_seconds: for one task; a worker that needs longer is killed.
-        memory_bytes: that a worker may allocate, beyond what it has when it starts.
+        timeout_seconds: for one task; a worker that takes longer is killed.
+        memory_bytes: that a worker may allocate, beyond what it has at its start.
     """
 
     def __init__(self, work: str, n_workers: int, timeout_seconds: float, memory_bytes: int):
         self.n_workers = n_workers
         self.timeout_seconds = timeout_seconds
         self._lock = threading.Lock()  # of the socket to the server, and of the tasks
-        self._room = threading.Semaphore(0)  # for results that are not asked for yet
+        self._room = threading.Semaphore(0)  # for results not asked for yet
         self._threads = []
         self._closing = False
         self._control, theirs = socket.socketpair()
@@ -90,13 +92,13 @@ class Workers:
     def map(
         self, context: Any, tasks: Iterable[Any], ahead: int, finish: Callable[[Any], Any] | None = None
     ) -> Iterator[tuple[Any, Any]]:
-        """Do tasks, and give (task, result) in the order in which they are done; once in a pool's life.
+        """Do tasks and yield (task, result) in the order of completion; may be called once.
 
         Args:
-            context: what `work` gets with every task.
+            context: passed to `work` with every task.
             tasks: to be done.
-            ahead: how many may be done or under way before they are asked for.
-            finish: what to make of a result, in a thread.
+            ahead: how many results may be computed before they are asked for.
+            finish: applied to each result in a thread.
 
         Raises:
             WorkersError: no process can be started.
@@ -104,8 +106,8 @@ class Workers:
         tasks, done = iter(tasks), queue.SimpleQueue()
         self._room.release(ahead)
 
-        def tend() -> None:
-            """Give one worker its tasks, and get another when it is lost."""
+        def serve_worker() -> None:
+            """Hand tasks to one worker, and start another when it is lost."""
             worker = None
             try:
                 while True:
@@ -129,14 +131,14 @@ class Workers:
                 self._room.release()  # the next thread finds no task either
                 done.put(None)
 
-        self._threads = [threading.Thread(target=tend, daemon=True) for _ in range(self.n_workers)]
+        self._threads = [threading.Thread(target=serve_worker, daemon=True) for _ in range(self.n_workers)]
         for thread in self._threads:
             thread.start()
-        tending = self.n_workers
-        while tending:
+        n_active = self.n_workers
+        while n_active:
             item = done.get()
             if item is None:
-                tending -= 1
+                n_active -= 1
             elif isinstance(item, Exception):
                 raise item
             else:
@@ -144,11 +146,11 @@ class Workers:
                 self._room.release()
 
     def close(self) -> None:
-        """End all processes, whatever they are at."""
+        """End all processes, whatever they are doing."""
         self._closing = True
         if not self._threads:
-            os.kill(self._server, signal.SIGKILL)  # without workers: it may be importing yet
-        self._control.shutdown(socket.SHUT_RDWR)  # the server kills its workers: threads wait no more
+            os.kill(self._server, signal.SIGKILL)  # no worker was started; the server may still be importing
+        self._control.shutdown(socket.SHUT_RDWR)  # the server kills its workers: no thread waits
         with suppress(ChildProcessError):
             os.waitpid(self._server, 0)
         self._room.release(self.n_workers)
@@ -180,11 +182,11 @@ class Workers:
             return _receive(worker.socket, time.monotonic() + self.timeout_seconds)
         except TimeoutError:
             reason = f"took more than {self.timeout_seconds:g} s (--timeout)"
-        except Exception:  # the end of its messages, or one that memory gone bad has spoilt
+        except Exception:  # its socket is closed, or its message is garbage
             if self._closing:
                 raise
         with worker.socket, self._lock:
-            os.kill(worker.pid, signal.SIGKILL)  # the server has not waited for it: the pid is its own
+            os.kill(worker.pid, signal.SIGKILL)  # not yet waited for, so the pid cannot be another process
             self._control.sendall(REQUEST.pack(worker.pid))
             status = self._answer()
         return Lost(reason or describe_end(status))
@@ -200,10 +202,11 @@ def describe_end(status: int) -> str:
 
 
 def _serve(control: socket.socket, work: str, memory_bytes: int) -> None:
-    """Fork workers on request, and tell how they ended; at the end of the socket, kill those left."""
+    """Fork workers on request and report how they ended; when the socket closes, kill those left."""
     pids = set()
+    _close_inherited_files(keep=control.fileno())
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they go to all processes; it is the first that decides
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the main process decides
 
     def leave(*_) -> None:
         for pid in pids:
@@ -254,7 +257,7 @@ def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
 
 
 def _end_with_parent(number: signal.Signals) -> None:
-    """Ask for a signal when the parent dies, where there is such a thing."""
+    """Ask for a signal when the parent dies (Linux)."""
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
@@ -263,18 +266,24 @@ def _end_with_parent(number: signal.Signals) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    """Let allocations beyond a size fail, and no crash fill the disk."""
+    """Let allocations beyond a limit fail, and write no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        with suppress(OSError):  # where memory runs out all the same, it is a worker that goes
+        with suppress(OSError):  # if memory runs out all the same, the kernel kills a worker first
             Path("/proc/self/oom_score_adj").write_text("500")
 
 
+def _close_inherited_files(keep: int) -> None:
+    """Close what the main process had open: a lock held there would outlive it."""
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def _silence() -> None:
-    """Keep what decoders have to say off the terminal: a file's trouble comes as its reason."""
+    """Keep the messages of decoders off the terminal; a file's fault is reported as its reason."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)

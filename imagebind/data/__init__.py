@@ -1,0 +1,158 @@
+"""Media files and texts as ImageBind's inputs, under the names of the released package.
+
+    load_and_transform_audio_data     audio files -> (B, 3, 1, 128, 204)
+    load_and_transform_video_data     video files -> (B, 15, 3, 2, 224, 224)
+    load_and_transform_vision_data    image files -> (B, 3, 224, 224)
+    load_and_transform_text           texts       -> (B, 77)
+
+The recipe is that of the ImageBind paper (Girdhar et al., CVPR 2023) as the released loaders carry it out:
+the constants of these modules are the ones behind published scores. Nothing here knows the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torchvision import transforms
+from torchvision.datasets.folder import pil_loader
+
+from imagebind.data.audio import (
+    AUDIO_CLIPS,
+    MEL_BINS,
+    MEL_FRAMES,
+    MEL_MEAN,
+    MEL_STD,
+    SAMPLE_RATE,
+    AudioInput,
+    load_audio,
+    read_audio,
+)
+from imagebind.data.clips import CLIP_SECONDS
+from imagebind.data.media import MediaError, Path, media_errors
+from imagebind.data.text import TEXT_TOKENS, TextInput, read_text
+from imagebind.data.video import (
+    CROPS,
+    FRAMES_PER_CLIP,
+    SIZE,
+    VIDEO_CLIPS,
+    VideoInput,
+    load_video,
+    normalize_rgb,
+    read_video,
+)
+
+__all__ = [
+    "AUDIO_CLIPS",
+    "CLIP_SECONDS",
+    "CROPS",
+    "FRAMES_PER_CLIP",
+    "MEL_BINS",
+    "MEL_FRAMES",
+    "SAMPLE_RATE",
+    "SIZE",
+    "TEXT_TOKENS",
+    "VIDEO_CLIPS",
+    "AudioInput",
+    "MediaError",
+    "TextInput",
+    "VideoInput",
+    "load_and_transform_audio_data",
+    "load_and_transform_text",
+    "load_and_transform_video_data",
+    "load_and_transform_vision_data",
+    "load_audio",
+    "load_video",
+    "read_audio",
+    "read_text",
+    "read_video",
+]
+
+image_to_input = transforms.Compose(
+    [
+        transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(SIZE),
+        transforms.ToTensor(),
+        normalize_rgb,
+    ]
+)
+
+
+def load_and_transform_audio_data(
+    audio_paths: Sequence[Path] | None,
+    device: str | torch.device,
+    num_mel_bins: int = MEL_BINS,
+    target_length: int = MEL_FRAMES,
+    sample_rate: int = SAMPLE_RATE,
+    clip_duration: float = CLIP_SECONDS,
+    clips_per_video: int = AUDIO_CLIPS,
+    mean: float = MEL_MEAN,
+    std: float = MEL_STD,
+) -> torch.Tensor | None:
+    """Load audio files into one batch on a device.
+
+    Returns:
+        (B, S, 1, 128, 204) float32, S = clips_per_video; None for None.
+
+    Raises:
+        MediaError: as load_audio.
+    """
+    options = (num_mel_bins, target_length, sample_rate, clip_duration, clips_per_video, mean, std)
+    if audio_paths is None:
+        return None
+    return torch.stack([load_audio(path, *options) for path in audio_paths]).to(device)
+
+
+def load_and_transform_video_data(
+    video_paths: Sequence[Path] | None,
+    device: str | torch.device,
+    clip_duration: float = CLIP_SECONDS,
+    clips_per_video: int = VIDEO_CLIPS,
+    sample_rate: int = SAMPLE_RATE,
+) -> torch.Tensor | None:
+    """Load video files into one batch on a device; `sample_rate` has no effect, as in the release.
+
+    Returns:
+        (B, S, 3, 2, 224, 224) float32, S = 3 clips_per_video; None for None.
+
+    Raises:
+        MediaError: as load_video.
+    """
+    if video_paths is None:
+        return None
+    return torch.stack([load_video(path, clip_duration, clips_per_video) for path in video_paths]).to(device)
+
+
+def load_and_transform_vision_data(
+    image_paths: Sequence[Path] | None, device: str | torch.device
+) -> torch.Tensor | None:
+    """Load image files into one batch on a device.
+
+    Returns:
+        (B, 3, 224, 224) float32; None for None.
+
+    Raises:
+        MediaError: a file is not an image that can be read.
+    """
+    if image_paths is None:
+        return None
+    images = []
+    for path in image_paths:
+        with media_errors(path):
+            images.append(image_to_input(pil_loader(os.fspath(path))))
+    return torch.stack(images).to(device)
+
+
+def load_and_transform_text(text: Sequence[str] | None, device: str | torch.device) -> torch.Tensor | None:
+    """Tokenize texts into one batch on a device.
+
+    Returns:
+        (B, 77) int64; None for None.
+
+    Raises:
+        MediaError: as read_text.
+    """
+    if text is None:
+        return None
+    return torch.stack([read_text(one).tokens for one in text]).to(device)

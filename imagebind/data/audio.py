@@ -1,0 +1,272 @@
+"""Audio files -> (3, 1, 128, 204): three clips of 2 s as log-mel spectrograms, mel bins x frames.
+
+    load_windows (decode_audio, clip_spans, resample) -> log_mel -> normalised
+
+Only the three windows are resampled; a sound longer than BUFFERED_SECONDS is decoded twice instead of being
+held in memory. Letters in shapes: S clips of a file, C channels, T samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import av
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torchaudio.compliance import kaldi
+
+from imagebind.data.clips import CLIP_SECONDS, clip_spans
+from imagebind.data.inputs import ModelInput
+from imagebind.data.media import (
+    MediaError,
+    Path,
+    UnsupportedError,
+    decode,
+    media_errors,
+    open_stream,
+    warn_if_truncated,
+)
+
+SAMPLE_RATE = 16000
+AUDIO_CLIPS = 3
+SAMPLE_RATES = (1_000, 768_000)  # that a file may have, lowest and highest
+FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's defaults
+MAX_FILTER_SIZE = 1 << 24  # of torchaudio's resampling filter, which grows where two rates share no divisor
+MEL_BINS = 128
+MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
+FRAME_LENGTH_MS = 25
+FRAME_SHIFT_MS = 10
+MEL_MEAN, MEL_STD = -4.268, 9.138
+SAME_CLIP = 2e-6  # mean difference of two mels below which no cosine changes by more than 1e-11
+BUFFERED_SECONDS = 60
+STATES_ITS_LENGTH = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # for other formats FFmpeg estimates the length
+
+log = logging.getLogger(__name__)
+
+
+def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
+    """Decode the sound of a file from start to end, in pieces.
+
+    Yields:
+        (C, T) float32 in [-1, 1], and the sample rate in Hz.
+
+    Raises:
+        MediaError: the file cannot be decoded.
+    """
+    with open_stream(path, "audio") as stream:
+        form = None  # sample rate and number of channels of the first frame
+        # Converts the sample format alone. Interleaved, because PyAV crashes on 8 and more planes.
+        to_float = av.AudioResampler(format="flt")
+        n_samples = 0
+        for frame in decode(stream):
+            if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
+                raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
+            form = form or (frame.sample_rate, frame.layout.nb_channels)
+            if form != (frame.sample_rate, frame.layout.nb_channels):
+                raise MediaError(path, "its sample rate or number of channels changes")
+            for floats in to_float.resample(frame):
+                n_samples += floats.samples
+                yield torch.from_numpy(floats.to_ndarray()).view(-1, form[1]).T, floats.sample_rate
+        if n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
+            stated = float(stream.duration * stream.time_base)
+            warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")
+
+
+def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Resample (C, T) from `rate` to `new_rate`, in Hz, with torchaudio's defaults.
+
+    Returns:
+        (C, ceil(T * new_rate / rate)).
+
+    Raises:
+        UnsupportedError: the rates share so small a divisor that the filter would take gigabytes.
+    """
+    if rate * new_rate // math.gcd(rate, new_rate) ** 2 > MAX_FILTER_SIZE:
+        raise UnsupportedError(f"a sample rate of {rate} Hz, which shares no divisor with {new_rate} Hz")
+    return torchaudio.functional.resample(waveform, rate, new_rate)
+
+
+def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
+    """Decode and resample a whole sound.
+
+    Args:
+        path: an audio file, or a video file with sound.
+        sample_rate: in Hz, to resample to.
+
+    Returns:
+        (C, T) float32 in [-1, 1].
+
+    Raises:
+        MediaError: the file cannot be decoded, or has no samples.
+    """
+    pieces = list(decode_audio(path))
+    if not pieces:
+        raise MediaError(path, "no audio samples")
+    waveform = torch.cat([samples for samples, _ in pieces], dim=1)
+    with media_errors(path):
+        return resample(waveform, pieces[0][1], sample_rate)
+
+
+def load_windows(
+    path: Path,
+    n_clips: int = AUDIO_CLIPS,
+    clip_seconds: float = CLIP_SECONDS,
+    sample_rate: int = SAMPLE_RATE,
+) -> list[torch.Tensor]:
+    """Decode the clips of a sound: the same samples as slices of load_waveform, in bounded memory.
+
+    Only decoding tells how long a sound is, so one of more than BUFFERED_SECONDS is decoded a second time
+    for its windows.
+
+    Returns:
+        n_clips times (C, T), T <= clip_seconds * sample_rate; in a short sound they overlap and are
+        views of one waveform.
+
+    Raises:
+        MediaError: as load_waveform.
+    """
+    pieces, n_samples, rate = [], 0, sample_rate
+    for samples, rate in decode_audio(path):
+        n_samples += samples.shape[1]
+        if n_samples <= BUFFERED_SECONDS * rate:
+            pieces.append(samples)
+        else:
+            pieces.clear()
+    if not n_samples:
+        raise MediaError(path, "no audio samples")
+    n_resampled = -(-n_samples * sample_rate // rate)  # rounded up, as resample does
+    spans = [
+        (int(start * sample_rate), int(end * sample_rate))
+        for start, end in clip_spans(n_resampled / sample_rate, n_clips, clip_seconds)
+    ]
+    if not pieces:
+        return _decode_windows(path, spans, rate, sample_rate)
+    waveform = resample(torch.cat(pieces, dim=1), rate, sample_rate)
+    return [waveform[:, start:end] for start, end in spans]
+
+
+def _decode_windows(
+    path: Path, spans: list[tuple[int, int]], rate: int, sample_rate: int
+) -> list[torch.Tensor]:
+    """Decode a file at `rate` again and keep its windows [start, end), in samples at `sample_rate`."""
+    # Every `step` samples of the file give `new` samples. A piece that starts at a multiple of `step` gives
+    # the same samples as the whole file, except within the filter's reach of the piece's two ends.
+    common = math.gcd(rate, sample_rate)
+    step, new = rate // common, sample_rate // common
+    margin = math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(rate / sample_rate, 1))  # filter's reach
+    sources = [
+        (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
+        for start, end in spans
+    ]
+    kept = [[] for _ in spans]
+    position = 0
+    for samples, _ in decode_audio(path):
+        for pieces, (low, high) in zip(kept, sources, strict=True):
+            if position < high and low < position + samples.shape[1]:
+                pieces.append(samples[:, max(low - position, 0) : high - position])
+        position += samples.shape[1]
+    windows = []
+    for pieces, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
+        resampled = resample(torch.cat(pieces, dim=1), rate, sample_rate)
+        offset = low // step * new
+        windows.append(resampled[:, start - offset : end - offset])
+    return windows
+
+
+def log_mel(
+    clip: torch.Tensor, n_bins: int = MEL_BINS, n_frames: int = MEL_FRAMES, sample_rate: int = SAMPLE_RATE
+) -> torch.Tensor:
+    """Compute the log-mel spectrogram of a clip's first channel with Kaldi's filter bank.
+
+    Args:
+        clip: (C, T), mean subtracted; a clip shorter than one frame (25 ms) is padded with silence.
+
+    Returns:
+        (n_bins, n_frames), cropped or zero-padded at the end.
+    """
+    frame_samples = sample_rate * FRAME_LENGTH_MS // 1000
+    mel = kaldi.fbank(
+        F.pad(clip, (0, max(frame_samples - clip.shape[1], 0))),
+        htk_compat=True,
+        sample_frequency=sample_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=n_bins,
+        dither=0.0,
+        frame_length=FRAME_LENGTH_MS,
+        frame_shift=FRAME_SHIFT_MS,
+    ).T
+    return F.pad(mel, (0, n_frames - mel.shape[1]))  # a negative pad crops
+
+
+def load_audio(
+    path: Path,
+    n_bins: int = MEL_BINS,
+    n_frames: int = MEL_FRAMES,
+    sample_rate: int = SAMPLE_RATE,
+    clip_seconds: float = CLIP_SECONDS,
+    n_clips: int = AUDIO_CLIPS,
+    mean: float = MEL_MEAN,
+    std: float = MEL_STD,
+) -> torch.Tensor:
+    """Load one audio file as the model's input.
+
+    Returns:
+        (S, 1, n_bins, n_frames) float32, S = n_clips.
+
+    Raises:
+        MediaError: the file cannot be decoded, has no samples, or samples that are not finite.
+    """
+    with media_errors(path):
+        mels = []
+        for clip in load_windows(path, n_clips, clip_seconds, sample_rate):
+            if not clip.isfinite().all():
+                raise MediaError(path, "NaN or infinite samples")
+            if clip.shape[1] * 1000 < FRAME_LENGTH_MS * sample_rate and not mels:
+                ms = 1000 * clip.shape[1] / sample_rate
+                log.warning("%s: %.1f ms of sound, padded with silence to %d", path, ms, FRAME_LENGTH_MS)
+            # In place on a view, like the released loader: where clips overlap, a later clip sees the
+            # earlier one's shift, which changes the rounding of mel bins with almost no energy.
+            clip -= clip.mean()
+            mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
+        inputs = (torch.stack(mels)[:, None] - mean) / std
+        if not inputs.isfinite().all():
+            raise MediaError(path, "samples too large to compute with")
+        return inputs
+
+
+@dataclass(frozen=True)
+class AudioInput(ModelInput):
+    """A sound as the model sees it."""
+
+    mels: torch.Tensor  # (S, 1, 128, 204)
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """First index of each distinct clip -> how many of the S clips are equal to it.
+
+        In a sound shorter than a clip all clips are equal, up to the rounding of the repeated subtraction.
+        """
+        return Counter(
+            next(k for k in range(i + 1) if (self.mels[k] - mel).abs().mean() <= SAME_CLIP)
+            for i, mel in enumerate(self.mels)
+        )
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Return the distinct clips on a device, (D, 1, 128, 204)."""
+        return self.mels.to(device, non_blocking=True)[list(self.counts)]
+
+    def pin_memory(self) -> AudioInput:
+        """Return a copy in page-locked memory."""
+        return AudioInput(self.mels.pin_memory())
+
+
+def read_audio(path: Path) -> AudioInput:
+    """Read an audio file, or a video file's sound; raises as load_audio."""
+    return AudioInput(load_audio(path))

@@ -1,0 +1,219 @@
+"""Video files -> the few frames that are wanted, without decoding the rest.
+
+    packet_timeline -> plan_runs -> read_frames (seek to a key frame, decode, skip what nothing needs)
+
+Where timestamps cannot name frames, decoded_timeline and count_frames decode the whole file instead.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import av
+import torch
+from av.stream import Discard
+
+from imagebind.data.media import MediaError, Path, decode, demux, open_stream, warn_if_truncated
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A coded frame, as the container describes it."""
+
+    pts: int | None  # presentation time, in the stream's time base
+    is_key: bool  # decoding can start here
+    is_shown: bool  # False for packets that an edit list hides
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a video: when each is shown, and where decoding can start."""
+
+    fps: float  # average frame rate, as the container states it
+    n_frames: int  # shown frames
+    packets: tuple[Packet, ...] = ()  # in the order in which they are decoded
+    has_times: bool = False  # whether timestamps identify frames; otherwise they are counted
+
+
+class TimelineError(MediaError):
+    """The decoder shows other frames than the timeline lists."""
+
+
+def stream_fps(stream: av.VideoStream) -> float:
+    """Return the average frame rate of a stream, or FFmpeg's guess where the container states none."""
+    return float(stream.average_rate or stream.guessed_rate or stream.base_rate or 1)
+
+
+def packet_timeline(stream: av.VideoStream) -> Timeline:
+    """Read the timeline of a video from its packets, without decoding.
+
+    Timestamps that are missing or repeated cannot identify a frame. Neither can those of AVI with B-frames:
+    AVI stores no timestamps, and FFmpeg invents them.
+    """
+    for other in stream.container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    packets = tuple(
+        Packet(packet.pts, packet.is_keyframe, not packet.is_discard)
+        for packet in demux(stream)
+        if packet.size
+    )
+    times = {packet.pts for packet in packets}
+    invented = stream.container.format.name == "avi" and stream.codec_context.has_b_frames
+    has_times = None not in times and len(times) == len(packets) and not invented
+    n_frames = sum(packet.is_shown for packet in packets)
+    warn_if_truncated(stream.container.name, len(packets), stream.frames, "frames")
+    return Timeline(stream_fps(stream), n_frames, packets, has_times)
+
+
+def decoded_timeline(path: Path) -> Timeline:
+    """Count the frames of a video by decoding all of it: slow, but never wrong."""
+    with open_stream(path, "video") as stream:
+        n_frames = sum(1 for _ in decode(stream))
+        return Timeline(stream_fps(stream), n_frames)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A range of packets to decode."""
+
+    start: int  # index of the packet at which decoding starts
+    wanted: tuple[int, ...]  # indices of the packets whose frames are wanted; the last one ends the run
+
+
+def plan_runs(packets: Sequence[Packet], wanted: set[int]) -> list[Run]:
+    """Choose where to start decoding for each wanted packet; those that share a start share a run.
+
+    A run starts at the last key packet that comes no later in decoding order and in display order: a frame
+    that is decoded after a key packet but shown before it may need frames from before that packet.
+
+    >>> i, p, b = Packet(0, True, True), Packet(2, False, True), Packet(1, False, True)
+    >>> plan_runs([i, p, b, Packet(4, True, True), Packet(3, False, True)], {2, 3, 4})
+    [Run(start=0, wanted=(2, 4)), Run(start=3, wanted=(3,))]
+    """
+    runs = defaultdict(list)
+    keys = [position for position, packet in enumerate(packets) if packet.is_key]
+    for position in sorted(wanted):
+        i = bisect_right(keys, position) - 1
+        while i >= 0 and packets[keys[i]].pts > packets[position].pts:
+            i -= 1
+        runs[keys[i] if i >= 0 else 0].append(position)
+    return [Run(start, tuple(positions)) for start, positions in sorted(runs.items())]
+
+
+def read_frames(
+    stream: av.VideoStream, timeline: Timeline, numbers: set[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Decode the wanted frames of a video, seeking to the key frame before each; holds one frame at a time.
+
+    Args:
+        stream: the video.
+        timeline: of this stream, with timestamps that identify frames.
+        numbers: of the wanted frames, in display order.
+
+    Yields:
+        (number, (3, H, W) uint8), RGB, upright.
+
+    Raises:
+        TimelineError: a wanted frame is missing or damaged, or frames come in another order than that of
+            their timestamps.
+    """
+    packets = timeline.packets
+    position_of = {packet.pts: position for position, packet in enumerate(packets)}
+    shown = sorted(packet.pts for packet in packets if packet.is_shown)
+    number_of = {shown[number]: number for number in numbers}
+    context = stream.codec_context
+    context.thread_count = 1  # so that skip_frame applies to the packet it is set for
+    can_skip = context.name == "h264"  # the codec for which FFmpeg knows reference frames exactly
+    for run in plan_runs(packets, {position_of[pts] for pts in number_of}):
+        last_shown = -math.inf
+        for frame in _decode_run(stream, packets, position_of, run, can_skip):
+            if frame.pts is None or frame.pts <= last_shown:
+                raise TimelineError(stream.container.name, "frames are shown in another order")
+            last_shown = frame.pts
+            number = number_of.pop(frame.pts, None)
+            if number is not None:
+                if frame.is_corrupt:
+                    raise TimelineError(stream.container.name, f"frame {number} is damaged")
+                yield number, to_rgb(frame)
+    if number_of:
+        raise TimelineError(stream.container.name, "frames are missing")
+
+
+def _decode_run(
+    stream: av.VideoStream,
+    packets: Sequence[Packet],
+    position_of: dict[int, int],
+    run: Run,
+    can_skip: bool,
+) -> Iterator[av.VideoFrame]:
+    """Decode a run, skipping frames that are neither wanted nor needed to decode others."""
+    context, start_time = stream.codec_context, packets[run.start].pts
+    for packet in _packets_from(stream, packets, position_of, run.start):
+        position = position_of[packet.pts]
+        if packet.pts >= start_time:  # frames shown before the start may need earlier ones
+            try:
+                yield from decode_packet(
+                    packet, "NONREF" if can_skip and position not in run.wanted else "DEFAULT"
+                )
+            except av.FFmpegError as e:  # not really a key packet; decoding from the start may work
+                raise TimelineError(stream.container.name, e.strerror) from e
+        if position == run.wanted[-1]:
+            break
+    yield from context.decode(None)
+
+
+def decode_packet(packet: av.Packet, skip: str) -> list[av.VideoFrame]:
+    """Decode a packet; with `skip` "NONREF" not if no other frame refers to it."""
+    packet.stream.codec_context.skip_frame = skip
+    return packet.decode()
+
+
+def _packets_from(
+    stream: av.VideoStream, packets: Sequence[Packet], position_of: dict[int, int], start: int
+) -> Iterator[av.Packet]:
+    """Seek to a packet and yield from there on, wherever before it the container's seeking lands.
+
+    Raises:
+        TimelineError: the container yields other packets than it did before.
+    """
+    for target in (packets[start].pts, packets[0].pts):
+        with suppress(av.FFmpegError):
+            stream.container.seek(target, stream=stream)
+        demuxed = (packet for packet in demux(stream) if packet.size)
+        for packet in demuxed:
+            if position_of.get(packet.pts, math.inf) > start:
+                break  # landed after it
+            if position_of[packet.pts] == start:
+                yield packet
+                for packet in demuxed:
+                    if packet.pts not in position_of:
+                        raise TimelineError(stream.container.name, "packets have other times than before")
+                    yield packet
+                return
+    raise TimelineError(stream.container.name, "cannot be searched")
+
+
+def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Decode a video from its start and yield the wanted frames, as read_frames, by counting."""
+    wanted = set(numbers)
+    with open_stream(path, "video") as stream:
+        for number, frame in enumerate(decode(stream)):
+            if number in wanted:
+                wanted.remove(number)
+                yield number, to_rgb(frame)
+            if not wanted:
+                return
+    raise TimelineError(path, "fewer frames are shown than were counted")
+
+
+def to_rgb(frame: av.VideoFrame) -> torch.Tensor:
+    """Convert a decoded frame to (3, H, W) uint8 RGB, rotated upright by its display matrix."""
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # (H, W, 3)
+    upright = torch.rot90(pixels, round(frame.rotation / 90))  # rotation: degrees, counter-clockwise
+    return upright.permute(2, 0, 1)

@@ -1,0 +1,24 @@
+"""What a file becomes before the model sees it: the base class of AudioInput, VideoInput and TextInput."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class ModelInput:
+    """A dataclass of tensors that is pickled as plain bytes.
+
+    By default torch moves tensors between processes through shared memory; where /dev/shm is full, a worker
+    loses the file without an error.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(
+            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+        )

@@ -1,0 +1,124 @@
+"""Open media files, demux and decode them, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+from av.stream import Disposition
+
+MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
+MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
+OUT_OF_MEMORY = "needs more memory than it may have"
+
+Path = str | os.PathLike
+
+log = logging.getLogger(__name__)
+
+
+class MediaError(Exception):
+    """A file that cannot be read: its `path`, and the `reason` in one line."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(path, reason)
+        self.path = os.fspath(path)
+        self.reason = " ".join(reason.split())
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UnsupportedError(ValueError):
+    """Media that could be decoded but are of a kind that is not supported; the message says which."""
+
+
+@contextmanager
+def media_errors(path: Path) -> Iterator[None]:
+    """Turn any exception inside into a MediaError that names the file."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except UnsupportedError as e:
+        raise MediaError(path, str(e)) from e
+    except MemoryError as e:
+        raise MediaError(path, OUT_OF_MEMORY) from e
+    except (OSError, av.FFmpegError) as e:
+        no_memory = e.errno == errno.EAGAIN  # for a thread
+        raise MediaError(path, OUT_OF_MEMORY if no_memory else e.strerror or str(e)) from e
+    except Exception as e:  # a decoder can raise anything, and that must cost one file only
+        no_memory = "can't allocate memory" in str(e)  # as torch puts it
+        raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e
+
+
+def check_is_file(path: Path) -> None:
+    """Raise a MediaError for a pipe, a socket or a device, which could block or never end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise MediaError(path, "not a regular file")
+
+
+@contextmanager
+def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
+    """Open the best stream of a kind ("audio" or "video") of a media file; best as ffmpeg ranks streams.
+
+    Raises:
+        MediaError: the file cannot be opened, or has no such stream.
+    """
+    # FFmpeg gets an open file, not a name: it would take a name for an address ("concat:...", "http:...").
+    # It may use no protocol by itself either, so that a playlist cannot open other files.
+    options = {"protocol_whitelist": "none"}
+    check_is_file(path)
+    with media_errors(path), open(path, "rb") as file:
+        if not file.read(1):
+            raise MediaError(path, "the file is empty")
+        file.seek(0)
+        with av.open(file, metadata_errors="replace", container_options=options) as container:
+            stream = container.streams.best(kind)
+            if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
+                raise MediaError(path, f"no {kind} stream")
+            if stream.codec_context is None:
+                raise MediaError(path, f"no decoder for its {kind}")
+            yield stream
+
+
+def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """Yield a stream's packets from the current position on; the last, empty one flushes the decoder."""
+    while True:
+        try:
+            yield from stream.container.demux(stream)
+            return
+        except IndexError:  # PyAV raises it for a stream that appears in mid-file: skip that packet
+            continue
+
+
+def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """Decode a stream to its end; packets that cannot be decoded are left out, as ffmpeg does.
+
+    Raises:
+        MediaError: more than MAX_DAMAGED_SHARE of the packets cannot be decoded.
+    """
+    stream.codec_context.thread_count = 1
+    path, n_packets, n_damaged = stream.container.name, 0, 0
+    for packet in demux(stream):
+        n_packets += packet.size > 0
+        try:
+            yield from packet.decode()
+        except av.FFmpegError as e:
+            if isinstance(e, MemoryError):
+                raise
+            n_damaged += 1
+    n_damaged = min(n_damaged, n_packets)  # the empty packet at the end can fail as well
+    if n_damaged > MAX_DAMAGED_SHARE * n_packets:
+        raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
+    if n_damaged:
+        log.warning("%s: %d of %d packets are damaged and left out", path, n_damaged, n_packets)
+
+
+def warn_if_truncated(path: Path, found: float, stated: float, unit: str) -> None:
+    """Warn where a file ends long before the length that it states."""
+    if found < MIN_FOUND_SHARE * stated:
+        log.warning("%s: ends early: %.6g of %.6g %s are there", path, found, stated, unit)

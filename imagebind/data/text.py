@@ -1,0 +1,71 @@
+"""Texts -> (77,): ids of CLIP's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import regex
+import torch
+
+from imagebind.data.inputs import ModelInput
+from imagebind.data.media import media_errors
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+
+TEXT_TOKENS = 77
+# Names of the start and the end token: open_clip's -> CLIP's
+SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+
+
+@dataclass(frozen=True)
+class TextInput(ModelInput):
+    """A text as the model sees it."""
+
+    tokens: torch.Tensor  # (77,) int64: start token, text, end token, zeros
+    is_truncated: bool  # the text has more tokens than fit
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """One clip, once; as for the other inputs."""
+        return {0: 1}
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Return the tokens on a device, (1, 77)."""
+        return self.tokens.to(device, non_blocking=True)[None]
+
+    def pin_memory(self) -> TextInput:
+        """Return a copy in page-locked memory."""
+        return TextInput(self.tokens.pin_memory(), self.is_truncated)
+
+
+@cache
+def tokenizer() -> SimpleTokenizer:
+    """Make CLIP's tokenizer (Radford et al. 2021): open_clip's, with the special tokens spelt as in CLIP."""
+    from open_clip.tokenizer import SimpleTokenizer  # slow to import, and not every run has texts
+
+    made = SimpleTokenizer()
+    pattern = made.pat.pattern
+    for theirs, ours in SPECIAL_TOKENS.items():
+        made.encoder[ours] = made.encoder[theirs]
+        made.cache[ours] = ours
+        pattern = pattern.replace(theirs, regex.escape(ours))
+    made.pat = regex.compile(pattern, regex.IGNORECASE)
+    return made
+
+
+def read_text(text: str) -> TextInput:
+    """Tokenize a text; of a long one the first 75 tokens are kept, between start and end token.
+
+    Raises:
+        MediaError: the text cannot be encoded.
+    """
+    with media_errors(text):
+        start, end = tokenizer().all_special_ids
+        ids = tokenizer().encode(text)
+        kept = [start, *ids[: TEXT_TOKENS - 2], end]
+        tokens = torch.zeros(TEXT_TOKENS, dtype=torch.int64)
+        tokens[: len(kept)] = torch.tensor(kept)
+        return TextInput(tokens, len(kept) < len(ids) + 2)

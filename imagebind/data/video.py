@@ -1,0 +1,190 @@
+"""Video files -> (15, 3, 2, 224, 224): five clips of 2 s, each its first and last frame, in three crops.
+
+    clip_frames -> frames.read_frames -> resize_short_side -> crop
+
+Letters in shapes: F frames, S clips of a file (clip-major, crop-minor), H x W pixels, L the long side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torchvision import transforms
+
+from imagebind.data.clips import CLIP_SECONDS, clip_spans
+from imagebind.data.frames import (
+    Timeline,
+    TimelineError,
+    count_frames,
+    decoded_timeline,
+    packet_timeline,
+    read_frames,
+)
+from imagebind.data.inputs import ModelInput
+from imagebind.data.media import MediaError, Path, UnsupportedError, media_errors, open_stream
+
+VIDEO_CLIPS = 5
+FRAMES_PER_CLIP = 2  # the first and the last
+CROPS = 3
+SIZE = 224
+MAX_ASPECT_RATIO = 30  # long side to short side: a frame of 1 x 8000 pixels would be scaled to 224 x 1792000
+RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
+RGB_STD = (0.26862954, 0.26130258, 0.27577711)
+
+normalize_rgb = transforms.Normalize(RGB_MEAN, RGB_STD)
+
+
+def clip_frames(
+    n_frames: int, fps: float, n_clips: int = VIDEO_CLIPS, clip_seconds: float = CLIP_SECONDS
+) -> list[tuple[int, int]]:
+    """Choose the two frames of each clip of a video.
+
+    Args:
+        n_frames: how many frames the video shows.
+        fps: their average rate.
+
+    Returns:
+        n_clips times (first, last) frame number of [ceil(fps * start), ceil(fps * end)).
+
+    >>> clip_frames(75, 25.0)
+    [(0, 49), (7, 56), (13, 62), (19, 68), (25, 74)]
+    """
+    frames = []
+    for start, end in clip_spans(n_frames / fps, n_clips, clip_seconds):
+        # Under half a frame per second a clip can lie between two frames; it gets the nearest.
+        first = min(math.ceil(fps * start), n_frames - 1)
+        last = min(math.ceil(fps * end), n_frames) - 1
+        frames.append((first, max(first, last)))
+    return frames
+
+
+def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+    """Scale a frame so that its short side is `size`; bilinear, without antialiasing.
+
+    Args:
+        frame: (3, H, W) uint8.
+
+    Returns:
+        (3, size, L) or (3, L, size) float32 in [0, 1], L = floor(long / short * size).
+
+    Raises:
+        UnsupportedError: the frame is too long and narrow to be scaled in reasonable memory.
+    """
+    height, width = frame.shape[1:]
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UnsupportedError(
+            f"a picture of {width} x {height} pixels; at most {MAX_ASPECT_RATIO} : 1 is read"
+        )
+    if width < height:
+        shape = (math.floor(height / width * size), size)
+    else:
+        shape = (size, math.floor(width / height * size))
+    pixels = frame[None].float().div_(255)  # the channels-last memory of the frame: faster
+    return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
+
+
+def crop_offsets(long_side: int, size: int = SIZE) -> tuple[int, int, int]:
+    """Return where three square crops start along the long side: its start, centre and end.
+
+    >>> crop_offsets(299)
+    (0, 38, 75)
+    """
+    return (0, math.ceil((long_side - size) / 2), long_side - size)
+
+
+def crop(frames: torch.Tensor, offset: int, size: int = SIZE) -> torch.Tensor:
+    """Crop a square out of frames (..., size, L) or (..., L, size) along their long side."""
+    axis = -2 if frames.shape[-2] > frames.shape[-1] else -1
+    return frames.narrow(axis, offset, size)
+
+
+CropOfClip = tuple[int, int, int]  # rows of a clip's first and last frame, and the offset of its crop
+
+
+def crop_clips(frames: torch.Tensor, crops: Sequence[CropOfClip]) -> torch.Tensor:
+    """Crop clips out of frames (F, 3, H, W): (len(crops), 3, 2, 224, 224)."""
+    clips = [crop(torch.stack([frames[a], frames[b]], dim=1), offset) for a, b, offset in crops]
+    return torch.stack(clips)
+
+
+@dataclass(frozen=True)
+class VideoInput(ModelInput):
+    """A video as the model sees it, not yet cropped: crops overlap, and equal ones are made once."""
+
+    frames: torch.Tensor  # (F, 3, 224, L) or (F, 3, L, 224) float32, normalised
+    crops: tuple[CropOfClip, ...]  # S, clip-major and crop-minor
+
+    @cached_property
+    def counts(self) -> dict[CropOfClip, int]:
+        """Distinct crop -> how many of the S are equal to it."""
+        return Counter(self.crops)
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Return the distinct clips on a device, (D, 3, 2, 224, 224)."""
+        return crop_clips(self.frames.to(device, non_blocking=True), list(self.counts))
+
+    def pin_memory(self) -> VideoInput:
+        """Return a copy in page-locked memory."""
+        return VideoInput(self.frames.pin_memory(), self.crops)
+
+
+def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
+    """Read the frames of a video that make up its clips.
+
+    Raises:
+        MediaError: the file cannot be decoded, shows no frame, or one of an extreme shape.
+    """
+    with media_errors(path):
+        clips, frames = _read_clip_frames(path, clip_seconds, n_clips)
+        row = {number: i for i, number in enumerate(frames)}
+        scaled = list(frames.values())
+        if len({frame.shape for frame in scaled}) == 1:
+            offsets = crop_offsets(max(scaled[0].shape[1:]))
+            crops = [(row[first], row[last], offset) for first, last in clips for offset in offsets]
+        else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
+            scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
+            crops = [(CROPS * row[a] + i, CROPS * row[b] + i, 0) for a, b in clips for i in range(CROPS)]
+        return VideoInput(torch.stack(scaled), tuple(crops))
+
+
+def _read_clip_frames(
+    path: Path, clip_seconds: float, n_clips: int
+) -> tuple[list[tuple[int, int]], dict[int, torch.Tensor]]:
+    """Return (first, last) frame numbers of the clips, and number -> frame, scaled and normalised."""
+
+    def choose(timeline: Timeline) -> tuple[list[tuple[int, int]], set[int]]:
+        if not timeline.n_frames:
+            raise MediaError(path, "no video frames")
+        clips = clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
+        return clips, {number for clip in clips for number in clip}
+
+    def prepare(frames: Iterator[tuple[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+        return {number: normalize_rgb(resize_short_side(frame)) for number, frame in frames}
+
+    with suppress(TimelineError), open_stream(path, "video") as stream:
+        timeline = packet_timeline(stream)
+        clips, numbers = choose(timeline)
+        found = read_frames(stream, timeline, numbers) if timeline.has_times else count_frames(path, numbers)
+        return clips, prepare(found)
+    clips, numbers = choose(decoded_timeline(path))
+    return clips, prepare(count_frames(path, numbers))
+
+
+def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
+    """Load one video file as the model's input.
+
+    Returns:
+        (S, 3, 2, 224, 224) float32, S = 3 n_clips, clip-major and crop-minor.
+
+    Raises:
+        MediaError: as read_video.
+    """
+    video = read_video(path, clip_seconds, n_clips)
+    return crop_clips(video.frames, video.crops)

@@ -1,0 +1,1 @@
+"""One run: options -> files -> pairs -> embeddings -> counts -> metrics -> results -> outputs."""

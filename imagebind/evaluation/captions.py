@@ -1,0 +1,246 @@
+"""Captions: texts that belong to files.
+
+    .csv, .tsv  a table whose first line names its columns: `name` and `caption`, in any order among others
+    .jsonl      an object with the keys `name` and `caption` on each line
+
+Files are UTF-8. A row that cannot be used is skipped and named by its line; a file that is no such table is
+refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
+from imagebind.names import shorten
+
+NAME, CAPTION = COLUMNS = ("name", "caption")
+DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
+CAPTION_SUFFIXES = (*DIALECTS, ".jsonl")
+
+log = logging.getLogger(__name__)
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Row:
+    """A name and a caption as they are in the source."""
+
+    line: str  # its number; of a mapping its name
+    name: Any = None
+    caption: Any = None
+    fault: str | None = None  # why it cannot be used
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts by name, as they were read."""
+
+    texts: dict[str, str]  # name, in Unicode's NFC -> text, in the order of the source
+    n_skipped: int = 0  # rows that could not be used
+
+
+def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
+    """Read captions from a file, whose suffix says its format, or from a mapping: name -> text.
+
+    Raises:
+        EvaluationError: the file cannot be read, is no such table, or has no caption.
+    """
+    if isinstance(source, Mapping):
+        return collect("captions", (Row(repr(name), name, text) for name, text in source.items()))
+    suffix = Path(source).suffix.lower()
+    try:
+        with open(source, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
+            rows = table_rows(file, DIALECTS[suffix]) if suffix in DIALECTS else json_rows(file)
+            return collect(os.fspath(source), rows)
+    except UnicodeDecodeError as e:
+        raise EvaluationError(f"{source}: line {first_bad_line(source)} is not UTF-8; save it as that") from e
+    except OSError as e:
+        raise EvaluationError(f"{source}: {e.strerror}") from e
+    except csv.Error as e:
+        raise EvaluationError(f"{source}: {e}") from e
+
+
+def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
+    """Read the rows of a table.
+
+    Raises:
+        csv.Error: it lacks a column, or a quote is not closed.
+    """
+    reader = csv.reader(file, dialect, strict=True)
+    columns = [column.strip().lower() for column in next(reader, [])]
+    if missing := [column for column in COLUMNS if column not in columns]:
+        raise csv.Error(f"has no column {' and no column '.join(missing)}; its first line is to name them")
+    name, caption = map(columns.index, COLUMNS)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            raise csv.Error(f"line {line}: {e}") from e
+        if len(row) == len(columns):
+            yield Row(f"{line}", row[name], row[caption])
+        elif row:
+            yield Row(f"{line}", fault="another number of columns than in the first line")
+
+
+def json_rows(file: Iterable[str]) -> Iterator[Row]:
+    """Read the rows of a file of JSON lines."""
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+            yield Row(f"{line}", row[NAME], row[CAPTION])
+        except (ValueError, RecursionError):
+            yield Row(f"{line}", fault="no JSON")
+        except (KeyError, TypeError):
+            yield Row(f"{line}", fault=f"no object with {NAME} and {CAPTION}")
+
+
+def collect(source: str, rows: Iterable[Row]) -> Captions:
+    """Collect the captions of the rows that can be used, and warn of the others.
+
+    Raises:
+        EvaluationError: no row can be used.
+    """
+    texts, skipped = {}, defaultdict(list)
+    for row in rows:
+        fault = row.fault or find_fault(row)
+        name = None if fault else unicodedata.normalize("NFC", row.name.strip())
+        if name in texts:
+            fault = "a name that has a caption already"
+        if fault:
+            skipped[fault].append(row.line)
+        else:
+            texts[name] = row.caption
+    for fault, lines in skipped.items():
+        log.warning("%s: %s: skipped row %s", source, fault, shorten(lines))
+    if not texts:
+        raise EvaluationError(f"{source}: has no captions")
+    return Captions(texts, sum(map(len, skipped.values())))
+
+
+def find_fault(row: Row) -> str | None:
+    """Say what is wrong with a row's name or caption; None where nothing is."""
+    if not isinstance(row.name, str) or not isinstance(row.caption, str):
+        return "a name or a caption that is no text"
+    if not row.name.strip():
+        return "no name"
+    return None if row.caption.strip() else "an empty caption"
+
+
+def first_bad_line(path: str | os.PathLike) -> int:
+    """Find the first line that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return number
+
+
+# Matching
+
+
+@dataclass(frozen=True)
+class MatchedCaptions:
+    """Which caption belongs to which file."""
+
+    texts: dict[str, str]  # name -> text, of all captions
+    of_pair: dict[tuple[str, str], str]  # (audio path, video path) -> name of its caption
+    of_file: dict[str, dict[str, str]]  # modality -> path -> name of its caption
+    n_skipped: int  # rows that could not be used
+
+    @cached_property
+    def used(self) -> set[str]:
+        """The names of captions that belong to a file."""
+        return {name for names in self.of_file.values() for name in names.values()}
+
+
+def match_captions(
+    source: str | os.PathLike | Mapping[str, str],
+    audio: MediaFiles,
+    video: MediaFiles,
+    pairs: Sequence[tuple[str, str]],
+    retrieval: bool,
+) -> MatchedCaptions:
+    """Read captions, and match them with the pairs or, in retrieval mode, with all files.
+
+    Raises:
+        EvaluationError: there are none, or none belongs to anything.
+    """
+    captions = read_captions(source)
+    of_audio, of_video = (match_names(captions.texts, files) for files in (audio, video))
+    of_pair = {}
+    for pair in pairs:
+        if name := of_video.get(pair[1]) or of_audio.get(pair[0]):
+            of_pair[pair] = name
+    if retrieval:  # a caption of one file of a pair belongs to the other one too
+        for (audio_path, video_path), name in of_pair.items():
+            of_audio.setdefault(audio_path, name)
+            of_video.setdefault(video_path, name)
+    else:
+        of_audio = {audio_path: name for (audio_path, _), name in of_pair.items()}
+        of_video = {video_path: name for (_, video_path), name in of_pair.items()}
+    matched = MatchedCaptions(
+        captions.texts, of_pair, {"audio": of_audio, "video": of_video}, captions.n_skipped
+    )
+    report_captions(matched, pairs, retrieval)
+    return matched
+
+
+def match_names(captions: Iterable[str], files: MediaFiles) -> dict[str, str]:
+    """Match captions with files by name: path -> name of its caption.
+
+    A caption has a file's name as it is in the outputs, with or without extension. It may have folders before
+    that name which are not needed to tell the files apart, unless two captions then fit one file.
+    """
+    paths = {unicodedata.normalize("NFC", files.names[path]): path for path in files.distinct}
+    exact, with_folders = {}, defaultdict(list)
+    for name in captions:
+        bare = without_media_suffix(name)
+        if path := paths.get(name) or paths.get(bare):
+            exact.setdefault(path, name)
+        elif path := paths.get(os.path.basename(bare)):
+            with_folders[path].append(name)
+    return {path: names[0] for path, names in with_folders.items() if len(names) == 1} | exact
+
+
+def without_media_suffix(name: str) -> str:
+    """Return a name without the extension of a media file."""
+    bare, suffix = os.path.splitext(name)
+    return bare if suffix.lower() in SUFFIXES["audio"] + SUFFIXES["video"] else name
+
+
+def report_captions(captions: MatchedCaptions, pairs: Sequence[tuple[str, str]], retrieval: bool) -> None:
+    """Log how many captions are used, and name the first of those that belong to nothing.
+
+    Raises:
+        EvaluationError: no caption belongs to anything.
+    """
+    unused = [name for name in captions.texts if name not in captions.used]
+    if not captions.used:
+        what = "file" if retrieval else "pair"
+        raise EvaluationError(f"no caption has the name of a {what}; captions are for {shorten(unused)}")
+    if unused:
+        log.warning("%d captions belong to nothing: %s", len(unused), shorten(unused))
+    if without := [stem(pair[1]) for pair in pairs if pair not in captions.of_pair]:
+        log.warning("%d pairs without a caption: %s", len(without), shorten(without))
+    log.info("%d captions, %d of them used", len(captions.texts), len(captions.used))

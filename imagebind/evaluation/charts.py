@@ -1,0 +1,219 @@
+"""The charts of the pages, as plotly figures."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.names import one_line
+
+MAX_FILES = 200  # on each axis of the heat map
+MAX_BARS = 50  # of a histogram
+CURVE_POINTS = 200
+LINE_LENGTH = 40  # of a name on a chart, in characters
+SHORT_LENGTH = 24  # of a name beside a chart
+COLORS = ("#3b82c4", "#e08a2b", "#3a9d6e", "#b565c9", "#c8553d", "#8a8f3c", "#4aa8b8", "#8d6e63")
+GRAY = "#8a929c"
+
+
+def chart_text(name: str) -> str:
+    """Format a name so that plotly shows it as it is, a long one in several lines.
+
+    Plotly interprets some tags in its texts as markup.
+    """
+    text = one_line(name)
+    lines = [text[i : i + LINE_LENGTH] for i in range(0, len(text), LINE_LENGTH)]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def short(name: str) -> str:
+    """Format the end of a name, where there is little room."""
+    text = one_line(name)
+    return chart_text(text if len(text) <= SHORT_LENGTH else f"…{text[1 - SHORT_LENGTH :]}")
+
+
+def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> go.Figure:
+    """Draw the similarities of pairs over those of mismatched combinations, each as shares of its own number.
+
+    Args:
+        histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched".
+    """
+    texts, edges = PAGE_WORDS[lang], histograms["edges"]
+    names = {"mismatched": texts["mismatched"], "paired": texts["pairs"]}
+    used = np.flatnonzero(histograms["paired"] + histograms["mismatched"])
+    first, end = (used[0], used[-1] + 1) if len(used) else (0, len(edges) - 1)
+    group = math.ceil((end - first) / MAX_BARS)  # bins that go into one bar
+    starts = np.arange(first, end, group)
+    lows, highs = edges[starts], edges[np.minimum(starts + group, len(edges) - 1)]
+    figure = go.Figure()
+    for (kind, name), color in zip(names.items(), (COLORS[1], COLORS[0]), strict=True):
+        counts = np.add.reduceat(histograms[kind], starts)
+        figure.add_bar(
+            x=(lows + highs) / 2,
+            y=counts / max(counts.sum(), 1),
+            width=highs - lows,
+            name=name,
+            marker={"color": color, "line": {"width": 0}},
+            opacity=0.65,
+            customdata=[
+                [f"{low:.3f}", f"{high:.3f}", n]
+                for low, high, n in zip(lows, highs, counts.tolist(), strict=True)
+            ],
+            hovertemplate="%{customdata[0]} … %{customdata[1]}<br>%{customdata[2]} (%{y:.1%})",
+        )
+    figure.update_layout(
+        barmode="overlay",
+        height=420,
+        xaxis={"title": texts["cosine"]},
+        yaxis={"title": texts["share"], "tickformat": ".0%"},
+    )
+    return figure
+
+
+def heat_map(
+    similarity: np.ndarray, audio_names: Sequence[str], video_names: Sequence[str], lang: str
+) -> go.Figure:
+    """Draw a similarity matrix (N, M) that names both files under the pointer."""
+    audio, video = PAGE_WORDS[lang]["audio"], PAGE_WORDS[lang]["video"]
+    figure = go.Figure(
+        go.Heatmap(
+            z=similarity,
+            meta={"rows": list(map(chart_text, audio_names)), "columns": list(map(chart_text, video_names))},
+            colorscale="Viridis",
+            colorbar={"orientation": "h", "thickness": 12, "y": 1, "yanchor": "bottom"},
+            hovertemplate=f"{audio}: %{{customdata[0]}}<br>{video}: %{{customdata[1]}}"
+            "<br>%{z:.4f}<extra></extra>",
+        )
+    )
+    axis = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+    figure.update_layout(
+        height=620, xaxis={"title": video, **axis}, yaxis={"title": audio, "autorange": "reversed", **axis}
+    )
+    return figure
+
+
+def sample_cells(shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Choose the rows and columns of a similarity matrix to draw: pairs first, so that they form a diagonal.
+
+    Args:
+        shape: (N, M).
+        pair_rows: P pairs (row, column).
+    """
+    pairs = [pair_rows[i] for i in spread(len(pair_rows), MAX_FILES)]
+    chosen = []
+    for axis, n in enumerate(shape):
+        paired = list(dict.fromkeys(pair[axis] for pair in pairs))
+        others = np.setdiff1d(np.arange(n), paired).tolist()
+        chosen.append(paired + [others[i] for i in spread(len(others), MAX_FILES - len(paired))])
+    return chosen
+
+
+def spread(n: int, k: int) -> list[int]:
+    """Choose k of n indices, evenly spaced.
+
+    >>> spread(9, 3)
+    [0, 4, 8]
+    """
+    return np.linspace(0, n - 1, min(n, k)).round().astype(int).tolist()
+
+
+def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> go.Figure:
+    """Draw Recall@K over K.
+
+    Args:
+        directions: such as "audio to video" -> ranks (P,) and the number of candidates.
+    """
+    texts = PAGE_WORDS[lang]
+    figure = go.Figure()
+    drawn = {"mode": "lines", "hovertemplate": "K = %{x}<br>%{y:.1%}"}
+    one_chance = len({n for _, n in directions.values()}) == 1
+    for i, (direction, (ranks, n)) in enumerate(directions.items()):
+        k = np.unique(np.geomspace(1, n, CURVE_POINTS).round().astype(int))
+        recall = np.searchsorted(np.sort(ranks), k, "right") / len(ranks)
+        line = {"color": COLORS[i], "width": 2.5}
+        figure.add_scatter(x=k, y=recall, name=texts[direction], line=line, **drawn)
+        if i == 0 or not one_chance:
+            name = texts["chance"] if one_chance else f"{texts['chance']}, {texts[direction]}"
+            line = {"color": GRAY, "dash": "dash"}
+            figure.add_scatter(x=k, y=k / n, name=name, line=line, **drawn)
+    figure.update_layout(
+        height=420,
+        xaxis={"title": "K", "type": "log", "dtick": "D1"},
+        yaxis={"title": texts["recall"], "tickformat": ".0%", "range": [0, 1.02]},
+    )
+    return figure
+
+
+def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
+    """Draw means with their intervals, one below the other.
+
+    Args:
+        rows: of comparison.csv, with a mean; for differences a line marks zero.
+        title: of the axis.
+    """
+
+    def ends(row: dict[str, Any]) -> tuple[float, float]:
+        return (row["mean"], row["mean"]) if row["low"] is None else (row["low"], row["high"])
+
+    names = [[row[key] for key in ("system", "minus") if key in row] for row in rows]
+    figure = go.Figure(
+        go.Scatter(
+            x=[row["mean"] for row in rows],
+            y=list(range(len(rows))),
+            mode="markers",
+            marker={"size": 10, "color": COLORS[0]},
+            error_x={
+                "array": [ends(row)[1] - row["mean"] for row in rows],
+                "arrayminus": [row["mean"] - ends(row)[0] for row in rows],
+                "color": COLORS[0],
+            },
+            customdata=[
+                [
+                    "<br>− ".join(map(chart_text, name)),
+                    "{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)),
+                ]
+                for name, row in zip(names, rows, strict=True)
+            ],
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+        )
+    )
+    if "minus" in rows[0]:
+        figure.add_vline(0, line={"color": GRAY, "dash": "dash"})
+    figure.update_layout(
+        height=140 + 44 * len(rows),
+        xaxis={"title": title},
+        yaxis={
+            "tickvals": list(range(len(rows))),
+            "ticktext": ["<br>− ".join(map(short, name)) for name in names],
+            "range": [len(rows) - 0.5, -0.5],
+        },
+    )
+    return figure
+
+
+def outline_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> go.Figure:
+    """Draw the distribution of each system's similarities (P,), one line each."""
+    texts = PAGE_WORDS[lang]
+    edges = np.histogram_bin_edges(np.concatenate(similarities), MAX_BARS // 2)
+    figure = go.Figure()
+    for i, (name, values) in enumerate(zip(names, similarities, strict=True)):
+        figure.add_scatter(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=np.histogram(values, edges)[0] / len(values),
+            mode="lines",
+            line={"shape": "hvh", "width": 2.5, "color": COLORS[i % len(COLORS)]},
+            name=short(name),
+            hovertemplate="%{x:.3f}<br>%{y:.1%}",
+        )
+    figure.update_layout(
+        height=420,
+        xaxis={"title": texts["cosine"]},
+        yaxis={"title": texts["share"], "tickformat": ".0%", "rangemode": "tozero"},
+    )
+    return figure

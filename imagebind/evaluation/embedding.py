@@ -1,0 +1,413 @@
+"""Files -> embeddings, tied to files: workers read, the model embeds, the cache keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.options import Options
+from imagebind.evaluation.progress import Progress
+from imagebind.evaluation.store import EmbeddingStore
+from imagebind.reading.cache import EmbeddingCache, hash_file
+from imagebind.reading.workers import Workers, WorkersError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
+    import torch
+
+    from imagebind.models.imagebind_model import ImageBindModel
+    from imagebind.reading.loader import LoadedFile
+
+MEDIA_MODALITIES = ("audio", "video")
+TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
+PACKAGES = (  # whose versions are in the protocol
+    *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
+    "open_clip_torch",
+)
+
+Inputs = dict[str, Sequence[str]]  # modality -> paths, each once; of captions the texts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that was skipped."""
+
+    path: str  # of a caption the text
+    side: str  # its modality, under the name that it has in metrics.json
+    reason: str
+
+
+@dataclass
+class EmbeddedFiles:
+    """What became of the files of a run."""
+
+    stores: dict[str, EmbeddingStore]  # by modality
+    failures: list[Failure]
+    truncated_texts: set[str]
+    scales: dict[str, float]  # modality -> length of one clip's embedding
+    device: torch.device
+    protocol: dict[str, Any]  # how embeddings are computed
+    summary: str  # how many are embedded, and where they are kept
+
+
+@contextmanager
+def interruptible(summarise: Callable[[], str]) -> Iterator[None]:
+    """Let a KeyboardInterrupt say what is embedded, and where it is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(summarise()) from None
+
+
+class FileEmbedder:
+    """Turns files into embeddings.
+
+    Args:
+        model: as loaded; a tower moves to the device when it is first used.
+        device, precision: of the model.
+        cache: of embeddings, or None.
+        batch_size: files that go through the model together.
+        workers: processes that read files; None reads in this one.
+        protocol: how embeddings are computed.
+        records_hashes: keep the content hash of every embedded file, for another process to find it by.
+    """
+
+    def __init__(
+        self,
+        model: ImageBindModel,
+        device: torch.device,
+        precision: str,
+        cache: EmbeddingCache | None,
+        batch_size: int,
+        workers: Workers | None,
+        protocol: dict[str, Any] | None = None,
+        records_hashes: bool = False,
+    ):
+        self.model, self.device, self.precision, self.cache = model, device, precision, cache
+        self.batch_size, self.workers, self.protocol = batch_size, workers, protocol
+        self.records_hashes = records_hashes
+        self.embedder = None
+        self.stores: dict[str, EmbeddingStore] = {}  # by modality
+        self.failures: list[Failure] = []
+        self.truncated_texts: set[str] = set()
+        self.hashes: dict[str, dict[str, str]] = {}  # modality -> path -> content hash
+        self.by_content: dict[tuple[str, str], np.ndarray] = {}  # (modality, content hash) -> embedding
+        self.progress: dict[str, Progress] = {}  # by modality
+        self.timing = Timing()
+
+    def allocate(self, n_files: dict[str, int], directory: str | os.PathLike | None) -> None:
+        """Make room for the embeddings of so many files of each modality."""
+        self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
+        self.hashes = {modality: {} for modality in n_files}
+
+    def embed(self, inputs: Inputs) -> None:
+        """Embed files; one that fails is left out and costs no other.
+
+        Args:
+            inputs: the files.
+
+        Raises:
+            EvaluationError: a file does not fit into the device's memory, or no process can be started.
+            KeyboardInterrupt: its message says what is kept.
+        """
+        from imagebind.reading.loader import load_files
+
+        files = [(modality, path) for modality, paths in inputs.items() for path in paths]
+        self.progress = {m: Progress(m, len(paths)) for m, paths in inputs.items() if paths}
+        waiting = {modality: {} for modality in inputs}  # modality -> content hash or path -> equal files
+        ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
+        loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
+        try:
+            while (file := self.timing.measure("waiting", lambda: next(loaded, None))) is not None:
+                self._take(file, waiting[file.modality])
+                if len(waiting[file.modality]) == self.batch_size:
+                    self._embed_batch(file.modality, waiting[file.modality])
+            for modality, batch in waiting.items():
+                self._embed_batch(modality, batch)
+        except (MemoryError, WorkersError) as e:
+            raise EvaluationError(str(e) or "out of memory") from e
+        finally:
+            for progress in self.progress.values():
+                progress.close()
+
+    def result(self, inputs: Inputs) -> EmbeddedFiles:
+        """Return what became of the files, with failures in the order of `inputs`."""
+        order = {(m, path): i for i, (m, path) in enumerate((m, p) for m in inputs for p in inputs[m])}
+        self.failures.sort(key=lambda failure: order[failure.side, failure.path])
+        scales = {m: float(self.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
+        return EmbeddedFiles(
+            stores=self.stores,
+            failures=self.failures,
+            truncated_texts=self.truncated_texts,
+            scales=scales,
+            device=self.device,
+            protocol=self.protocol,
+            summary=self.summary(),
+        )
+
+    def summary(self) -> str:
+        """Say how many files are embedded, and where they are kept."""
+        progress = self.progress.values()
+        n_embedded = sum(p.counts["done"] - p.counts["skipped"] for p in progress)
+        kept = "" if self.cache is None else f" and kept in {self.cache.path}"
+        return f"{n_embedded} of {sum(p.total for p in progress)} files are embedded{kept}"
+
+    def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:
+        """Skip a file that failed, store an embedding that is known, or let the file wait for the model."""
+        self.timing.seconds["reading"] += file.seconds
+        for warning in file.warnings:
+            log.warning("%s", warning)
+        if file.is_truncated:
+            self.truncated_texts.add(file.path)
+        known = self.by_content.get((file.modality, file.content_hash))
+        embedding = known if file.embedding is None else file.embedding
+        if file.reason is not None:
+            self._skip(file, file.reason)
+        elif embedding is not None:
+            self._store(file, embedding)
+        else:
+            equal_files = waiting.setdefault(file.content_hash or file.path, [])
+            equal_files.append(replace(file, input=None) if equal_files else file)  # one input is enough
+
+    def _embed_batch(self, modality: str, waiting: dict[str, list[LoadedFile]]) -> None:
+        """Embed the waiting files; files of the same content get the same embedding."""
+        if not waiting:
+            return
+        inputs = [equal_files[0].input for equal_files in waiting.values()]
+        embeddings = self.timing.measure("model", lambda: self._forward(TOWERS[modality], inputs))
+        finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
+        if self.cache is not None:
+            self.cache.put(modality, finite.items())
+        for key, equal_files in waiting.items():
+            for file in equal_files:
+                if key in finite:
+                    self._store(file, finite[key])
+                else:
+                    self._skip(file, "its embedding is not finite")
+        waiting.clear()
+
+    def _forward(self, tower: str, inputs: list) -> np.ndarray:
+        if self.embedder is None:
+            from imagebind.models.embedder import Embedder
+
+            self.embedder = Embedder(self.model, self.device, self.precision)
+        return self.embedder(tower, inputs).numpy()
+
+    def _store(self, file: LoadedFile, embedding: np.ndarray) -> None:
+        stored = self.stores[file.modality].add(file.path, embedding)
+        if file.content_hash is not None:
+            self.by_content[file.modality, file.content_hash] = stored
+            if self.records_hashes:
+                self.hashes[file.modality][file.path] = file.content_hash
+        self.progress[file.modality].update(skipped=False, cached=file.embedding is not None)
+
+    def _skip(self, file: LoadedFile, reason: str) -> None:
+        what = "caption" if file.modality == "text" else f"{file.modality} file"
+        log.warning("skipped %s %s: %s", what, file.path, reason)
+        self.failures.append(Failure(file.path, file.modality, reason))
+        self.progress[file.modality].update(skipped=True, cached=False)
+
+
+@dataclass
+class Timing:
+    """Where the time of a run goes."""
+
+    start: float = field(default_factory=time.perf_counter)
+    seconds: Counter = field(default_factory=Counter)  # reading (in the workers), waiting for them, model
+
+    def measure(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do some work and add its time."""
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+    def report(self, counts: dict[str, Counter], n_workers: int, n_processes: int = 1) -> None:
+        """Log where the time went; of several processes, that of this one.
+
+        Args:
+            counts: modality -> files that are done and cached, of all processes.
+        """
+        n_texts = counts["text"]["done"] if "text" in counts else 0
+        beside = f"in {n_workers} workers beside it" if n_workers else "before it, without workers"
+        log.info(
+            "%d files%s in %.1f s%s, %d from the cache: %smodel %.1f s, waiting %.1f s; "
+            "reading took %.1f s %s",
+            sum(count["done"] for count in counts.values()) - n_texts,
+            f" and {n_texts} captions" if n_texts else "",
+            time.perf_counter() - self.start,
+            f" by {n_processes} processes" if n_processes > 1 else "",
+            sum(count["cached"] for count in counts.values()),
+            "in the first one " if n_processes > 1 else "",
+            *(self.seconds[what] for what in ("model", "waiting", "reading")),
+            beside,
+        )
+
+
+def embed_files(inputs: Inputs, options: Options, workers: Workers | None) -> EmbeddedFiles:
+    """Embed the files of a run in this process.
+
+    Args:
+        inputs: the files.
+
+    Raises:
+        EvaluationError: the weights cannot be had, there is no such device, or as FileEmbedder.embed.
+        KeyboardInterrupt: its message says what is kept.
+    """
+    embedder = open_embedder(options, list(inputs), workers)
+    embedder.allocate({modality: len(paths) for modality, paths in inputs.items()}, options.output_dir)
+    with interruptible(embedder.summary):
+        embedder.embed(inputs)
+    counts = {modality: progress.counts for modality, progress in embedder.progress.items()}
+    embedder.timing.report(counts, workers.n_workers if workers else 0)
+    return embedder.result(inputs)
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def start_workers(
+    options: Options, n_files: int | None = None, n_processes: int = 1
+) -> AbstractContextManager[Workers | None]:
+    """Start the processes that read files; None reads them in this one.
+
+    Args:
+        n_files: how many there are to read; None does not know.
+        n_processes: processes of this job on this host, which share its cores.
+    """
+    n_workers = options.num_workers
+    if n_workers is None:
+        n_workers = max(1, count_cores() // n_processes)
+    if n_workers == 0:
+        return nullcontext()
+    n_workers = n_workers if n_files is None else max(1, min(n_workers, n_files))
+    memory_bytes = round(options.worker_memory_gb * 1e9)
+    return Workers("imagebind.reading.loader:read_file", n_workers, options.timeout, memory_bytes)
+
+
+def open_embedder(
+    options: Options,
+    modalities: Sequence[str],
+    workers: Workers | None,
+    part: str = "",
+    records_hashes: bool = False,
+) -> FileEmbedder:
+    """Load the model, choose device and precision, and open the cache.
+
+    Args:
+        part: of the cache that this process writes to.
+
+    Raises:
+        EvaluationError: the weights cannot be had, or there is no such device.
+    """
+    model, path = load_model(options.checkpoint, modalities)
+    sha256 = hash_file(path)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    cache = None
+    if options.cache_path is not None:
+        cache = EmbeddingCache(options.cache_path, sha256, precision, part)
+    protocol = describe_protocol(path, sha256, model.note, device, precision, modalities)
+    return FileEmbedder(
+        *(model, device, precision, cache, options.batch_size, workers, protocol, records_hashes)
+    )
+
+
+def load_model(
+    checkpoint: str | os.PathLike | None, modalities: Iterable[str]
+) -> tuple[ImageBindModel, Path]:
+    """Open a checkpoint; its weights are memory-mapped, and read when they are first used.
+
+    Raises:
+        EvaluationError: the weights cannot be had, or are not what they should be.
+    """
+    from imagebind.models import checkpoints, imagebind_model
+
+    try:
+        path = Path(checkpoint or checkpoints.released_checkpoint())
+        model = imagebind_model.load_model(path)
+    except checkpoints.CheckpointError as e:
+        raise EvaluationError(str(e)) from e
+    for modality in modalities:
+        if TOWERS[modality] not in model.towers:
+            raise EvaluationError(f"{path}: has no {TOWERS[modality]} tower")
+    return model, path
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device, or the CPU where CUDA is asked for and not available.
+
+    Raises:
+        EvaluationError: there is no such device.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        log.warning("CUDA is not available; the CPU is used")
+        device = "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as e:
+        raise EvaluationError(f"{device}: {str(e).splitlines()[0]}") from e
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Resolve "auto": the fastest precision that changes every cosine by at most 5e-4, their mean by 1e-4.
+
+    With the full-size model that is fp16 (2e-5 and 1e-6), not bf16 (4e-4 and 2e-4).
+    """
+    if precision != "auto":
+        return precision
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def describe_protocol(
+    checkpoint: Path, sha256: str, note: str, device: torch.device, precision: str, modalities: Iterable[str]
+) -> dict[str, Any]:
+    """Describe how embeddings are computed: what a reader needs to get the same figures again."""
+    import torch
+
+    from imagebind import data
+
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {
+        "checkpoint": {"file": checkpoint.name, "sha256": sha256, "note": note},
+        "precision": precision,
+        "device": f"{device}{card}",
+        "audio": {
+            "clips": data.AUDIO_CLIPS,
+            "clip_seconds": data.CLIP_SECONDS,
+            "sample_rate": data.SAMPLE_RATE,
+            "mel_bins": data.MEL_BINS,
+            "mel_frames": data.MEL_FRAMES,
+            "channel": "first",
+        },
+        "video": {
+            "clips": data.VIDEO_CLIPS,
+            "clip_seconds": data.CLIP_SECONDS,
+            "frames_per_clip": data.FRAMES_PER_CLIP,
+            "crops": data.CROPS,
+            "size": data.SIZE,
+        },
+        **({"text": {"tokens": data.TEXT_TOKENS, "tokenizer": "CLIP"}} if "text" in modalities else {}),
+        "file_embedding": "mean over clips of unit rows times the scale of the tower",
+        "similarity": "cosine",
+        "rank": "1 + better + equal others / 2",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }

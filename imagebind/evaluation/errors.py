@@ -1,0 +1,19 @@
+"""What ends a run."""
+
+from __future__ import annotations
+
+
+class EvaluationError(RuntimeError):
+    """A run that cannot be done; the message is one line that says why and what to do."""
+
+
+class NothingLeftError(EvaluationError):
+    """Every file of one modality was skipped.
+
+    Args:
+        counts: as in metrics.json.
+    """
+
+    def __init__(self, counts: dict[str, int]):
+        super().__init__(f"nothing is left to evaluate: {counts['failed']} files were skipped")
+        self.counts = counts

@@ -1,0 +1,408 @@
+"""Several processes of one job: torchrun's, or the shares of a Slurm array.
+
+Each process embeds its share of the files into its own part of the cache. The cache is the only channel for
+embeddings: when all processes are done, the first one opens all parts and evaluates alone. What torchrun's
+processes tell each other beside that is small: the files of each share, then content hashes, skipped files
+and warnings. A process that dies ends the job, as torchrun then ends the others; what is embedded is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagebind.evaluation.embedding import (
+    EmbeddedFiles,
+    Failure,
+    FileEmbedder,
+    Inputs,
+    count_cores,
+    interruptible,
+    open_embedder,
+    start_workers,
+)
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.plan import plan_run
+from imagebind.reading.cache import EmbeddingCache
+from imagebind.reading.workers import Workers
+
+LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
+POLL_SECONDS = 0.1
+GO_ON = "the same command goes on from what is kept"
+
+log = logging.getLogger(__name__)
+package_log = logging.getLogger("imagebind")
+
+
+class JobError(EvaluationError):
+    """The job cannot go on; the first process says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """This process among those that torchrun started."""
+
+    rank: int
+    n_ranks: int
+    local_rank: int  # on this host
+    n_local: int
+
+    @classmethod
+    def from_torchrun(cls) -> Job | None:
+        """Read torchrun's environment; None where this process runs by itself."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+            return None
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def part(self) -> str:
+        """Name of the part of the cache that this process writes to; the first writes to the main file."""
+        return "" if self.is_first else str(self.rank)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Meet the other processes.
+
+        Raises:
+            JobError: one of them is gone.
+        """
+        import torch.distributed as dist
+
+        with connection_errors():
+            dist.init_process_group("gloo", timeout=LIMIT)
+        try:
+            yield
+        finally:
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Wait until all processes are here; signals are handled meanwhile."""
+        import torch.distributed as dist
+
+        with connection_errors():
+            barrier = dist.barrier(async_op=True)
+            while not barrier.is_completed():
+                time.sleep(POLL_SECONDS)
+            barrier.wait()
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Return the first process's value in all of them."""
+        import torch.distributed as dist
+
+        self.wait()
+        values = [value]
+        with connection_errors():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def scatter(self, values: Sequence[Any] | None) -> Any:
+        """Return to each process its own of the first process's values."""
+        import torch.distributed as dist
+
+        self.wait()
+        received = [None]
+        with connection_errors():
+            dist.scatter_object_list(received, values, src=0)
+        return received[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of ranks."""
+        import torch.distributed as dist
+
+        self.wait()
+        values = [None] * self.n_ranks
+        with connection_errors():
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return the values of all processes, in the order of ranks, to the first; None to the others."""
+        import torch.distributed as dist
+
+        self.wait()
+        values = [None] * self.n_ranks if self.is_first else None
+        with connection_errors():
+            dist.gather_object(value, values, dst=0)
+        return values
+
+
+@contextmanager
+def connection_errors() -> Iterator[None]:
+    """Raise what torch.distributed says of a lost connection as a JobError."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, EvaluationError):
+            raise
+        raise JobError(f"another process of the job is gone; {GO_ON}") from e
+
+
+# The processes of torchrun
+
+
+@dataclass(frozen=True)
+class ShareReport:
+    """What a process did with its share, for the first one."""
+
+    hashes: dict[str, dict[str, str]]  # modality -> path -> content hash, of the files that are embedded
+    failures: list[Failure]
+    truncated_texts: set[str]
+    counts: dict[str, Counter]  # modality -> files that are done and cached
+    warnings: list[tuple[int, str]]  # logging level and message
+
+
+def embed_in_job(
+    job: Job, options: Options, workers: Workers | None, inputs: Inputs | None = None
+) -> EmbeddedFiles | None:
+    """Embed the files of a run in all processes of a job.
+
+    Args:
+        inputs: as in embed_files, in the first process; None in the others.
+
+    Returns:
+        what became of all files, in the first process; None in the others.
+
+    Raises:
+        EvaluationError: this process cannot go on; as embed_files.
+        JobError: another process cannot.
+        KeyboardInterrupt: its message says what is kept.
+    """
+    import torch
+
+    if options.no_cache:
+        options = replace(
+            options, no_cache=False, cache=os.path.join(options.output_dir, TEMPORARY_CACHE_NAME)
+        )
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, count_cores() // job.n_local))
+    try:
+        with collected_warnings() as warnings, job.connected():
+            embedder = open_together(job, options, workers, inputs)
+            share = job.scatter(split_inputs(inputs, job.n_ranks) if job.is_first else None)
+            embedder.allocate(count_inputs(inputs or share), Path(options.cache_path).parent)
+            with interruptible(embedder.summary):
+                embedder.embed(share)
+                embedder.cache.close()  # before the others read it
+                reports = job.gather(report_share(embedder, warnings))
+        if not job.is_first:
+            return None
+        with interruptible(embedder.summary):
+            take_reports(embedder, options, inputs, reports)
+    finally:
+        torch.set_num_threads(n_threads)
+    counts = {m: sum((report.counts.get(m, Counter()) for report in reports), Counter()) for m in inputs}
+    embedder.timing.report(counts, workers.n_workers if workers else 0, job.n_ranks)
+    return embedder.result(inputs)
+
+
+def open_together(job: Job, options: Options, workers: Workers | None, inputs: Inputs | None) -> FileEmbedder:
+    """Open model and cache in every process, and see that all have the same ones.
+
+    Raises:
+        JobError: one of them cannot, or they differ.
+    """
+    directory = Path(options.cache_path).parent
+    with shared_marker(directory) if job.is_first else nullcontext() as marker:
+        modalities, marker = job.broadcast((list(inputs), marker) if job.is_first else None)
+        error, embedder, facts = None, None, {}
+        try:
+            if not os.path.exists(marker):
+                raise EvaluationError(
+                    f"{directory}: process {job.rank} on {socket.gethostname()} does not see what the first "
+                    "process writes there; name a directory that all hosts share with --output_dir or --cache"
+                )
+            if options.device.startswith("cuda"):
+                options = replace(options, device=own_gpu(job))
+            embedder = open_embedder(options, modalities, workers, job.part, records_hashes=True)
+            checkpoint = embedder.protocol["checkpoint"]["sha256"][:16]
+            facts = {"checkpoint": checkpoint, "device": embedder.device.type}
+        except EvaluationError as e:
+            error = str(e)
+        states = job.all_gather((error, facts))
+        for rank, (reason, others_facts) in enumerate(states):
+            if reason is not None:
+                raise JobError(reason)
+            for what, value in others_facts.items():
+                if value != states[0][1][what]:
+                    raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
+    return embedder
+
+
+@contextmanager
+def shared_marker(directory: Path) -> Iterator[str]:
+    """Write a file that the other processes should see.
+
+    Raises:
+        EvaluationError: the directory cannot be written to.
+    """
+    marker = directory / f".job-{uuid.uuid4().hex}"
+    try:
+        marker.touch()
+    except OSError as e:
+        raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
+    try:
+        yield os.fspath(marker)
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def own_gpu(job: Job) -> str:
+    """Name the GPU of this process, one for each on its host.
+
+    Raises:
+        EvaluationError: there are not enough.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and job.n_local > n_gpus:
+        raise EvaluationError(
+            f"{job.n_local} processes on a host with {n_gpus} GPUs; use --nproc_per_node {n_gpus}"
+        )
+    return f"cuda:{job.local_rank}"
+
+
+def report_share(embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:
+    """Describe what this process did with its share."""
+    counts = {modality: progress.counts for modality, progress in embedder.progress.items()}
+    return ShareReport(
+        *(embedder.hashes, embedder.failures, embedder.truncated_texts, counts, list(warnings))
+    )
+
+
+def take_reports(
+    embedder: FileEmbedder,
+    options: Options,
+    inputs: Inputs,
+    reports: Sequence[ShareReport],
+) -> None:
+    """Read the embeddings of all other processes from their parts of the cache.
+
+    Args:
+        embedder: of the first process.
+        reports: of all processes, in the order of ranks.
+    """
+    logged = set(reports[0].warnings)
+    for rank, report in enumerate(reports[1:], 1):
+        for warning in report.warnings:
+            if warning not in logged:
+                log.log(warning[0], "%s", warning[1])
+                logged.add(warning)
+        embedder.failures += report.failures
+        embedder.truncated_texts |= report.truncated_texts
+        part = EmbeddingCache(options.cache_path, *embedder.cache.computed_by[:2], str(rank))
+        for modality, hashes in report.hashes.items():
+            for path, content_hash in hashes.items():
+                embedding = part.get(content_hash, modality)
+                if embedding is not None:
+                    embedder.stores[modality].add(path, embedding)
+        part.close()
+    failed = {(failure.side, failure.path) for failure in embedder.failures}
+    missing = {
+        modality: [p for p in paths if p not in embedder.stores[modality] and (modality, p) not in failed]
+        for modality, paths in inputs.items()
+    }
+    if n_missing := sum(map(len, missing.values())):  # a process whose cache could not be written
+        log.warning("%d files are not in the caches of the other processes; embedding them again", n_missing)
+        embedder.embed(missing)
+
+
+class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
+    """Collect the warnings of this process, for the first one to log."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.warnings = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warnings.append((record.levelno, record.getMessage()))
+
+    def __enter__(self) -> list[tuple[int, str]]:
+        package_log.addHandler(self)
+        return self.warnings
+
+    def __exit__(self, *exc_info) -> None:
+        package_log.removeHandler(self)
+
+
+# Shares
+
+
+def split_inputs(inputs: Inputs, n_shares: int) -> list[Inputs]:
+    """Split files into shares of equal number and size: for each share modality -> paths."""
+    shares = [{} for _ in range(n_shares)]
+    for modality, paths in inputs.items():
+        sizes = np.fromiter(map(len if modality == "text" else file_size, paths), np.int64, len(paths))
+        for i, share in enumerate(shares):
+            share[modality] = [paths[k] for k in share_of(sizes, i, n_shares)]
+    return shares
+
+
+def share_of(sizes: np.ndarray, i: int, n_shares: int) -> list[int]:
+    """Return the indices of share i, counted from 0: every n-th file in the order of size.
+
+    >>> sizes = np.array([1, 8, 9, 1, 1, 1])
+    >>> [share_of(sizes, i, 2) for i in (0, 1)]
+    [[0, 1, 4], [2, 3, 5]]
+    """
+    return np.sort(np.argsort(sizes, kind="stable")[i::n_shares]).tolist()
+
+
+def file_size(path: str) -> int:
+    with suppress(OSError):
+        return os.stat(path).st_size
+    return 0
+
+
+def count_inputs(inputs: Inputs) -> dict[str, int]:
+    return {modality: len(paths) for modality, paths in inputs.items()}
+
+
+def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
+    """Embed one of several shares of the files of a run into a part of the cache, and write nothing else.
+
+    Args:
+        shard: (i, n), the i-th of n shares, counted from 1.
+
+    Returns:
+        how many files were embedded, found in the cache, and skipped.
+
+    Raises:
+        EvaluationError: as embed_files.
+        KeyboardInterrupt: its message says what is kept.
+    """
+    i, n_shares = shard
+    directory = Path(options.cache_path).parent
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
+    inputs = split_inputs(plan_run(options).inputs, n_shares)[i - 1]
+    with start_workers(options, sum(map(len, inputs.values()))) as workers:
+        embedder = open_embedder(options, list(inputs), workers, f"{i}-of-{n_shares}")
+        embedder.allocate(count_inputs(inputs), directory)
+        with interruptible(embedder.summary):
+            embedder.embed(inputs)
+        embedder.cache.close()
+    counts = sum((progress.counts for progress in embedder.progress.values()), Counter())
+    n_embedded = counts["done"] - counts["skipped"] - counts["cached"]
+    return Counter(embedded=n_embedded, found=counts["cached"], skipped=counts["skipped"])

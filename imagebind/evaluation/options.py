@@ -1,0 +1,254 @@
+"""The options of a run: what each means, its default, and which values it takes, in one place.
+
+The command line's parser is built from these fields, and the Python function takes them as keywords.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+from imagebind.evaluation.captions import CAPTION_SUFFIXES
+from imagebind.evaluation.files import Source
+from imagebind.evaluation.words import LANGUAGES
+
+GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+CACHE_NAME = "embeddings.sqlite"  # in the output directory
+TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
+
+
+class OptionError(ValueError):
+    """An option with a value that it does not take.
+
+    Args:
+        sentence: what it takes, such as "must be a whole number from 1 to 4096, not 0".
+        name: of the option.
+    """
+
+    def __init__(self, sentence: str, name: str = ""):
+        super().__init__(f"{name} {sentence}".strip())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values an option takes.
+
+    Args:
+        sentence: says it, after the option's name.
+        read: text of the command line -> value; raises ValueError.
+        holds: whether a value is allowed.
+        metavar: stands for the value in --help.
+    """
+
+    sentence: str
+    read: Callable[[str], Any]
+    holds: Callable[[Any], bool]
+    metavar: str
+
+    def parse(self, text: str) -> Any:
+        """Read a value of the command line.
+
+        Raises:
+            OptionError: it is not allowed.
+        """
+        try:
+            value = self.read(text)
+        except OptionError:
+            raise
+        except ValueError as e:
+            raise OptionError(f"{self.sentence}, not {text!r}") from e
+        self.check(value, shown=text)
+        return value
+
+    def check(self, value: Any, name: str = "", shown: Any = None) -> None:
+        """Raise an OptionError for a value that is not allowed."""
+        if not self.holds(value):
+            raise OptionError(f"{self.sentence}, not {value if shown is None else shown!r}", name)
+
+
+def whole(low: int, high: int, metavar: str = "N") -> Rule:
+    """Whole numbers of a range."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"must be a whole number from {low} to {high}", int, holds, metavar)
+
+
+def number(low: float, high: float, metavar: str) -> Rule:
+    """Numbers of a range."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"must be a number from {low:g} to {high:g}", float, holds, metavar)
+
+
+def one_of(*choices: str) -> Rule:
+    """A choice of words."""
+    return Rule(f"must be one of {', '.join(choices)}", str, choices.__contains__, f"{{{','.join(choices)}}}")
+
+
+def is_device(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value) is not None
+
+
+def is_captions(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(CAPTION_SUFFIXES)
+
+
+def read_captions_path(text: str) -> str:
+    if is_captions(text) and not os.path.isfile(text):
+        raise OptionError(f"{text}: no such file")
+    return text
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise ValueError(text)
+    return int(match[1]), int(match[2])
+
+
+DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
+CAPTIONS = Rule(f"must be a {', '.join(CAPTION_SUFFIXES)} file", read_captions_path, is_captions, "FILE")
+SHARD = Rule(
+    "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
+)
+
+
+def option(default: Any, group: str, help: str, rule: Rule | None = None, metavar: str = "PATH") -> Any:
+    """Declare an option.
+
+    Args:
+        default: its value where it is not given.
+        group: of --help.
+        help: whole sentences; what stands there for the default is "%(default)s".
+        rule: which values it takes; None takes any.
+        metavar: as in Rule, where there is no rule.
+    """
+    metadata = {"group": group, "help": help, "rule": rule, "metavar": rule.metavar if rule else metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run.
+
+    Raises:
+        OptionError: one of them has a value that it does not take.
+    """
+
+    audio_paths: Source | None  # None: the sound of each video file itself
+    video_paths: Source
+    device: str = option(
+        "cuda:0",
+        "model",
+        "Device that runs the model, for example cuda:0 or cpu. Without CUDA the CPU is used. "
+        "Default: %(default)s.",
+        DEVICE,
+    )
+    batch_size: int = option(
+        4,
+        "speed",
+        "Files that go through the model together. On the CPU files always go one by one. "
+        "Default: %(default)s.",
+        whole(1, 4096),
+    )
+    output_dir: str | os.PathLike | None = option(
+        None, "outputs", "Directory for the results. Default: %(default)s.", metavar="DIR"
+    )
+    retrieval_mode: bool = option(
+        False,
+        "inputs",
+        "Compare all sounds with all videos: files without a partner stay, as distractors for the ranks. "
+        "Without this option files without a partner are ignored.",
+    )
+    captions: str | os.PathLike | Mapping[str, str] | None = option(
+        None,
+        "inputs",
+        "Compare sounds and videos with the texts of this file too: a .csv or .tsv file with the columns "
+        "name and caption, or a .jsonl file with these keys.",
+        CAPTIONS,
+    )
+    checkpoint: str | os.PathLike | None = option(
+        None,
+        "model",
+        "Weights of the model. Default: .checkpoints/imagebind_huge.pth, downloaded on first use (4.8 GB).",
+    )
+    precision: str = option(
+        "auto",
+        "model",
+        "Precision of the model's matrix multiplications. auto is fp32 on the CPU and fp16 on CUDA. "
+        "Default: %(default)s.",
+        one_of(*PRECISIONS),
+    )
+    num_workers: int | None = option(
+        None,
+        "speed",
+        "Processes that read files. 0 reads in the main process, which a broken file can then crash or hang. "
+        "Default: one for each core.",
+        whole(0, 1024),
+    )
+    timeout: float = option(
+        300,
+        "speed",
+        "A file that takes longer to read is skipped. Default: %(default)s.",
+        number(0.001, 1e6, "SECONDS"),
+    )
+    worker_memory_gb: float = option(
+        4,
+        "speed",
+        "A file that takes more memory to read is skipped (1 GB is 10^9 bytes). Default: %(default)s.",
+        number(0.001, 1e5, "GB"),
+    )
+    cache: str | os.PathLike | None = option(
+        None,
+        "speed",
+        f"File that keeps embeddings for later runs. Default: {CACHE_NAME} in the output directory.",
+        metavar="FILE",
+    )
+    no_cache: bool = option(False, "speed", "Compute every embedding, and keep none.")
+    max_matrix_gb: float = option(
+        8,
+        "outputs",
+        "similarity_matrix.npy is not written where it would be larger (1 GB is 10^9 bytes). "
+        "Default: %(default)s.",
+        number(0, 1e6, "GB"),
+    )
+    seed: int = option(
+        0,
+        "outputs",
+        "Seed of the bootstrap that gives the confidence interval of the mean. Default: %(default)s.",
+        whole(0, 2**63 - 1),
+    )
+    report_lang: str = option(
+        "zh", "outputs", "Language of the report and the page. Default: %(default)s.", one_of(*LANGUAGES)
+    )
+    no_html: bool = option(False, "outputs", "Do not write report.html and comparison.html.")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, rule = getattr(self, f.name), f.metadata.get("rule")
+            if rule is not None and not (value is None and f.default is None):
+                rule.check(value, f.name)
+
+    @property
+    def cache_path(self) -> str | os.PathLike | None:
+        """Where embeddings are kept; None where they are not."""
+        if self.no_cache:
+            return None
+        if self.cache is None and self.output_dir is not None:
+            return os.path.join(self.output_dir, CACHE_NAME)
+        return self.cache
+
+
+def options_of(group: str) -> list[Field]:
+    """List the options of a group of --help."""
+    return [f for f in fields(Options) if f.metadata.get("group") == group]

@@ -1,0 +1,266 @@
+"""Results -> files: which output is written how; each whole or not at all; by one run at a time."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.report import format_report, report_sections
+from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
+from imagebind.names import field
+from imagebind.reading.cache import find_parts
+
+if TYPE_CHECKING:
+    from imagebind.evaluation.results import Results
+
+LOCK_NAME = ".in_use"
+METRICS_NAME = "metrics.json"
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
+FORMULA_STARTS = ("=", "+", "-", "@")  # of a spreadsheet
+
+Writer = Callable[[Any, BinaryIO], None]
+
+log = logging.getLogger(__name__)
+
+
+def write_outputs(results: Results, arrays: OutputArrays, options: Options) -> None:
+    """Write the outputs of a run; the arrays of the results are then mapped from those files.
+
+    An output that this run does not have is removed, if an earlier run wrote it.
+
+    Raises:
+        EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
+    """
+    outputs = output_writers(options)
+    absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
+    absent |= set() if "text_names" in results else {"text_names.txt"}
+    write_files({**outputs, **dict.fromkeys(absent)}, results, options.output_dir, arrays.names)
+    results |= arrays.private_copies()
+
+
+def output_writers(options: Options) -> dict[str, Writer | None]:
+    """List the outputs of a run, each with what writes it; None for one that is left out."""
+
+    def write_page(results: Results, file: BinaryIO) -> None:
+        from imagebind.evaluation import page  # plotly is slow to import
+
+        sections = report_sections(results["metrics"], options.report_lang)
+        page.write_report_page(file, results, sections, options.report_lang, options.output_dir)
+
+    def report_lines(results: Results) -> list[str]:
+        return format_report(results["metrics"], options.report_lang).splitlines()
+
+    return {
+        "audio_embeddings.npy": npy_writer("audio_embeddings"),
+        "video_embeddings.npy": npy_writer("video_embeddings"),
+        "text_embeddings.npy": npy_writer("text_embeddings"),
+        "similarity_matrix.npy": npy_writer("similarity_matrix"),
+        "audio_names.txt": text_writer(lambda results: map(field, results["audio_names"])),
+        "video_names.txt": text_writer(lambda results: map(field, results["video_names"])),
+        "text_names.txt": text_writer(lambda results: map(field, results["text_names"])),
+        "pairs.txt": text_writer(lambda results: ("\t".join(map(field, pair)) for pair in results["pairs"])),
+        "pair_scores.csv": write_pair_scores,
+        "top_matches.csv": write_top_matches,
+        "consistency_report.txt": text_writer(report_lines),
+        "report.html": None if options.no_html else write_page,
+        METRICS_NAME: text_writer(lambda results: [to_json(results["metrics"])]),
+    }
+
+
+# Formats
+
+
+def npy_writer(key: str) -> Writer:
+    """Return what writes a tensor of the results as .npy."""
+
+    def write(results: Results, file: BinaryIO) -> None:
+        array = np.ascontiguousarray(results[key].numpy())
+        write_npy_header(file, array.shape)
+        file.write(array.data)  # np.save would hide why writing fails
+
+    return write
+
+
+def text_writer(lines_of: Callable[[Results], Iterable[str]]) -> Writer:
+    """Return what writes lines as UTF-8; a byte of a file name that is not UTF-8 is written as \\udcNN."""
+
+    def write(results: Results, file: BinaryIO) -> None:
+        file.writelines(f"{line}\n".encode("utf-8", "backslashreplace") for line in lines_of(results))
+
+    return write
+
+
+def to_json(metrics: dict[str, Any]) -> str:
+    """Format strict JSON: NaN and infinity are errors."""
+    return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
+    """Write a table for spreadsheets: UTF-8 with a byte order mark, and no cell that is a formula."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, float):
+            return "" if math.isnan(value) else f"{value:.6g}"
+        if not isinstance(value, str):
+            return value
+        text = field(value)
+        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([cell(value) for value in row] for row in rows)
+    text.detach()
+
+
+def write_pair_scores(results: Results, file: BinaryIO) -> None:
+    """Write pair_scores.csv: a line for each pair."""
+    scores = results["pair_scores"]
+    columns = ("name", "audio", "video", *scores.written_columns)
+    write_csv(columns, ([pair.get(column) for column in columns] for pair in scores), file)
+
+
+def write_top_matches(results: Results, file: BinaryIO) -> None:
+    """Write top_matches.csv: the most similar videos of each sound, then the other way round."""
+    columns = ("side", "name", "rank", "match", "similarity", "pair")
+    names = {modality: results[f"{modality}_names"] for modality in ("audio", "video")}
+
+    def rows() -> Iterator[Sequence[Any]]:
+        for axis, (modality, other) in enumerate((("audio", "video"), ("video", "audio"))):
+            top, partners = results["top_matches"][modality], defaultdict(set)
+            for pair in results["pair_rows"].tolist():
+                partners[pair[axis]].add(pair[1 - axis])
+            for row, (matches, scores) in enumerate(zip(top.indices, top.similarities, strict=True)):
+                for rank, (match, score) in enumerate(
+                    zip(matches.tolist(), scores.tolist(), strict=True), start=1
+                ):
+                    if match >= 0:
+                        is_pair = match in partners[row] if partners else None
+                        yield modality, names[modality][row], rank, names[other][match], score, is_pair
+
+    write_csv(columns, rows(), file)
+
+
+# Whole or not at all
+
+
+def write_files(
+    files: dict[str, Writer | None],
+    results: Any,
+    output_dir: str | os.PathLike,
+    in_temporary_files: Iterable[str] = (),
+) -> None:
+    """Write files: first each to a temporary one, then, when all are whole, rename them.
+
+    metrics.json is removed first and renamed last: where it exists, all outputs are of one run.
+
+    Args:
+        files: name -> what writes it; None removes it.
+        in_temporary_files: names of those that are written already.
+
+    Raises:
+        EvaluationError: one cannot be written; those of an earlier run stay as they were.
+    """
+    name = "outputs"
+    try:
+        ensure_directory(output_dir)
+        for name, write in files.items():
+            if write is None:
+                continue
+            path = temporary_path(output_dir, name)
+            is_written = name in in_temporary_files and path.exists()
+            with open(path, "r+b" if is_written else "wb") as file:
+                if not is_written:
+                    write(results, file)
+                file.flush()
+                os.fsync(file.fileno())
+        if METRICS_NAME in files:
+            Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
+        for name, write in files.items():
+            if write is None:
+                Path(output_dir, name).unlink(missing_ok=True)
+            else:
+                os.replace(temporary_path(output_dir, name), Path(output_dir, name))
+    except OSError as e:
+        raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
+    finally:
+        remove_temporary_files(output_dir, files)
+
+
+def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:
+    """Remove the temporary files of these outputs, which a run that was killed may have left."""
+    leftovers = [temporary_path(output_dir, name) for name in names]
+    for path in (*leftovers, *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME))):
+        with suppress(OSError):
+            path.unlink()
+
+
+# One run at a time
+
+
+@contextmanager
+def exclusive_use(output_dir: str | os.PathLike | None, names: Iterable[str]) -> Iterator[None]:
+    """Make the output directory, and keep other runs out of it while this one lives.
+
+    The lock is the operating system's and ends with the process, however that ends; the text in the locked
+    file only says who holds it.
+
+    Args:
+        output_dir: None locks nothing.
+        names: of the outputs.
+
+    Raises:
+        EvaluationError: the directory cannot be written to, or another run uses it.
+    """
+    if output_dir is None:
+        yield
+        return
+    path = Path(output_dir, LOCK_NAME)
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        lock.acquire(blocking=False)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}")
+    except Timeout as e:
+        raise EvaluationError(
+            f"{output_dir}: in use by {read_holder(path)}; wait for it, or name another --output_dir"
+        ) from e
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise EvaluationError(f"{output_dir}: cannot write to this directory ({e.strerror})") from e
+        log.warning("%s: cannot be locked (%s); make sure that no other run writes there", path, e.strerror)
+    try:
+        remove_temporary_files(output_dir, names)
+        yield
+    finally:
+        remove_temporary_files(output_dir, names)
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # while it is locked: who waits for it then locks a new file
+        lock.release()
+
+
+def read_holder(path: Path) -> str:
+    """Return what the process that holds a lock wrote into its file."""
+    try:
+        return path.read_text() or "another run"
+    except OSError:
+        return "another run"

@@ -1,0 +1,350 @@
+"""The pages: figures, charts and tables in one HTML file that opens without a network.
+
+A page is data, which the script in page.html shows; plotly's script is embedded beside it. What comes
+from the user's files, their names above all, is embedded as JSON and shown as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from imagebind.evaluation.charts import (
+    heat_map,
+    histogram_chart,
+    interval_chart,
+    outline_chart,
+    recall_chart,
+    sample_cells,
+)
+from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.names import one_line
+
+REPORT_PAGE = "report.html"
+MAX_PAIRS = 10_000  # in the table
+
+Part = dict[str, Any]  # of a page: a title, how to read it, and tiles, facts, a chart or a table
+
+
+def write_page(file: BinaryIO, lang: str, title: str, note: str, parts: Sequence[Part]) -> None:
+    """Write a page.
+
+    Args:
+        lang: a key of PAGE_WORDS.
+        note: what the reader has to know first, or "".
+        parts: what it shows, in order.
+    """
+    page = {"texts": PAGE_WORDS[lang], "note": note, "parts": parts}
+    content = {
+        "lang": lang,
+        "title": html.escape(title),
+        "noscript": PAGE_WORDS[lang]["noscript"],
+        "page": json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"),
+        "plotly": get_plotlyjs(),
+    }
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for i, text in enumerate(re.split(r"\{\{(\w+)\}\}", template)):
+        file.write((content[text] if i % 2 else text).encode())
+
+
+# Parts
+
+
+def tiles(figures: Iterable[tuple[str, Any, str]]) -> Part:
+    """Show figures in large type: label, value, and what to compare it with."""
+    return {"tiles": [(label, cell(value), detail) for label, value, detail in figures]}
+
+
+def facts(sections: dict[str, dict[str, Any]]) -> Part:
+    """Show the sections of a report: title -> label -> value; indented labels are shown in other tables."""
+    return {
+        "facts": {
+            title: {label: cell(str(value)) for label, value in rows.items() if not label.startswith(" ")}
+            for title, rows in sections.items()
+        }
+    }
+
+
+def chart(title: str, how: str, figure: go.Figure) -> Part:
+    figure.layout.template = {}  # the page has its own, for light and dark
+    return {"title": title, "how": how, "chart": json.loads(figure.to_json())}
+
+
+def table(
+    title: str,
+    how: str,
+    columns: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[Any]],
+    order: tuple[int, int] | None = None,
+) -> Part:
+    """Show a table that can be sorted and searched.
+
+    Args:
+        columns: of each its label, and its kind: "text", "long" for texts of many words, "number" or "file".
+        rows: of cells; a file is a pair of what is shown and its address.
+        order: the column by which it is sorted, and 1 or -1; None leaves the rows in theirs.
+    """
+    rows = [[cell(value) for value in row] for row in rows]
+    return {"title": title, "how": how, "columns": list(columns), "rows": rows, "order": order}
+
+
+def cell(value: Any) -> Any:
+    """Prepare the value of a cell: text in one line, numbers with six digits, None for an empty cell."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, tuple):
+        return [one_line(value[0]), value[1]]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def address(path: str, folder: str | os.PathLike) -> str:
+    """Return the address of a file for a page in a folder: relative, so that both can move together."""
+    return quote(os.fsencode(os.path.relpath(path, folder)))
+
+
+# The two pages
+
+
+def write_report_page(
+    file: BinaryIO,
+    results: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+    lang: str,
+    folder: str | os.PathLike,
+) -> None:
+    """Write the page of a run.
+
+    Args:
+        results: of the run.
+        sections: all figures as they are in the report.
+        lang: a key of PAGE_WORDS.
+        folder: that the page is written to; links are relative to it.
+    """
+    texts, metrics = PAGE_WORDS[lang], results["metrics"]
+    parts = [tiles(report_tiles(metrics, texts))]
+    if results["pairs"]:
+        parts.append(
+            chart(texts["histogram"], texts["histogram how"], histogram_chart(results["histograms"], lang))
+        )
+    parts.append(matrix_part(results, lang))
+    if results["pairs"]:
+        scores = results["pair_scores"]
+        ranks = {
+            "audio to video": (scores.columns["video_rank"], metrics["counts"]["video"]),
+            "video to audio": (scores.columns["audio_rank"], metrics["counts"]["audio"]),
+        }
+        parts.append(chart(texts["recall"], texts["recall how"], recall_chart(ranks, lang)))
+        parts.append(pair_table(scores, texts, folder))
+    for modality in ("audio", "video"):
+        parts += caption_parts(results, modality, lang)
+    if failures := results["failures"]:
+        rows = ((texts[f["side"]], linked(f["path"], folder), f["reason"]) for f in failures)
+        columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
+        parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
+    parts.append({"title": texts["all figures"], **facts(sections)})
+    write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts)
+
+
+def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Part]:
+    """Show how captions agree with the files of a modality, where there are both."""
+    texts, key = PAGE_WORDS[lang], f"text_{modality}"
+    if key not in results or not len(results[key]["pair_rows"]):
+        return []
+    of_text, counts = results[key], results["metrics"]["counts"]
+    ranks = {
+        f"text to {modality}": (of_text[f"{modality}_rank"], counts[modality]),
+        f"{modality} to text": (of_text["text_rank"], counts["text"]),
+    }
+    return [
+        chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang)),
+        chart("", "", recall_chart(ranks, lang)),
+    ]
+
+
+def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[str, Any, str]]:
+    """Choose the figures that are shown first, in large type."""
+    counts = metrics["counts"]
+    evaluated = (
+        texts["evaluated"],
+        counts["pairs"],
+        texts["left out"].format(counts["failed"], counts["unmatched"]),
+    )
+    if not counts["pairs"]:
+        return [evaluated]
+
+    def mean_tile(label: str, figures: dict[str, Any]) -> tuple[str, Any, str]:
+        interval = figures["paired_similarity_interval"]
+        detail = texts["interval"].format(*interval) if interval else ""
+        return label, figures["paired_similarity_mean"], detail
+
+    chosen = [mean_tile(texts["mean of pairs"], metrics)]
+    if "margin" in metrics:
+        suspects = metrics["suspects"]
+        chosen += [
+            (
+                texts["mean of mismatches"],
+                metrics["mismatched_similarity_mean"],
+                texts["deviation"].format(metrics["mismatched_similarity_std"]),
+            ),
+            (texts["auc"], metrics["auc"], texts["of chance"].format(0.5)),
+            (
+                texts["suspects"],
+                "–" if suspects is None else suspects,
+                texts["too few"] if suspects is None else texts["of pairs"].format(counts["pairs"]),
+            ),
+        ]
+    chance = texts["of chance"].format(metrics["recall_at_1_chance"])
+    chosen.append(("Recall@1", metrics["recall_at_1"], chance))
+    for key in ("text_audio", "text_video"):
+        of_text = metrics.get(key, {})
+        if "paired_similarity_mean" in of_text:
+            chosen.append(mean_tile(texts[f"mean of {key}"], of_text))
+    return [*chosen, evaluated]
+
+
+def matrix_part(results: dict[str, Any], lang: str) -> Part:
+    """Show the similarity matrix, or a sample of it with a line that says so."""
+    from imagebind.evaluation.similarity import (
+        cosine_similarity,  # imports torch, slow, and not for every page
+    )
+
+    texts, embeddings = PAGE_WORDS[lang], (results["audio_embeddings"], results["video_embeddings"])
+    n_rows, n_columns = map(len, embeddings)
+    rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"])
+    how = texts["heat map how"]
+    if (len(rows), len(columns)) != (n_rows, n_columns):
+        how += " " + texts["sample"].format(len(rows), n_rows, len(columns), n_columns)
+    names = [results["audio_names"][i] for i in rows], [results["video_names"][j] for j in columns]
+    similarity = cosine_similarity(
+        *(e[chosen].numpy() for e, chosen in zip(embeddings, (rows, columns), strict=True))
+    )
+    return chart(texts["heat map"], how, heat_map(similarity, *names, lang))
+
+
+def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) -> Part:
+    """Show the pairs, the least similar first."""
+    lowest = scores.lowest(MAX_PAIRS)
+    how = texts["pair table how"]
+    if len(lowest) < len(scores):
+        how += " " + texts["least"].format(len(lowest), len(scores))
+    figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
+    said = {None: None, True: texts["yes"], False: texts["no"]}
+    rows = (
+        (
+            *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
+            *(pair.get(figure) for figure in figures),
+            *(linked(pair[modality], folder) for modality in ("audio", "video")),
+            *(pair[column] for column in scores.caption_columns),
+        )
+        for pair in lowest
+    )
+    kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
+    columns = list(zip(texts["columns"], kinds, strict=True))
+    if scores.caption_columns:
+        columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
+    return table(texts["pair table"], how, columns, rows, order=(1, 1))
+
+
+def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
+    return os.path.basename(path), address(path, folder)
+
+
+def write_comparison_page(
+    file: BinaryIO,
+    rows: Sequence[dict[str, Any]],
+    similarities: Sequence[np.ndarray],
+    difference: str | None,
+    lang: str,
+    folder: str | os.PathLike,
+) -> None:
+    """Write the page of a comparison.
+
+    Args:
+        rows: of comparison.csv.
+        similarities: (P,) of each system's pairs.
+        difference: in how the systems were computed, or None.
+        lang, folder: as in write_report_page.
+    """
+    texts = PAGE_WORDS[lang]
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    outlines = outline_chart(names, similarities, lang)
+    parts = compared_parts(rows, "audio_video", texts, folder)
+    parts.insert(2, chart(texts["outlines"], texts["outlines how"], outlines))
+    for agreement in ("text_audio", "text_video"):
+        parts += compared_parts(rows, agreement, texts, folder)
+    write_page(
+        file, lang, texts["comparison"], texts["different"].format(difference) if difference else "", parts
+    )
+
+
+def compared_parts(
+    rows: Sequence[dict[str, Any]], agreement: str, texts: dict[str, Any], folder: str | os.PathLike
+) -> list[Part]:
+    """Show the systems and their differences in one agreement; nothing where none has it."""
+    rows = [row for row in rows if row["agreement"] == agreement]
+    systems = [row for row in rows if "minus" not in row]
+    differences = [row for row in rows if "minus" in row]
+    if not systems:
+        return []
+    title = "" if agreement == "audio_video" else f"{texts[agreement]}: "
+    interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
+    figures = {
+        key: figure_label(key, texts)
+        for key in systems[0]
+        if key not in ("agreement", "system", *interval) and any(row[key] is not None for row in systems)
+    }
+    columns = interval | figures
+    parts = [
+        table(
+            title + texts["systems"],
+            texts["systems how"],
+            [(texts["system"], "file"), *((label, "number") for label in columns.values())],
+            ((report_of(row["system"], folder), *(row[key] for key in columns)) for row in systems),
+        ),
+        chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
+    ]
+    if told := [row for row in differences if row["pairs"]]:
+        drawn = interval_chart(told, texts["difference"])
+        parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
+    columns = {"system": texts["system"], "minus": texts["minus"], **interval, "mean": texts["difference"]}
+    kinds = {"system": "text", "minus": "text"}
+    parts.append(
+        table(
+            "",
+            "" if told else texts["no pairs"],
+            [(label, kinds.get(key, "number")) for key, label in columns.items()],
+            ([row.get(key) for key in columns] for row in differences),
+        )
+    )
+    return parts
+
+
+def figure_label(key: str, texts: dict[str, str]) -> str:
+    """Name a column of comparison.csv.
+
+    >>> figure_label("video_to_audio_recall_at_5", PAGE_WORDS["en"])
+    'Recall@5, video to audio'
+    """
+    if "recall_at_" in key:
+        k, back = key.rpartition("_")[2], key.startswith("video_to_audio")
+        return f"Recall@{k}, {texts['video to audio' if back else 'audio to video']}"
+    return {"auc": "AUC", "suspects": texts["suspects"], "skipped": texts["skipped files"]}[key]
+
+
+def report_of(system: str, folder: str | os.PathLike) -> tuple[str, str]:
+    """Link a system to its page, or to its directory if it has none."""
+    page = os.path.join(system, REPORT_PAGE)
+    return system, address(page if os.path.exists(page) else system, folder)

@@ -1,0 +1,53 @@
+"""What a run compares: its files, its pairs and its captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from imagebind.evaluation.captions import MatchedCaptions, match_captions
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.files import MediaFiles, gather_files
+from imagebind.evaluation.options import Options
+from imagebind.evaluation.pairing import Pairing, pair_files, pair_with_own_sound, report_pairing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run compares."""
+
+    audio: MediaFiles
+    video: MediaFiles
+    pairing: Pairing
+    retrieval: bool  # all files are compared; otherwise pairs alone
+    captions: MatchedCaptions | None
+    inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
+
+
+def plan_run(options: Options) -> Plan:
+    """List the files, pair them, and find their captions.
+
+    Raises:
+        EvaluationError: nothing can be evaluated.
+    """
+    video = gather_files("video", options.video_paths)
+    if options.audio_paths is None:
+        audio, pairing = replace(video, modality="audio"), pair_with_own_sound(video)
+    else:
+        audio = gather_files("audio", options.audio_paths)
+        pairing = pair_files(audio, video)
+    report_pairing(audio, video, pairing)
+    retrieval = options.retrieval_mode or pairing.rule == "none"
+    if retrieval:
+        inputs = {"audio": audio.distinct, "video": video.distinct}
+    elif not pairing.pairs:
+        raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+    else:
+        audio_paths, video_paths = zip(*pairing.pairs, strict=True)
+        inputs = {"audio": tuple(dict.fromkeys(audio_paths)), "video": tuple(dict.fromkeys(video_paths))}
+    captions = None
+    if options.captions is not None:
+        captions = match_captions(options.captions, audio, video, pairing.pairs, retrieval)
+        used = (text for name, text in captions.texts.items() if name in captions.used)
+        inputs["text"] = tuple(dict.fromkeys(used))
+    return Plan(audio, video, pairing, retrieval, captions, inputs)

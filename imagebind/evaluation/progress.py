@@ -1,0 +1,73 @@
+"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+
+from tqdm import tqdm
+
+SECONDS_PER_LINE = 30  # where there is no terminal
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """How far the files of one modality are.
+
+    Args:
+        modality: of the files.
+        total: how many files there are.
+    """
+
+    def __init__(self, modality: str, total: int):
+        self.modality, self.total = modality, total
+        self.counts = Counter()  # files that are done, and among them skipped and cached ones
+        self.start = self.last_logged = time.monotonic()
+        self.bar = None
+
+    def update(self, skipped: bool, cached: bool) -> None:
+        """Count one file and show it."""
+        self.counts.update(done=1, skipped=skipped, cached=cached)
+        if self.bar is None:  # made with the first file, so that two modalities do not share a line
+            disabled = not sys.stderr.isatty()
+            self.bar = tqdm(desc=self.modality, total=self.total, unit="file", disable=disabled)
+        n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))
+        self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
+        self.bar.update(1)
+        now = time.monotonic()
+        if self.bar.disable and now - self.last_logged > SECONDS_PER_LINE:
+            self.last_logged = now
+            rate = n_done / (now - self.start)
+            log.info(
+                "%s: %d of %d files, %.2f files/s, %.0f s left, %d skipped, %d cached",
+                *(self.modality, n_done, self.total, rate, (self.total - n_done) / rate, n_skipped, n_cached),
+            )
+        if n_done == self.total:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class MatrixProgress:
+    """How far the comparison of all rows with all columns is: a line now and then.
+
+    Args:
+        shape: (N, M) of the similarity matrix.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        self.shape, self.n_done, self.last_logged = shape, 0, time.monotonic()
+
+    def update(self, n_cells: int) -> None:
+        """Count cells."""
+        self.n_done += n_cells
+        if time.monotonic() - self.last_logged > SECONDS_PER_LINE:
+            self.last_logged = time.monotonic()
+            share = min(100 * self.n_done / (self.shape[0] * self.shape[1]), 100)
+            log.info("similarity: %.1f %% of %d x %d", share, *self.shape)

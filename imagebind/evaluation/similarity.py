@@ -1,0 +1,419 @@
+"""Embeddings -> what is counted over their similarity matrix, tile by tile, without keeping the matrix.
+
+A cosine here is the same number in every tile, thread, process and order of additions: embeddings are scaled
+to unit length and rounded to multiples of 2^-26, so every product is a multiple of 2^-52, and no sum needs
+more than the 53 bits of float64. It is then rounded to its key (keys.py).
+
+Letters in shapes: N rows, M columns, P pairs, C cells, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from imagebind.evaluation.keys import BINS, KEY_BITS, KEYS_PER_BIN, Cells, bin_of, from_keys, rebin
+
+UNIT_BITS = 26
+TILE = 1024, 2048  # rows and columns
+GPU_TILE = 4032, 4032
+# One float32 sum over a line of a tile counts two things: a cell above the pair adds 1, a cell below it adds
+# -2^-12. A line of a tile has fewer than 4096 cells, so the two counts can be told apart.
+BELOW = -(2.0**-12)
+ROW_BLOCKS_PER_GROUP = 32  # that are held in memory while the columns pass by
+QUEUED_TILES = 4  # for each thread
+TOP = 10  # best matches that are kept of each row and each column
+EMPTY = np.iinfo(np.int64).min
+HELD_CELLS = 2**24  # that are collected before they are counted by key
+
+TileWriter = Callable[[int, int, np.ndarray], None]  # first row, first column, float32 tile
+
+
+def unit_rows(rows: np.ndarray) -> torch.Tensor:
+    """Scale rows (N, E) to unit length and round them to multiples of 2^-26, in float64; zeros stay zeros."""
+    rows = torch.from_numpy(np.array(rows, np.float64))
+    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return rows.mul_(2**UNIT_BITS).round_().mul_(2**-UNIT_BITS)
+
+
+def cell_keys(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return the keys (C,) of cells (C, 2) of the similarity matrix of rows (N, E) and columns (M, E)."""
+    keys = [np.empty(0, np.int32)]
+    for i in range(0, len(cells), TILE[0]):
+        i_row, i_column = cells[i : i + TILE[0]].T
+        cosines = (unit_rows(rows[i_row]) * unit_rows(columns[i_column])).sum(1)
+        keys.append(cosines.mul_(2**KEY_BITS).float().round_().int().numpy())
+    return np.concatenate(keys)
+
+
+def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the similarity matrix of rows (N, E) and columns (M, E), for few enough to fit into memory.
+
+    Returns:
+        (N, M) float32.
+    """
+    keys = (unit_rows(rows) @ unit_rows(columns).T).mul_(2**KEY_BITS).float().round_()
+    return keys.mul_(2**-KEY_BITS).numpy()
+
+
+@dataclass
+class Scan:
+    """What was counted over a similarity matrix (N, M) with P pairs."""
+
+    shape: tuple[int, int]
+    row_sum: np.ndarray  # (E,) sum of the unit rows, exact
+    column_sum: np.ndarray  # (E,) sum of the unit columns
+    n_above: np.ndarray  # (2, P) cells of the pair's row, and of its column, that are more similar than it
+    n_equal: np.ndarray  # (2, P) and those that are as similar, the pair included
+    bins: np.ndarray  # (BINS,) cells in each bin
+    levels: np.ndarray  # (L,) the bins that hold pairs
+    level_keys: np.ndarray  # (L, KEYS_PER_BIN) cells of each key in those bins
+    top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
+    squares: list[float] = field(default_factory=list)  # sum of squared cosines of each tile
+
+    @property
+    def sum(self) -> float:
+        """The sum of all cosines."""
+        return float(self.row_sum @ self.column_sum)
+
+    def count_from(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count the cells above each key, and those of that key, for keys (P,) of pairs."""
+        bins, index = bin_of(keys)
+        beyond = np.append(self.bins[::-1].cumsum()[::-1], 0)[1:]  # (BINS,) cells in higher bins
+        level = np.searchsorted(self.levels, bins)
+        within = self.level_keys[:, ::-1].cumsum(axis=1)[:, ::-1] - self.level_keys
+        return beyond[bins] + within[level, index], self.level_keys[level, index]
+
+    def histogram(self, n: int) -> np.ndarray:
+        """Count the cells in n equal bins from -1 to 1, n a power of two."""
+        return rebin(self.bins, n)
+
+
+class Top:
+    """The best matches of each of n lines: higher keys first, among equal ones the lower index."""
+
+    def __init__(self, n: int):
+        self.best = np.full((n, TOP), EMPTY)  # key * 2^32 - index, descending
+
+    @staticmethod
+    def ordered(keys: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Pack keys and indices into numbers whose order is that of the matches."""
+        return (keys.astype(np.int64) << 32) - indices
+
+    @property
+    def indices(self) -> np.ndarray:
+        """(n, TOP) of the best matches; -1 where there are fewer."""
+        return np.where(self.best == EMPTY, -1, -self.best & (2**32 - 1))
+
+    @property
+    def similarities(self) -> np.ndarray:
+        """(n, TOP) of the best matches, float32."""
+        return from_keys(-(-self.best >> 32))
+
+    def bounds(self, lines: slice) -> np.ndarray:
+        """(n,) float32 keys that a cell has to reach to be among the best of its line."""
+        worst = self.best[lines, -1]
+        return np.where(worst == EMPTY, -np.inf, -(-worst >> 32)).astype(np.float32)
+
+    def offer(self, lines: np.ndarray, ordered: np.ndarray) -> None:
+        """Insert the cells that are among the best of their line.
+
+        Args:
+            lines: (C,).
+            ordered: (C,) made by `ordered`.
+        """
+        order = np.lexsort((-ordered, lines))
+        lines, ordered = lines[order], ordered[order]
+        touched, first, index = np.unique(lines, return_index=True, return_inverse=True)
+        rank = np.arange(len(lines)) - first[index]
+        kept = rank < TOP
+        offered = np.full((len(touched), TOP), EMPTY)
+        offered[index[kept], rank[kept]] = ordered[kept]
+        both = np.concatenate([self.best[touched], offered], axis=1)
+        both.sort(axis=1)
+        self.best[touched] = both[:, : -TOP - 1 : -1]
+
+
+def true_indices(marks: torch.Tensor) -> torch.Tensor:
+    """Return the flat indices of the true elements of a boolean tensor."""
+    if marks.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(marks.numpy()))  # several times as fast
+    return marks.view(-1).nonzero()[:, 0]
+
+
+class Scanner:
+    """Counts over the tiles of a similarity matrix.
+
+    Args:
+        shape: of the matrix.
+        width: E.
+        pair_cells: (P, 2) row and column of each pair.
+        keys: (P,) of the pairs.
+        writer: takes each tile; None if nobody does.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        width: int,
+        pair_cells: np.ndarray,
+        keys: np.ndarray,
+        writer: TileWriter | None,
+    ):
+        self.writer, n_pairs, self.held, self.buffers = writer, len(pair_cells), [], threading.local()
+        self.order = [np.argsort(pair_cells[:, axis], kind="stable") for axis in (0, 1)]
+        self.lines = [pair_cells[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
+        self.keys = [torch.from_numpy(keys[order].astype(np.float32)) for order in self.order]
+        levels = np.unique(bin_of(keys)[0])
+        self.level_of = torch.full((BINS,), -1, dtype=torch.int32)
+        self.level_of[torch.from_numpy(levels)] = torch.arange(len(levels), dtype=torch.int32)
+        self.found = Scan(
+            shape,
+            row_sum=np.zeros(width),
+            column_sum=np.zeros(width),
+            n_above=np.zeros((2, n_pairs), np.int64),
+            n_equal=np.zeros((2, n_pairs), np.int64),
+            bins=np.zeros(BINS, np.int64),
+            levels=levels,
+            level_keys=np.zeros((len(levels), KEYS_PER_BIN), np.int64),
+            top=(Top(shape[0]), Top(shape[1])),
+        )
+
+    def count(self, row: int, column: int, rows: torch.Tensor, columns: torch.Tensor) -> Callable[[], None]:
+        """Compute a tile and count its cells.
+
+        Args:
+            row, column: where the tile begins.
+            rows: (n, E) unit rows times 2^24.
+            columns: (m, E) unit columns.
+
+        Returns:
+            a function that adds the counts to those of the matrix; not thread-safe.
+        """
+        buffers = self._buffers(len(rows), len(columns), rows.device)
+        cosines, keys = buffers["cosines"], buffers["keys"]  # (n, m)
+        torch.mm(rows, columns.T, out=cosines)
+        squares = math.fsum(torch.linalg.vector_norm(cosines, dim=1).square_().tolist())
+        keys.copy_(cosines).round_()
+        begins = (row, column)
+        in_lines = [self._in_lines(axis, begins[axis], keys, buffers["marks"]) for axis in (0, 1)]
+        best = self._candidates(begins, keys, buffers["marks"], buffers["chosen"])
+        tile = None if self.writer is None else (keys * 2**-KEY_BITS).cpu().numpy()
+        bins, held = self._bins(keys, buffers["bins"], buffers["chosen"])
+
+        def add() -> None:
+            found = self.found
+            found.squares.append(math.ldexp(squares, -2 * KEY_BITS))
+            found.bins += bins
+            self._hold(held)
+            for axis, (pairs, n_above, n_equal) in enumerate(in_lines):
+                found.n_above[axis, pairs] += n_above
+                found.n_equal[axis, pairs] += n_equal
+                found.top[axis].offer(*best[axis])
+            if tile is not None:
+                self.writer(row, column, tile)
+
+        return add
+
+    def _buffers(self, n: int, m: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return this thread's memory for a tile; allocating it for each tile would double the time."""
+        buffers = self.buffers.__dict__
+        if (n, m) not in buffers:
+            types = {"cosines": torch.float64, "keys": torch.float32, "marks": torch.float32}
+            types |= {"bins": torch.int32, "chosen": torch.bool}
+            buffers[n, m] = {
+                name: torch.empty(n, m, dtype=type, device=device) for name, type in types.items()
+            }
+        return buffers[n, m]
+
+    def _in_lines(
+        self, axis: int, begin: int, keys: torch.Tensor, marks: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count the cells of a tile above, and equal to, the pairs in their row (axis 0) or column (axis 1).
+
+        Returns:
+            (K,) indices of the pairs, and the two counts for each.
+        """
+        n_lines = keys.shape[axis]
+        first, end = np.searchsorted(self.lines[axis], (begin, begin + n_lines))
+        own = self.lines[axis][first:end] - begin
+        if not np.array_equal(own, np.arange(n_lines)):
+            keys = keys.index_select(axis, torch.from_numpy(own).to(keys.device))
+            marks = marks.new_empty(keys.shape)
+        pairs = self.keys[axis][first:end].to(keys.device).unsqueeze(1 - axis)
+        torch.sub(keys, pairs, out=marks).clamp_(BELOW, 1)
+        sums = marks.sum(1 - axis).double().cpu().numpy()  # exact
+        n_above = np.ceil(sums)
+        n_equal = keys.shape[1 - axis] - n_above - (sums - n_above) / BELOW
+        return self.order[axis][first:end], n_above.astype(np.int64), n_equal.astype(np.int64)
+
+    def _candidates(
+        self, begins: tuple[int, int], keys: torch.Tensor, marks: torch.Tensor, chosen: torch.Tensor
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Find the cells of a tile that may be among the TOP best of their row or column.
+
+        Returns:
+            the arguments of Top.offer, for rows and for columns.
+        """
+        bounds = []
+        for axis, n in enumerate(keys.shape):
+            bound = self.found.top[axis].bounds(slice(begins[axis], begins[axis] + n))
+            bound = torch.from_numpy(bound).to(keys.device)
+            if keys.shape[1 - axis] > TOP and bool(bound.isneginf().any()):
+                lines = keys if axis == 0 else keys.T.contiguous()
+                bound = torch.maximum(bound, lines.topk(TOP, dim=1).values[:, -1])
+            bounds.append(bound.unsqueeze(1 - axis))
+        torch.minimum(*bounds, out=marks)
+        cells = true_indices(torch.ge(keys, marks, out=chosen))
+        rows, columns = cells // keys.shape[1], cells % keys.shape[1]
+        values = keys.view(-1)[cells]
+        offers = []
+        for axis, lines, others in ((0, rows, columns), (1, columns, rows)):
+            kept = values >= bounds[axis].view(-1)[lines]
+            lines, others, reached = (x[kept].cpu().numpy().astype(np.int64) for x in (lines, others, values))
+            offers.append((lines + begins[axis], Top.ordered(reached, others + begins[1 - axis])))
+        return offers
+
+    def _bins(
+        self, keys: torch.Tensor, bins: torch.Tensor, is_level: torch.Tensor
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """Count the cells of a tile by bin; return those in bins with pairs as flat indices of level_keys."""
+        keys, bins, is_level = keys.view(-1), bins.view(-1), is_level.view(-1)
+        bins.copy_(keys).add_(2**KEY_BITS).bitwise_right_shift_(KEYS_PER_BIN.bit_length() - 1)
+        counts = torch.bincount(bins, minlength=BINS).cpu().numpy()
+        levels = self.level_of.to(keys.device)
+        held = true_indices(torch.index_select(levels >= 0, 0, bins, out=is_level))
+        index = (keys[held].int() + 2**KEY_BITS) & (KEYS_PER_BIN - 1)
+        return counts, levels[bins[held]] * KEYS_PER_BIN + index
+
+    def _hold(self, level_indices: torch.Tensor) -> None:
+        self.held.append(level_indices)
+        if sum(map(len, self.held)) > HELD_CELLS:
+            self.count_held()
+
+    def count_held(self) -> None:
+        """Count the collected cells by key."""
+        shape = self.found.level_keys.shape
+        if self.held:
+            counts = torch.bincount(torch.cat(self.held), minlength=math.prod(shape))
+            self.found.level_keys += counts.cpu().numpy().reshape(shape)
+            self.held.clear()
+
+
+@contextmanager
+def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]], None]]:
+    """Yield a function that counts many tiles in threads, and adds the counts up in this one.
+
+    Each thread computes with one core: several cores on one tile would wait for each other.
+    """
+    before = torch.get_num_threads()
+    n_threads = before if device.type == "cpu" else 1
+
+    def run(counts: Iterable[Callable[[], Callable[[], None]]]) -> None:
+        waiting = deque()
+        for count in counts:
+            waiting.append(pool.submit(count))
+            if len(waiting) > QUEUED_TILES * n_threads:
+                waiting.popleft().result()()
+        while waiting:
+            waiting.popleft().result()()
+
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield run
+    finally:
+        torch.set_num_threads(before)
+
+
+def matrix_writer(matrix: np.ndarray) -> TileWriter:
+    """Return a function that writes tiles into a matrix (N, M)."""
+
+    def write(row: int, column: int, tile: np.ndarray) -> None:
+        matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
+
+    return write
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Split n indices into blocks of at most `size`."""
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def scan(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pair_cells: np.ndarray,
+    keys: np.ndarray,
+    writer: TileWriter | None = None,
+    progress: Callable[[int], None] | None = None,
+    device: str | torch.device = "cpu",
+) -> Scan:
+    """Count over the similarity matrix of rows (N, E) and columns (M, E).
+
+    Args:
+        pair_cells, keys, writer: as in Scanner.
+        progress: called with the number of cells that were counted.
+        device: that computes the tiles.
+    """
+    device = torch.device(device)
+    height, width = GPU_TILE if device.type == "cuda" else TILE
+    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pair_cells, keys, writer)
+
+    def tiles(row_blocks: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:
+        for block in blocks(len(columns), width):
+            units = unit_rows(columns[block])
+            if row_blocks[0][0] == 0:
+                scanner.found.column_sum += units.sum(0).numpy()
+            units = units.to(device)
+            for row, of_row in row_blocks:
+                yield partial(scanner.count, row, block.start, of_row, units)
+                if progress is not None:
+                    progress(len(of_row) * len(units))
+
+    with tile_threads(device) as run:
+        for group in blocks(len(rows), height * ROW_BLOCKS_PER_GROUP):
+            row_blocks = []
+            for block in blocks(group.stop - group.start, height):
+                start = group.start + block.start
+                units = unit_rows(rows[start : group.start + block.stop])
+                scanner.found.row_sum += units.sum(0).numpy()
+                row_blocks.append((start, units.mul_(2**KEY_BITS).to(device)))
+            run(tiles(row_blocks))
+    scanner.count_held()
+    return scanner.found
+
+
+def scan_pairs(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pair_cells: np.ndarray,
+    non_mismatch_cells: np.ndarray,
+    matrix: np.ndarray | None,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Scan, Cells, Cells]:
+    """Count over the similarity matrix of rows (N, E) and columns (M, E), and look up single cells.
+
+    Args:
+        pair_cells: (P, 2).
+        non_mismatch_cells: (C, 2) the pairs, and other cells that are not mismatches; each once.
+        matrix: (N, M), to be filled in; or None.
+
+    Returns:
+        what was counted; the pairs; and the other cells.
+    """
+    pairs, non_mismatches = (
+        Cells(cells, cell_keys(rows, columns, cells)) for cells in (pair_cells, non_mismatch_cells)
+    )
+    writer = None if matrix is None else matrix_writer(matrix)
+    found = scan(rows, columns, pairs.index, pairs.keys, writer, progress, device)
+    return found, pairs, non_mismatches

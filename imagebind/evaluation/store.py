@@ -1,0 +1,138 @@
+"""Arrays that may be larger than memory: embeddings as they come, and the arrays of the outputs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from imagebind.evaluation.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS_PER_COPY = 1024
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddingStore:
+    """The embeddings of one modality, in the order in which they come.
+
+    They lie in one preallocated array, memory-mapped where there is a directory for it: many small arrays
+    would lie between the model's activations and fragment the heap.
+
+    Args:
+        n_files: how many embeddings may come.
+        directory: for the file behind the array; None keeps it in memory.
+    """
+
+    def __init__(self, n_files: int, directory: str | os.PathLike | None):
+        self.n_files, self.directory = n_files, directory
+        self.row_of: dict[str, int] = {}  # path -> row
+        self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.row_of
+
+    def add(self, path: str, embedding: np.ndarray) -> np.ndarray:
+        """Store the embedding (E,) of a file, and return it as a view of the array."""
+        if self.array is None:
+            self.array = temporary_array((self.n_files, len(embedding)), self.directory)
+        row = self.array[len(self.row_of)]
+        row[:] = embedding
+        self.row_of[path] = len(self.row_of)
+        return row
+
+    def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
+        """Copy the embeddings of some files, in their order, to an array (N, E)."""
+        rows = np.fromiter(map(self.row_of.__getitem__, paths), np.int64, len(paths))
+        for i in range(0, len(rows), ROWS_PER_COPY):
+            array[i : i + ROWS_PER_COPY] = self.array[rows[i : i + ROWS_PER_COPY]]
+
+
+def temporary_array(shape: tuple[int, int], directory: str | os.PathLike | None) -> np.ndarray:
+    """Make a float32 array, in memory or in an unnamed file that is gone when the array is.
+
+    Raises:
+        EvaluationError: there is no room.
+    """
+    if directory is None:
+        return np.empty(shape, np.float32)
+    try:
+        ensure_directory(directory)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            reserve(file, 4 * math.prod(shape))
+            return np.memmap(file, np.float32, shape=shape)
+    except OSError as e:
+        raise EvaluationError(f"{directory}: cannot hold the embeddings ({e.strerror})") from e
+
+
+def ensure_directory(output_dir: str | os.PathLike) -> None:
+    """Create the output directory again if it was removed during the run."""
+    if not os.path.isdir(output_dir):
+        log.warning("%s: gone during the run; made again", output_dir)
+        os.makedirs(output_dir)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Allocate the bytes of a file before it is mapped: writing to a map on a full disk kills the process."""
+    if size:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+class OutputArrays:
+    """Float32 arrays of the results, memory-mapped from the start in the files that become outputs.
+
+    Args:
+        output_dir: None keeps them in memory.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike | None):
+        self.output_dir = output_dir
+        self.names: set[str] = set()  # of the arrays that are in temporary files
+
+    def new(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Make an array.
+
+        Raises:
+            EvaluationError: there is no room.
+        """
+        if self.output_dir is None:
+            return np.empty(shape, np.float32)
+        try:
+            ensure_directory(self.output_dir)
+            with open(temporary_path(self.output_dir, name), "w+b") as file:
+                write_npy_header(file, shape)
+                offset = file.tell()
+                file.flush()
+                reserve(file, offset + 4 * math.prod(shape))
+                self.names.add(name)
+                return np.memmap(file, np.float32, "r+", offset, shape)
+        except OSError as e:
+            raise EvaluationError(f"{self.output_dir}: cannot write {name} ({e.strerror})") from e
+
+    def private_copies(self) -> dict[str, torch.Tensor]:
+        """Map the written outputs, by name without suffix, so that changing a tensor changes no file."""
+        import torch
+
+        paths = [Path(self.output_dir, name) for name in sorted(self.names)]
+        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths}
+
+
+def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file of float32 numbers."""
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    )
+
+
+def temporary_path(output_dir: str | os.PathLike, name: str) -> Path:
+    """Name the file that an output is in until it is whole."""
+    return Path(output_dir, f".{name}.tmp")

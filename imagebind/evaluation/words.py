@@ -1,0 +1,289 @@
+"""Every word of the reports and pages, in Chinese and in English."""
+
+from __future__ import annotations
+
+LANGUAGES = ("zh", "en")
+
+# Of consistency_report.txt. The Chinese labels are those of the user's guide, and the keys of both languages.
+
+ENGLISH = {
+    "音频-视频一致性评估报告": "Audio-video consistency report",
+    "注意": "Note",
+    "音频数量": "Audio files",
+    "视频数量": "Video files",
+    "配对数量": "Pairs",
+    "相似度统计": "Similarity of all combinations",
+    "平均相似度": "Mean",
+    "标准差": "Standard deviation",
+    "配对一致性": "Similarity of pairs",
+    "平均配对相似度": "Mean",
+    "最小值": "Minimum",
+    "最大值": "Maximum",
+    "检索性能": "Retrieval, audio to video",
+    "检索性能 (视频到音频)": "Retrieval, video to audio",
+    "平均排名": "Mean rank",
+    "中位数排名": "Median rank",
+    "无": "None",
+    "两侧没有相同的文件名，不知道哪些文件成对": "no file name is on both sides, so the pairs are not known",
+    "每一对都有文件被跳过": "every pair lost a file that was skipped",
+    "与不成对的组合相比": "Against mismatched combinations",
+    "平均配对相似度的 95% 置信区间": "95% interval of the mean of pairs",
+    "只有一对": "there is but one pair",
+    "不成对组合的平均相似度": "Mean of mismatched combinations",
+    "差距": "Margin",
+    "配对高于不成对组合的概率 (AUC)": "Probability that a pair is above a mismatch (AUC)",
+    "随机水平": "By chance",
+    "可疑配对": "Pairs that cannot be told from chance",
+    "不成对的组合太少，无法判断": "too few mismatched combinations to tell",
+    "其余见 pair_scores.csv": "the others are in pair_scores.csv",
+    "文本-音频一致性": "Similarity of captions and audio",
+    "文本-视频一致性": "Similarity of captions and video",
+    "有文本的数量": "With a caption",
+    "平均值": "Mean",
+    "95% 置信区间": "95% interval of the mean",
+    "检索 (文本到音频)": "Retrieval, caption to audio",
+    "检索 (音频到文本)": "Retrieval, audio to caption",
+    "检索 (文本到视频)": "Retrieval, caption to video",
+    "检索 (视频到文本)": "Retrieval, video to caption",
+    "没有文本属于它们": "no caption belongs to one of them",
+    "排名": "mean rank {:.2f}, median rank {:.2f}",
+    "文本": "Captions",
+    "文本数量": "With a row",
+    "没有对应文件": "Belonging to nothing",
+    "无法使用的行": "Rows that could not be used",
+    "过长而被截断": "Too long, cut off",
+    "没有文本的配对": "Pairs without a caption",
+    "文本输入": "Text input",
+    "其他文件": "Other files",
+    "无配对，已忽略": "Without a partner, ignored",
+    "无配对，作为干扰项": "Without a partner, kept as distractors",
+    "跳过": "Skipped",
+    "其余见 metrics.json": "the others are in metrics.json",
+    "计算方式": "How it was computed",
+    "模式": "Mode",
+    "pairing": "pairing",
+    "retrieval": "retrieval",
+    "配对依据": "Pairs by",
+    "stem": "file name",
+    "position": "position in the two lists",
+    "file": "file, each with its own sound",
+    "none": "nothing",
+    "模型权重": "Checkpoint",
+    "精度与设备": "Precision and device",
+    "音频输入": "Audio input",
+    "视频输入": "Video input",
+    "软件版本": "Versions",
+}
+CHINESE = {
+    **{text: text for text in ENGLISH},
+    "排名": "平均排名 {:.2f}, 中位数排名 {:.2f}",
+    "pairing": "配对模式",
+    "retrieval": "检索模式",
+    "stem": "文件名",
+    "position": "两个列表中的位置",
+    "file": "同一文件的声音与画面",
+    "none": "无",
+}
+REPORT_WORDS = {"zh": CHINESE, "en": ENGLISH}
+
+# Of report.html and comparison.html
+
+PAGE_WORDS = {
+    "en": {
+        "report": "Audio-video consistency report",
+        "comparison": "Comparison of systems",
+        "noscript": "This page is drawn by a script, which this browser does not run.",
+        "back": "back",
+        "next": "next",
+        "filter": "search",
+        "nothing": "nothing found",
+        "share": "share",
+        "cosine": "similarity (cosine)",
+        "pairs": "pairs",
+        "mismatched": "mismatched combinations",
+        "audio": "audio",
+        "video": "video",
+        "audio to video": "audio to video",
+        "video to audio": "video to audio",
+        "text to audio": "caption to audio",
+        "audio to text": "audio to caption",
+        "text to video": "caption to video",
+        "video to text": "video to caption",
+        "text_audio": "Captions and audio",
+        "text_video": "Captions and video",
+        "mean of text_audio": "caption and its audio",
+        "mean of text_video": "caption and its video",
+        "text how": (
+            "How similar captions and what they belong to are, over all other combinations of the two; and "
+            "how often each is among the K most similar ones of the other."
+        ),
+        "text columns": ("caption", "caption-audio", "caption-video", "audio rank of it", "video rank of it"),
+        "chance": "by chance",
+        "yes": "yes",
+        "no": "no",
+        "mean of pairs": "mean of pairs",
+        "mean of mismatches": "mean of mismatches",
+        "interval": "95% interval {:.4f} to {:.4f}",
+        "deviation": "deviation {:.4f}",
+        "auc": "pair above mismatch (AUC)",
+        "of chance": "by chance {:.4f}",
+        "suspects": "suspects",
+        "too few": "too few files to tell",
+        "of pairs": "of {} pairs",
+        "evaluated": "pairs evaluated",
+        "left out": "{} files skipped, {} without a partner",
+        "histogram": "Pairs and mismatches",
+        "histogram how": (
+            "How similar the pairs are, over all combinations of a sound and a video that are no pair; "
+            "each as shares of its own. The less the two overlap, the more a score says. A similarity "
+            "means something only against the mismatches of the same run."
+        ),
+        "heat map": "Similarity matrix",
+        "heat map how": (
+            "A row for each sound, a column for each video, pairs first: the diagonal are the pairs. A "
+            "bright diagonal on a dark ground is what a consistent set looks like; a bright row or "
+            "column is a file that resembles everything. The pointer, or the arrow keys, name the two "
+            "files."
+        ),
+        "sample": "Shown is a sample: {} of {} audio files, {} of {} video files.",
+        "recall": "Recall@K",
+        "recall how": (
+            "The share of sounds whose own video is among the K most similar ones, and the other way "
+            "round. By chance it is the dashed line; compare it only between sets of one size."
+        ),
+        "pair table": "Pair by pair",
+        "pair table how": (
+            "The least similar first; a click on a heading sorts. Rank: the place of the own video among "
+            "all videos, and of the own sound among all sounds; 1 is best. Percentile: the share of the "
+            "mismatches in the pair's own row and column that are less similar. Clips alike: 1 where all "
+            "clips of a file are equal. A suspect cannot be told from a mismatch: a pair to look at, not "
+            "a fault found."
+        ),
+        "least": "Shown are the {} least similar of {} pairs; all are in pair_scores.csv.",
+        "columns": (
+            *("name", "similarity", "suspect", "video rank", "audio rank", "percentile", "p-value"),
+            *("audio clips alike", "video clips alike", "audio", "video"),
+        ),
+        "skipped": "Skipped files",
+        "skipped how": "These files have no row, and their pairs are in no figure.",
+        "skipped columns": ("side", "file", "reason"),
+        "all figures": "All figures, and how they were computed",
+        "systems": "Systems",
+        "systems how": (
+            "Recall@K is comparable only between sets of one size; suspects are pairs that cannot be "
+            "told from a mismatch."
+        ),
+        "means": "Mean of pairs",
+        "means how": "The mean similarity of each system's pairs with its 95% bootstrap interval.",
+        "outlines": "Similarities of pairs",
+        "outlines how": "How the similarities of each system's pairs are distributed.",
+        "differences": "Differences",
+        "differences how": (
+            "For every two systems the mean difference on the pairs that both have, with its 95% "
+            "bootstrap interval. Where the interval holds 0, no difference can be told."
+        ),
+        "difference": "difference",
+        "no pairs": "No two systems have a pair of the same name.",
+        "system": "system",
+        "minus": "minus",
+        "mean": "mean",
+        "low": "95% low",
+        "high": "95% high",
+        "skipped files": "skipped",
+        "different": "The runs were computed in different ways: {}",
+    },
+    "zh": {
+        "report": "音频-视频一致性评估报告",
+        "comparison": "系统比较",
+        "noscript": "本页由脚本绘制，而此浏览器不运行脚本。",
+        "back": "上一页",
+        "next": "下一页",
+        "filter": "搜索",
+        "nothing": "没有找到",
+        "share": "占比",
+        "cosine": "相似度（余弦）",
+        "pairs": "成对",
+        "mismatched": "不成对的组合",
+        "audio": "音频",
+        "video": "视频",
+        "audio to video": "音频到视频",
+        "video to audio": "视频到音频",
+        "text to audio": "文本到音频",
+        "audio to text": "音频到文本",
+        "text to video": "文本到视频",
+        "video to text": "视频到文本",
+        "text_audio": "文本与音频",
+        "text_video": "文本与视频",
+        "mean of text_audio": "文本与其音频",
+        "mean of text_video": "文本与其视频",
+        "text how": (
+            "各文本与其所属文件的相似度，与两者所有其他组合的相似度重叠显示；以及各自排在对方最相似的前 K 个"
+            "之内的比例。"
+        ),
+        "text columns": ("文本", "文本-音频", "文本-视频", "文本的音频排名", "文本的视频排名"),
+        "chance": "随机水平",
+        "yes": "是",
+        "no": "否",
+        "mean of pairs": "平均配对相似度",
+        "mean of mismatches": "不成对组合的平均值",
+        "interval": "95% 置信区间 {:.4f} 至 {:.4f}",
+        "deviation": "标准差 {:.4f}",
+        "auc": "配对高于不成对 (AUC)",
+        "of chance": "随机水平 {:.4f}",
+        "suspects": "可疑配对",
+        "too few": "文件太少，无法判断",
+        "of pairs": "共 {} 对",
+        "evaluated": "已评估的配对",
+        "left out": "跳过 {} 个文件，{} 个没有配对",
+        "histogram": "成对与不成对",
+        "histogram how": (
+            "各配对的相似度，与所有不成对的音频-视频组合的相似度重叠显示，各自按占比计。两者重叠越少，分"
+            "数越能说明问题。相似度只有与同一次运行中不成对的组合相比才有意义。"
+        ),
+        "heat map": "相似度矩阵",
+        "heat map how": (
+            "每行一个音频，每列一个视频，配对在前：对角线即各配对。一致性好的数据集是暗底上的亮对角线；整"
+            "行或整列偏亮，说明该文件与什么都相似。鼠标或方向键会显示两个文件的名称。"
+        ),
+        "sample": "此处为抽样：{}/{} 个音频文件，{}/{} 个视频文件。",
+        "recall": "Recall@K",
+        "recall how": (
+            "自身视频排在最相似的前 K 个之内的音频所占比例，以及反方向的比例。虚线为随机水平；只能在大小"
+            "相同的集合之间比较。"
+        ),
+        "pair table": "逐对查看",
+        "pair table how": (
+            "相似度最低的在前，点击表头可排序。排名：自身视频在所有视频中的名次，以及自身音频在所有音频中"
+            "的名次，1 为最好。百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。片段相似：文"
+            "件的各片段完全相同时为 1。可疑配对与不成对的组合无法区分：需要人工查看，并不等于有错。"
+        ),
+        "least": "此处为 {} 个相似度最低的配对，共 {} 对；全部见 pair_scores.csv。",
+        "columns": (
+            *("名称", "相似度", "可疑", "视频排名", "音频排名", "百分位", "p 值"),
+            *("音频片段相似", "视频片段相似", "音频", "视频"),
+        ),
+        "skipped": "跳过的文件",
+        "skipped how": "这些文件没有嵌入，其配对不计入任何指标。",
+        "skipped columns": ("类别", "文件", "原因"),
+        "all figures": "全部指标与计算方式",
+        "systems": "各系统",
+        "systems how": "Recall@K 只能在大小相同的集合之间比较；可疑配对是与不成对的组合无法区分的配对。",
+        "means": "平均配对相似度",
+        "means how": "各系统配对的平均相似度，以及 95% 自助法置信区间。",
+        "outlines": "配对相似度的分布",
+        "outlines how": "各系统配对的相似度如何分布。",
+        "differences": "差异",
+        "differences how": (
+            "每两个系统在共有配对上的平均差，以及 95% 自助法置信区间。区间含 0 时，无法断定有差异。"
+        ),
+        "difference": "差",
+        "no pairs": "没有两个系统含有同名的配对。",
+        "system": "系统",
+        "minus": "减去",
+        "mean": "平均值",
+        "low": "95% 下限",
+        "high": "95% 上限",
+        "skipped files": "跳过",
+        "different": "各次运行的计算方式不同：{}",
+    },
+}

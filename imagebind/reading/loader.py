@@ -1,0 +1,133 @@
+"""Files -> model inputs or cached embeddings, read by worker processes while the model computes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from imagebind import data
+from imagebind.data.media import check_is_file, media_errors
+from imagebind.reading.cache import EmbeddingCache, hash_file
+from imagebind.reading.workers import Lost, Workers
+
+READERS = {"audio": data.read_audio, "video": data.read_video, "text": data.read_text}
+data_log = logging.getLogger(data.__name__)
+
+File = tuple[str, str]  # modality, path; of a text the text itself
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """What became of a file: an input, or its embedding, or the reason why there is neither."""
+
+    modality: str
+    path: str
+    content_hash: str | None = None  # where there is a cache
+    input: data.AudioInput | data.VideoInput | data.TextInput | None = None
+    embedding: np.ndarray | None = None  # (E,), from the cache
+    reason: str | None = None
+    is_truncated: bool = False  # a text with more tokens than fit
+    warnings: tuple[str, ...] = ()  # for the process that owns the terminal to log
+    seconds: float = 0.0  # spent on it
+
+    def pin_memory(self) -> LoadedFile:
+        """Return a copy with its input in page-locked memory, which is copied to a GPU asynchronously."""
+        return self if self.input is None else replace(self, input=self.input.pin_memory())
+
+
+def load_files(
+    files: Sequence[File],
+    workers: Workers | None,
+    cache: EmbeddingCache | None = None,
+    ahead: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[LoadedFile]:
+    """Read files, each once, in the order in which they are ready.
+
+    Args:
+        files: to be read.
+        workers: the processes that read; None reads in this process, one file after the other.
+        cache: where to look for embeddings first.
+        ahead: how many files may be ready and waiting, beside those that are being read.
+        pin_memory: whether inputs go to a GPU.
+
+    Raises:
+        WorkersError: no process can be started.
+    """
+    if workers is None:
+        yield from (read_file(cache, file) for file in files)
+        return
+    finish = LoadedFile.pin_memory if pin_memory else None
+    for file, loaded in workers.map(cache, files, workers.n_workers + ahead, finish):
+        yield LoadedFile(*file, reason=loaded.reason) if isinstance(loaded, Lost) else loaded
+
+
+def read_file(cache: EmbeddingCache | None, file: File) -> LoadedFile:
+    """Look up a file's embedding, or read its input."""
+    start = time.perf_counter()
+    with collected_warnings() as warnings, single_thread():
+        loaded = _look_up_or_read(cache, *file)
+    return replace(loaded, warnings=tuple(warnings), seconds=time.perf_counter() - start)
+
+
+def _look_up_or_read(cache: EmbeddingCache | None, modality: str, path: str) -> LoadedFile:
+    content_hash = embedding = None
+    try:
+        if cache is not None:
+            content_hash = hash_content(modality, path)
+            embedding = cache.get(content_hash, modality)
+            if embedding is not None and modality != "text":  # tokens tell if a text is too long
+                return LoadedFile(modality, path, content_hash, embedding=embedding)
+        read = READERS[modality](path)
+        is_truncated = modality == "text" and read.is_truncated
+        return LoadedFile(modality, path, content_hash, read, embedding, is_truncated=is_truncated)
+    except data.MediaError as e:
+        return LoadedFile(modality, path, content_hash, reason=e.reason)
+
+
+def hash_content(modality: str, path: str) -> str:
+    """Return the SHA-256 of what an embedding is computed from."""
+    with media_errors(path):
+        if modality == "text":
+            return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
+        check_is_file(path)
+        return hash_file(path)
+
+
+class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
+    """Collect the warnings of imagebind.data about a file instead of logging them here."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() not in self.messages:  # a file can be decoded twice
+            self.messages.append(record.getMessage())
+
+    def __enter__(self) -> list[str]:
+        data_log.addHandler(self)
+        data_log.propagate = False
+        return self.messages
+
+    def __exit__(self, *exc_info) -> None:
+        data_log.propagate = True
+        data_log.removeHandler(self)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute in one thread, so that inputs are the same bit for bit with and without workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
