@@ -1,35 +1,42 @@
-"""Checkpoint files: where they are, what is in them, and what is wrong with them.
+"""Checkpoint files: where they are, what they hold, and what is wrong with them.
 
-Two kinds are read. The released one is a bare state dict of all six modalities, whose tensors get our names;
-a tower of which it has nothing is not built. One of our own is in plain types:
+Two kinds are read. The released one is a bare state dict of all six modalities, whose tensors are renamed; a
+tower of which it has no tensor is not built. A checkpoint of our own is in plain types:
 
     {"format": "imagebind-towers", "towers": {modality: row}, "state_dict": {name: tensor}, "note": str}
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
-import tempfile
+import socket
 import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from filelock import FileLock
+from iopath.common.download import download as iopath_download
 
 RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
-RELEASED_PATH = Path(__file__).resolve().parents[2] / ".checkpoints" / "imagebind_huge.pth"
-DOWNLOAD_TIMEOUT_SECONDS = 60  # without a byte
-CHUNK_BYTES = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
+# Below the project; of an installed package, which has none, below the working directory.
+RELEASED_PATH = (
+    (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / ".checkpoints" / "imagebind_huge.pth"
+)
+TIMEOUT_SECONDS = 60
+
+logging.getLogger("iopath").addHandler(logging.NullHandler())  # its errors are reported as ours
 
 FORMAT = "imagebind-towers"
 
-# Names in the released file -> ours, the first that fits; the group is the modality.
+# Names in the released file -> ours; the first pattern that matches counts, its group is the modality.
 RENAMES = [
     (re.compile(pattern), ours)
     for pattern, ours in (
@@ -51,20 +58,20 @@ IMU_STEM, IMU_CHANNELS = "towers.imu.stem.weight", 6
 
 
 class CheckpointError(RuntimeError):
-    """Weights that cannot be had, in one line that names the file and what to do."""
+    """Weights that cannot be loaded; the message is one line that names the file and says what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file holds."""
 
-    towers: dict[str, dict] | None  # modality -> row; None in the released file, which has none
-    state_dict: dict[str, torch.Tensor]  # under our names, mapped from the file
-    note: str = ""  # what to say with every result
+    towers: dict[str, dict] | None  # modality -> sizes; None in the released file
+    state_dict: dict[str, torch.Tensor]  # by our names, memory-mapped
+    note: str = ""  # shown with every result
 
 
 def released_checkpoint() -> Path:
-    """Give the path of the released weights, and download them when they are not there.
+    """Return the path of the released weights, which are downloaded if they are not there.
 
     Raises:
         CheckpointError: they cannot be downloaded.
@@ -75,44 +82,64 @@ def released_checkpoint() -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Download a checkpoint to a temporary file beside `path` and rename it when it is whole.
+    """Download a checkpoint to a temporary file beside `path`, and rename it when it is whole.
+
+    Of several processes one downloads, and the others wait for it.
 
     Raises:
-        CheckpointError: no connection, a broken one, or something that is not a checkpoint.
+        CheckpointError: there is no connection, it broke, or the answer is not a checkpoint.
     """
-    part = None
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part,
-        ):
-            size = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True) as bar:
-                while chunk := response.read(CHUNK_BYTES):
-                    part.write(chunk)
-                    bar.update(len(chunk))
-            if size and part.tell() != size:
-                raise OSError(f"the connection broke after {part.tell():,} of {size:,} bytes")
-        if not zipfile.is_zipfile(part.name):
-            raise OSError("the answer is not a checkpoint")
-        os.replace(part.name, path)
+        with lock:
+            try:
+                if not path.exists():
+                    download_locked(url, path)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
     except (OSError, ValueError) as e:
         if isinstance(e, urllib.error.HTTPError):
-            e.close()  # the error is the open answer as well
+            e.close()  # the error is also the open answer
         raise CheckpointError(
             f"cannot download {url} ({e}); put the file at {path}, or name one with --checkpoint PATH"
         ) from e
+
+
+def download_locked(url: str, path: Path) -> None:
+    """Download a checkpoint, as the only process that does.
+
+    Raises:
+        OSError: as download.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # of a download that was killed
+    try:
+        with connection_timeout():
+            iopath_download(url, str(path.parent), filename=part.name)
+        if not zipfile.is_zipfile(part):
+            raise OSError("the answer is not a checkpoint")
+        os.replace(part, path)
     finally:
-        if part is not None:
-            Path(part.name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def connection_timeout() -> Iterator[None]:
+    """Give up on a connection that sends nothing for a minute."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a checkpoint of either kind, its tensors mapped from the file and not yet read.
+    """Read a checkpoint of either kind; its tensors are memory-mapped, and read when they are first used.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, cut off, or with code in it.
+        CheckpointError: there is no such file, it is not a checkpoint, it is truncated, or it contains code.
     """
     try:
         with open(path, "rb") as file:
@@ -125,7 +152,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         reason = "holds more than tensors and plain values; refused" if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
     except Exception as e:  # a damaged file makes the reader fail in any way
-        reason = "cut off or damaged; get it again" if zipped else "not a checkpoint"
+        reason = "truncated or damaged; download it again" if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         try:
@@ -138,7 +165,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the tensors of a released state dict our names; unknown names stay as they are."""
+    """Rename the tensors of a released state dict; unknown names stay as they are."""
     renamed = {}
     for name, tensor in state_dict.items():
         if name == CAUSAL_MASK:
@@ -146,7 +173,7 @@ def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.
         fits = (pattern.sub(ours, name) for pattern, ours in RENAMES if pattern.match(name))
         renamed[next(fits, name)] = tensor
     if IMU_STEM in renamed and renamed[IMU_STEM].ndim == 2 and not renamed[IMU_STEM].shape[1] % IMU_CHANNELS:
-        # A product with windows of all channels (D, 6 x 8): the same numbers are a convolution's.
+        # A matrix product with windows of all channels, (D, 6 x 8), is the convolution (D, 6, 8).
         renamed[IMU_STEM] = renamed[IMU_STEM].unflatten(1, (IMU_CHANNELS, -1))
     return renamed
 
@@ -154,10 +181,10 @@ def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.
 def check_state_dict(
     path: str | os.PathLike, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> None:
-    """Hold the tensors of a file against those of the model, by name and shape.
+    """Compare the tensors of a file with those of the model, by name and shape.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, or of another shape; one line says which.
+        CheckpointError: a tensor is missing, unknown, or of another shape.
     """
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -174,7 +201,7 @@ def check_state_dict(
 def write_checkpoint(
     path: str | os.PathLike, towers: dict[str, dict], state_dict: Mapping[str, torch.Tensor], note: str = ""
 ) -> None:
-    """Write a checkpoint of our own; also over the file that its tensors are mapped from."""
+    """Write a checkpoint of our own; `path` may be the file that the tensors are mapped from."""
     content = {"format": FORMAT, "towers": towers, "state_dict": dict(state_dict), "note": note}
     temporary = Path(path).with_name(f".{Path(path).name}.tmp")
     torch.save(content, temporary)

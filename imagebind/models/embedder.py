@@ -1,4 +1,4 @@
-"""Inputs to rows: the model in a precision on a device, in batches that fit into its memory."""
+"""Inputs -> embeddings: the model on a device, in a precision, in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Embedder:
     """ImageBind, ready to embed batches of files.
 
     Args:
-        model: of any checkpoint; a tower is moved and converted, in place, when it is first used.
-        device: where to compute.
-        precision: of the matrix products, a key of DTYPES.
+        model: a tower is moved and converted, in place, when it is first used.
+        device: that computes.
+        precision: of matrix multiplications, a key of DTYPES.
     """
 
     def __init__(self, model: ImageBindModel, device: torch.device, precision: str):
@@ -30,8 +30,8 @@ class Embedder:
         self.device = device
         self.precision = precision
         self._ready: set[str] = set()  # towers
-        # In one forward pass; None is as many as come. A CPU gains nothing by more than one, and a row
-        # is then the same to the last bit whatever else is in the run.
+        # Files in one forward pass; None is no limit. More than one gain nothing on a CPU, and one by one an
+        # embedding is the same bit for bit whatever else is in the run.
         self.max_files = 1 if device.type == "cpu" else None
 
     @torch.inference_mode()
@@ -49,7 +49,7 @@ class Embedder:
         while done < len(inputs):
             part = inputs[done : done + (self.max_files or len(inputs))]
             try:
-                with float32_products(self.precision):
+                with float32_precision(self.precision):
                     rows.append(self._embed(modality, part).cpu())
             except RuntimeError as e:
                 if not is_out_of_memory(e):
@@ -68,7 +68,7 @@ class Embedder:
         return torch.cat(rows)
 
     def tower(self, modality: str) -> Tower:
-        """Give a tower, on the device and in the precision."""
+        """Return a tower, on the device and in the precision."""
         tower = self.model.towers[modality]
         if modality not in self._ready:
             tower.to(self.device).set_dtype(DTYPES[self.precision])
@@ -76,7 +76,7 @@ class Embedder:
         return tower
 
     def _embed(self, modality: str, inputs: Sequence[AudioInput | VideoInput | TextInput]) -> torch.Tensor:
-        """Embed each distinct clip once, and weight it by how often the file has it."""
+        """Embed each distinct clip once, and weight it by how many of the file's clips are equal to it."""
         clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
         rows = self.model({modality: torch.cat(clips)})[modality].split([len(c) for c in clips])
         counts = [torch.tensor(list(file.counts.values()), device=self.device) for file in inputs]  # (D,)
@@ -86,13 +86,13 @@ class Embedder:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell a lack of memory, of a GPU or of the CPU, from other errors."""
+    """Tell whether an error is a lack of memory, of a GPU or of the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Let CUDA round the inputs of float32 products to TF32, or not, as `precision` says."""
+def float32_precision(precision: str) -> Iterator[None]:
+    """Let CUDA round the inputs of float32 multiplications to TF32, or not, as `precision` says."""
     before = torch.get_float32_matmul_precision()
     allowed = precision == "tf32"
     torch.set_float32_matmul_precision("high" if allowed else "highest")

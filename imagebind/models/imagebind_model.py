@@ -1,7 +1,7 @@
 """ImageBind (Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", CVPR 2023).
 
-A tower turns the clips of one modality into rows of one common space. Every tower is the same
-Transformer; what differs is a row of numbers, and IMAGEBIND_HUGE is the table of those rows.
+A tower embeds the clips of one modality into a space that all modalities share. Every tower is the same
+Transformer with other sizes, and IMAGEBIND_HUGE is the table of those sizes.
 
 Letters in shapes: B files, S clips of a file, N tokens, D width, H heads, E embedding.
 """
@@ -34,29 +34,29 @@ class ModalityType:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """One tower: a row of the table."""
+    """The sizes of one tower."""
 
-    clip_shape: tuple[int, ...]  # of one clip, channels first; of a text the number of its tokens
-    kernel: tuple[int, ...]  # of the convolution that cuts a clip into tokens
+    clip_shape: tuple[int, ...]  # of one clip, channels first; for text (number of tokens,)
+    kernel: tuple[int, ...]  # of the convolution that turns a clip into tokens
     stride: tuple[int, ...]
     width: int  # D
     n_blocks: int
     n_heads: int  # H
-    stem_norm: bool  # LayerNorm on the tokens as they leave the convolution
+    stem_norm: bool  # LayerNorm on the tokens after the convolution
     pre_norm: bool  # LayerNorm before the first block
     bias_kv: bool  # a learned key and value appended to every sequence
-    scale: float  # length of a clip's row; for text, where it is learned, at the start
+    scale: float  # norm of a clip's embedding; for text, which learns it, the initial one
     embedding: int = 1024  # E
-    vocabulary: int | None = None  # of a text, which has an embedding for each token and no convolution
+    vocabulary: int | None = None  # for text, which has token embeddings and no convolution
 
     @property
     def is_text(self) -> bool:
-        """Whether clips are token ids: each token sees those before it, and the end mark gives the row."""
+        """Whether clips are token ids: attention is causal, and the end token gives the embedding."""
         return self.vocabulary is not None
 
     @property
     def n_tokens(self) -> int:
-        """N, with the class token."""
+        """N, including the class token."""
         if self.is_text:
             return self.clip_shape[0]
         sizes = zip(self.clip_shape[1:], self.kernel, self.stride, strict=True)
@@ -182,7 +182,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, MLP_RATIO * config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # x stays in float32 whatever the products are computed in: their errors do not add up.
+        # x stays in float32 in every precision, so that rounding errors do not accumulate.
         dtype = self.attn.in_proj_weight.dtype
         x = x + self.attn(self.norm_1(x).to(dtype))
         return x + self.mlp(self.norm_2(x).to(dtype))
@@ -203,7 +203,7 @@ class Tower(nn.Module):
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_blocks)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, config.embedding, bias=False)
-        # A scale of 1 is no tensor of the released checkpoint.
+        # The released checkpoint has no tensor for a scale of 1.
         log_scale = None if config.scale == 1 else torch.tensor(math.log(config.scale))
         if config.is_text:
             self.log_scale = nn.Parameter(log_scale)
@@ -212,27 +212,27 @@ class Tower(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Embed clips, (B, *clip_shape) -> (B, E), each row of length `scale`."""
+        """Embed clips, (B, *clip_shape) -> (B, E), each of norm `scale`."""
         x = self.stem_norm(self.tokens(clips))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
         x = self.pre_norm(x + self.pos_embed)
         x = self.blocks(x)
-        # A text is what its end mark, the largest of all ids, has seen.
-        place = clips.argmax(dim=-1) if self.config.is_text else 0
-        x = x[torch.arange(len(x), device=x.device), place]  # (B, D)
+        # The class token summarises the clip; in a text the end token does, which has the largest id.
+        summary = clips.argmax(dim=-1) if self.config.is_text else 0
+        x = x[torch.arange(len(x), device=x.device), summary]  # (B, D)
         x = F.normalize(self.head(self.norm(x)), dim=-1)  # (B, E)
         return x * self.scale
 
     def tokens(self, clips: torch.Tensor) -> torch.Tensor:
-        """Cut clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
+        """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
         if self.config.is_text:
             return self.stem(clips)
         return self.stem(clips.to(self.stem.weight.dtype)).float().flatten(2).transpose(1, 2)
 
     def set_dtype(self, dtype: torch.dtype) -> Tower:
-        """Convert the weights of the big matrix products; norms, tokens and heads stay in float32."""
-        if not self.config.is_text:  # where the stem is no product
+        """Convert the weights of stem and blocks; norms, positions and head stay in float32."""
+        if not self.config.is_text:  # whose stem is a lookup
             self.stem.to(dtype)
         for block in self.blocks:
             block.attn.to(dtype)
@@ -241,12 +241,12 @@ class Tower(nn.Module):
 
     @property
     def scale(self) -> torch.Tensor | float:
-        """The length of a clip's row."""
+        """The norm of a clip's embedding."""
         return 1.0 if self.log_scale is None else self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
 def make_stem(config: TowerConfig) -> nn.Module:
-    """Make what turns clips into tokens."""
+    """Make the layer that turns clips into tokens."""
     if config.is_text:
         return nn.Embedding(config.vocabulary, config.width)
     conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(config.kernel)]
@@ -255,7 +255,7 @@ def make_stem(config: TowerConfig) -> nn.Module:
 
 @torch.no_grad()
 def _init_weights(module: nn.Module) -> None:
-    """Give a module the usual start of a vision Transformer: truncated normals, zero biases."""
+    """Initialise a module as usual for a vision Transformer: truncated normals, zero biases."""
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("bias"):
             parameter.zero_()
@@ -264,11 +264,11 @@ def _init_weights(module: nn.Module) -> None:
 
 
 class ImageBindModel(nn.Module):
-    """The towers side by side.
+    """The towers of all modalities.
 
     Args:
-        towers: a row for each modality.
-        note: what to say with every result, such as that the weights are a demo's.
+        towers: the sizes for each modality.
+        note: shown with every result, for example that the weights are a demo's.
     """
 
     def __init__(self, towers: dict[str, TowerConfig], note: str = ""):
@@ -286,11 +286,11 @@ class ImageBindModel(nn.Module):
                 Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W); text is token ids, int64.
 
         Returns:
-            modality -> (B, E): the mean over a file's clips of rows of length `scale`. It is shorter
-            than `scale` by as much as the clips differ, so a cosine needs both sides normalised.
+            modality -> (B, E): the mean over a file's clips of embeddings of norm `scale`. The more the clips
+            differ the smaller its norm, so a cosine needs both vectors normalised.
 
         Raises:
-            ValueError: a modality that the model has no tower for, or an input of another shape.
+            ValueError: the model has no tower for a modality, or an input has another shape.
         """
         return {modality: self._embed(modality, x) for modality, x in inputs.items()}
 
@@ -300,7 +300,7 @@ class ImageBindModel(nn.Module):
         tower = self.towers[modality]
         clip_shape = tower.config.clip_shape
         if len(clip_shape) == 4 and x.shape[-3:] == (clip_shape[0], *clip_shape[2:]):
-            x = repeat(x, "... c h w -> ... c t h w", t=clip_shape[1])  # an image is its frame, again
+            x = repeat(x, "... c h w -> ... c t h w", t=clip_shape[1])  # an image is one frame repeated
         n_axes = x.ndim - len(clip_shape)
         if n_axes not in (1, 2) or x.shape[n_axes:] != clip_shape:
             raise ValueError(f"{modality} input is (B, [S,] {clip_shape}), not {tuple(x.shape)}")
@@ -315,11 +315,11 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
     Args:
         pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
             root, downloaded on first use.
-        checkpoint: load this file instead: the released state dict, or a checkpoint of our own, which
-            brings the sizes of its towers along.
+        checkpoint: load this file instead: the released state dict, or a checkpoint of our own, which holds
+            the sizes of its towers.
 
     Raises:
-        CheckpointError: the weights cannot be had, or the file is not what it should be.
+        CheckpointError: the weights cannot be loaded.
     """
     if checkpoint is None and not pretrained:
         return ImageBindModel(IMAGEBIND_HUGE).eval()
@@ -331,10 +331,10 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
 def load_model(path: str | os.PathLike) -> ImageBindModel:
     """Load a model from a checkpoint file, in eval mode and on the CPU.
 
-    The tensors stay in the file until they are used: nothing is initialised or copied.
+    The tensors are memory-mapped; nothing is initialised or copied.
 
     Raises:
-        CheckpointError: the file is not a checkpoint, or not a whole one.
+        CheckpointError: the file is not a checkpoint, or not a complete one.
     """
     checkpoint = checkpoints.read_checkpoint(path)
     try:
@@ -355,6 +355,6 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
 
 
 def save_model(model: ImageBindModel, path: str | os.PathLike) -> None:
-    """Write a checkpoint of our own, the towers' rows and tensors in plain types."""
+    """Write a checkpoint of our own: sizes and tensors of the towers in plain types."""
     rows = {modality: asdict(tower.config) for modality, tower in model.towers.items()}
     checkpoints.write_checkpoint(path, rows, model.state_dict(), model.note)
