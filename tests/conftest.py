@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import itertools
+import json
 import multiprocessing
 import os
 import resource
+import sqlite3
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +31,8 @@ TESTS = Path(__file__).parent
 DEMO = TESTS / "demo"
 MEDIA = TESTS / "reference" / "media"
 RATE = 16000
+CACHE = Path("outputs", "embeddings.sqlite")
+LONG = 10  # hours of sound: what is being read while something happens
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +177,10 @@ PROGRAM = [  # from its very start, which takes seconds
     *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"),
 ]
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["batch_inference", "imagebind.loader", "imagebind.models.embedder"])
+N_PROGRAMS = itertools.count()
+FORKSERVER.set_forkserver_preload(
+    ["batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"]
+)
 
 
 class Program:
@@ -181,20 +191,28 @@ class Program:
         argv: options beside inputs and model.
         inputs: other ones than audio/ and video/ there.
         limits: of the process, {resource.RLIMIT_...: number}.
+        environment: variables beside those of this process.
     """
 
     def __init__(
-        self, folder: Path, *argv: str, inputs: Sequence[str] = DIRS, limits: dict[int, int] | None = None
+        self,
+        folder: Path,
+        *argv: str,
+        inputs: Sequence[str] = DIRS,
+        limits: dict[int, int] | None = None,
+        environment: dict[str, str] | None = None,
     ):
         self.folder = folder
-        self.process = FORKSERVER.Process(target=run_program, args=(folder, (*inputs, *argv), limits or {}))
+        self.logs = [f"{name}{next(N_PROGRAMS)}" for name in ("stdout", "stderr")]
+        arguments = folder, (*inputs, *argv), limits or {}, environment or {}, self.logs
+        self.process = FORKSERVER.Process(target=run_program, args=arguments)
         self.process.start()
 
     def wait(self) -> tuple[int, list[str], list[str]]:
         """Give exit status, and the lines of stdout and stderr."""
         self.process.join(300)
         assert self.process.exitcode is not None, "hangs"
-        out, err = ((self.folder / name).read_text().splitlines() for name in ("stdout", "stderr"))
+        out, err = ((self.folder / name).read_text().splitlines() for name in self.logs)
         assert not any("Traceback" in line for line in err), err
         return self.process.exitcode, out, err
 
@@ -209,12 +227,15 @@ class Program:
                 if str(path) in open_files(pid):
                     return pid
             self.process.join(0.02)
-        raise AssertionError((self.folder / "stderr").read_text())
+        raise AssertionError((self.folder / self.logs[1]).read_text())
 
 
-def run_program(folder: Path, argv: tuple[str, ...], limits: dict[int, int]) -> None:
+def run_program(
+    folder: Path, argv: tuple[str, ...], limits: dict[int, int], environment: dict[str, str], logs: list[str]
+) -> None:
     os.chdir(folder)
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    os.environ.update(environment)
+    for number, name in enumerate(logs, 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
@@ -236,3 +257,40 @@ def open_files(pid: int) -> set[str]:
         return {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
     except FileNotFoundError:
         return set()
+
+
+@pytest.fixture
+def with_long(pairs):
+    """`pairs`, and a fifth whose sound takes half a minute to read."""
+    silence(pairs / "audio" / "long.wav", LONG)
+    write_video(pairs / "video" / "long.mp4", [picture(k) for k in range(20)])
+    return pairs
+
+
+def failures(folder) -> dict[str, str]:
+    metrics = json.loads((folder / "outputs" / "metrics.json").read_text())
+    return {failure["path"]: failure["reason"] for failure in metrics["failures"]}
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Read all outputs but the cache."""
+    return {
+        path.name: path.read_bytes() for path in (folder / "outputs").iterdir() if path.name != CACHE.name
+    }
+
+
+def n_cached(folder) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{folder / CACHE}?mode=ro", uri=True)) as connection:
+            ((n,),) = connection.execute("SELECT count(*) FROM rows").fetchall()
+            return n
+    except sqlite3.OperationalError:  # not made yet
+        return 0
+
+
+def with_mounts(mounts: str, cwd, *argv: str, after: str = "true") -> subprocess.CompletedProcess:
+    """Run the program with file systems of its own, where that is allowed; and a command after it."""
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
+        pytest.skip("no leave to mount")
+    script = ["unshare", "--mount", "sh", "-c", f'{mounts} && "$@"; status=$?; {after}; exit $status', "sh"]
+    return subprocess.run([*script, *PROGRAM, *argv], cwd=cwd, capture_output=True, text=True)

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROGRAM, tone, write_audio
-from imagebind.cache import EmbeddingCache
-from imagebind.loader import LoadedFile
 
-from batch_inference import FileEmbedder, Progress, Rows, batch_inference_av_consistency, main
+from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
+from imagebind.evaluation.embedding import FileEmbedder
+from imagebind.evaluation.progress import Progress
+from imagebind.evaluation.store import EmbeddingStore
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
+from imagebind.reading.cache import EmbeddingCache
+from imagebind.reading.loader import LoadedFile
 
 ROW = np.arange(1024, dtype=np.float32)
 
@@ -85,15 +88,15 @@ def test_identical_files_are_embedded_once(evaluate, pairs):
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     """Thousands of equal files fill no batch, and must not fill the memory."""
     model = load_model(small_checkpoint)
-    whole = FileEmbedder(model, torch.device("cpu"), "fp32", None, 2, None, None)
-    whole.rows = {"audio": Rows(3, None)}
+    whole = FileEmbedder(model, torch.device("cpu"), "fp32", None, 2, None)
+    whole.stores = {"audio": EmbeddingStore(3, None)}
     sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
-    waiting, whole.progress = {}, {"audio": Progress("audio", 3, None)}
+    waiting, whole.progress = {}, {"audio": Progress("audio", 3)}
     for i in range(3):
         whole._take(LoadedFile("audio", f"{i}.wav", "hash", input=sound), waiting)
     assert [file.input is None for file in waiting["hash"]] == [False, True, True]
-    whole._embed_waiting("audio", waiting)
-    assert list(whole.rows["audio"].places) == ["0.wav", "1.wav", "2.wav"]
+    whole._embed_batch("audio", waiting)
+    assert list(whole.stores["audio"].row_of) == ["0.wav", "1.wav", "2.wav"]
 
 
 def test_another_model_or_precision_has_rows_of_its_own(evaluate, small_checkpoint, tmp_path):

@@ -15,18 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS, tone, write_audio, write_movie
-from imagebind.captions import CaptionsError, read_captions
 
-from batch_inference import (
-    EvaluationError,
-    add_captions,
-    batch_inference_av_consistency,
-    gather_files,
-    main,
-    match_captions,
-    pair_files,
-)
+from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind import data
+from imagebind.evaluation.captions import match_captions, match_names, read_captions
+from imagebind.evaluation.files import gather_files
+from imagebind.evaluation.pairing import pair_files
 from imagebind.models import imagebind_model
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model, save_model
 
@@ -34,9 +28,6 @@ from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, loa
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-# Reading
 
 
 @pytest.mark.parametrize(
@@ -117,18 +108,17 @@ def test_rows_that_cannot_be_used_are_skipped_by_their_line(tmp_path, caplog):
         ("x.tsv", "name\tcaption\na\ta dog\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("x.csv", "name,caption\na,\n", "has no captions"),
         ("x.jsonl", "name,caption\na,b\n", "has no captions"),
-        ("x.txt", "name,caption\na,b\n", "captions are .csv, .tsv, .jsonl files"),
     ],
 )
 def test_what_is_no_table_of_captions_is_refused_in_one_line(tmp_path, name, content, message):
-    with pytest.raises(CaptionsError) as caught:
+    with pytest.raises(EvaluationError) as caught:
         read_captions(write(tmp_path / name, content))
     assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CaptionsError, match=r"none\.csv: No such file"):
+    with pytest.raises(EvaluationError, match=r"none\.csv: No such file"):
         read_captions(tmp_path / "none.csv")
 
 
@@ -139,9 +129,6 @@ def test_a_mapping_is_held_to_the_same_rules(caplog):
         "captions: an empty caption: skipped row 'b'",
         "captions: a name or a caption that is no text: skipped row 7",
     ]
-
-
-# Matching
 
 
 def listed(side: str, *paths: str):
@@ -162,7 +149,7 @@ def listed(side: str, *paths: str):
     ],
 )
 def test_captions_belong_to_files_by_name(paths, names, expected):
-    assert match_captions(names, listed("video", *paths)) == expected
+    assert match_names(names, listed("video", *paths)) == expected
 
 
 def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
@@ -175,7 +162,7 @@ def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
     captions = {"x": "of x", "2": "of 2", "other": "of none"}
     for retrieval in (False, True):
         caplog.clear()
-        captioned = add_captions(captions, audio, video, pairs, retrieval)
+        captioned = match_captions(captions, audio, video, pairs, retrieval)
         assert captioned.of_pair == {pairs[0]: "x", pairs[1]: "2"}
         assert captioned.of_file == {
             "audio": {"a/1.wav": "x", "a/2.wav": "2"},
@@ -184,36 +171,8 @@ def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert said == ["1 captions belong to nothing: other", "1 pairs without a caption: z"]
     with pytest.raises(EvaluationError, match=r"^no caption has the name of a pair; captions are for k, l$"):
-        add_captions({"k": "x", "l": "y"}, audio, video, pairs, False)
+        match_captions({"k": "x", "l": "y"}, audio, video, pairs, False)
 
-
-# Tokens
-
-
-def test_tokens_are_those_of_clip():
-    """Its marks, cleaning, lower case and byte pairs; as clip.tokenize gives them."""
-    expected = {
-        "A dog.": [320, 1929, 269],
-        "hello world!": [3306, 1002, 256],
-        " a \n photo&amp;amp;  of a CAT ": [320, 1125, 261, 539, 320, 2368],
-        "<|startoftext|> a <|endoftext|>": [49406, 320, 49407],
-    }
-    tokens = data.load_and_transform_text(list(expected), "cpu")
-    assert tokens.shape == (4, 77)
-    assert tokens.dtype == torch.int64
-    for row, ids in zip(tokens.tolist(), expected.values(), strict=True):
-        assert row == [49406, *ids, 49407, *[0] * (75 - len(ids))]
-    assert data.load_and_transform_text(None, "cpu") is None
-
-
-@pytest.mark.parametrize(("n_words", "is_cut"), [(75, False), (76, True), (500, True)])
-def test_a_long_text_keeps_its_first_75_tokens_and_both_marks(n_words, is_cut):
-    text = data.read_text("dog " * n_words)
-    assert text.tokens.tolist() == [49406, *[1929] * 75, 49407]
-    assert text.is_cut == is_cut
-
-
-# Runs
 
 CAPTIONS = {"a": "a low note", "b": "a higher note", "d": "the highest note of all", "x": "of nothing"}
 
@@ -337,7 +296,7 @@ def test_texts_are_found_in_the_cache_and_still_counted_when_cut(run, caplog):
         message.startswith("8 files and 4 captions in") and " 12 from the cache" in message
         for message in caplog.messages
     )
-    assert "1 captions are too long, and cut off: c" in caplog.messages
+    assert "1 captions are too long, and truncated: c" in caplog.messages
     assert first["metrics"]["counts"]["text_cut"] == again["metrics"]["counts"]["text_cut"] == 1
     assert torch.equal(first["text_embeddings"], again["text_embeddings"])
 
@@ -373,7 +332,7 @@ def test_a_model_without_a_text_tower_is_refused(pairs, capsys, monkeypatch, tmp
     ("argv", "message"),
     [
         (["--captions", "none.csv"], "argument --captions: none.csv: no such file"),
-        (["--captions", "x.txt"], "argument --captions: x.txt: captions are .csv, .tsv, .jsonl files"),
+        (["--captions", "x.txt"], "argument --captions: must be a .csv, .tsv, .jsonl file, not 'x.txt'"),
     ],
 )
 def test_wrong_usage_is_said_at_once(argv, message, capsys, tmp_path, monkeypatch):
@@ -447,10 +406,12 @@ def test_a_million_captions_are_read_in_little_memory(tmp_path):
         file.writelines(f"clip_{i:07d},a sound with the number {i}\n" for i in range(1_000_000))
     code = f"""
 import resource, sys
-from batch_inference import add_captions, gather_files, pair_files
+from imagebind.evaluation.captions import match_captions
+from imagebind.evaluation.files import gather_files
+from imagebind.evaluation.pairing import pair_files
 names = [f"clip_{{i:07d}}.x" for i in range(0, 2_000_000, 4)]
 sides = [gather_files(side, [f"{{side}}/{{name}}" for name in names]) for side in ("audio", "video")]
-captioned = add_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)
+captioned = match_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)
 assert len(captioned.texts) == 1_000_000 and len(captioned.of_pair) == 250_000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
@@ -458,9 +419,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
     )
     assert float(result.stdout) < 2
-
-
-# The released model's own example
 
 
 @pytest.mark.weights

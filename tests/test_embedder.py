@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import RATE, picture, tone, write_audio, write_video
-from imagebind.loader import load_files
 
-from batch_inference import batch_inference_av_consistency, choose_precision, start_workers
+from batch_inference import Options, batch_inference_av_consistency
 from imagebind import data
+from imagebind.evaluation.embedding import choose_precision, start_workers
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
+from imagebind.reading.loader import load_files
 
 CPU = torch.device("cpu")
 
@@ -135,7 +136,7 @@ def test_workers_give_what_the_main_process_gives(files, small_checkpoint):
 
 def test_workers_report_warnings_and_time(tmp_path):
     path = write_audio(tmp_path / "click.wav", tone(0.01))
-    with start_workers(1, 1, 60, 1) as one:
+    with start_workers(Options(None, "", num_workers=1, timeout=60, worker_memory_gb=1), 1) as one:
         for workers in (None, one):
             (file,) = load_files([("audio", str(path))], workers, ahead=1)
             assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
@@ -145,9 +146,11 @@ def test_workers_report_warnings_and_time(tmp_path):
 
 def test_every_file_is_read_once(tmp_path):
     files = [("audio", f"{i}.wav") for i in range(5)] + [("video", f"{i}.mp4") for i in range(4)]
-    with start_workers(2, len(files), 60, 1) as workers:
+    with start_workers(
+        Options(None, "", num_workers=2, timeout=60, worker_memory_gb=1), len(files)
+    ) as workers:
         loaded = list(load_files(files, workers))
-    assert sorted((file.side, file.path) for file in loaded) == sorted(files)
+    assert sorted((file.modality, file.path) for file in loaded) == sorted(files)
     assert {file.reason for file in loaded} == {"No such file or directory"}
 
 

@@ -1,349 +1,174 @@
-"""Odd and broken files, all in one run: each gives a row or a reason, and costs no other file."""
+"""Which files are taken, and their names."""
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
-import struct
-from fractions import Fraction
+import unicodedata
 
-import av
-import numpy as np
 import pytest
-import torch
-from av.stream import Disposition
-from conftest import RATE, picture, tone, write_audio, write_video
+from conftest import Program
 
-from batch_inference import batch_inference_av_consistency
-from imagebind import data
-
-RNG = np.random.default_rng(0)
-BAD_DATA = "Invalid data found when processing input"
+from batch_inference import EvaluationError
+from imagebind.evaluation.files import SUFFIXES, MediaFiles, find_files, gather_files, read_list_file
 
 
-def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
-    return RNG.standard_normal((channels, round(seconds * rate))).astype(np.float32) * 0.1
+def found(side: str, *keys: str) -> MediaFiles:
+    return MediaFiles(side, tuple(f"{side}s/{key}" for key in keys), f"{side}s")
 
 
-def pictures(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
-    return [picture(i % 100, height, width) for i in range(n)]
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
-def cut(path, whole, keep: float | int):
-    """Keep a share of a file, or all but -keep bytes."""
-    content = whole.read_bytes()
-    path.write_bytes(content[: int(len(content) * keep) if keep > 0 else keep])
+def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path):
+    make(tmp_path, "b.WAV", "a.wav", "sub/deep/c.Mp3", "sub/d.flac", "notes.txt", "x.mp4", "wav")
+    make(tmp_path, ".hidden.wav", ".cache/e.wav", "sub/._d.flac")
+    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path), SUFFIXES["audio"])]
+    assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
 
 
-def patch(path, whole, mark: bytes, offset: int, value: bytes):
-    """Overwrite bytes at an offset from the first place of a mark."""
-    content = bytearray(whole.read_bytes())
-    at = content.index(mark) + offset
-    content[at : at + len(value)] = value
-    path.write_bytes(content)
-
-
-def remux(path, whole, drop: int = 0, times=None, extra: int = 0, **options):
-    """Copy the packets of a video: without the first, with other times, and with streams beside it."""
-    with av.open(str(whole)) as source, av.open(str(path), "w", options=options) as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for _ in range(extra):
-            target.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        for i, packet in enumerate([p for p in source.demux(video=0) if p.size][drop:]):
-            if times is not None:
-                packet.pts = packet.dts = times(i)
-                packet.time_base = Fraction(1, 1000)
-            packet.stream = stream
-            target.mux(packet)
-        target.start_encoding()  # also where there is no packet
-
-
-def cover(path):
-    """A song with a cover, as .mp3 files have it."""
-    with av.open(str(path), "w") as container:
-        audio = container.add_stream("libmp3lame", rate=RATE, layout="mono")
-        art = container.add_stream("png")
-        art.width, art.height, art.pix_fmt = 96, 64, "rgb24"
-        art.disposition = Disposition.attached_pic
-        container.mux(art.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
-        frame = av.AudioFrame.from_ndarray(tone(1)[None], "fltp", "mono")
-        frame.sample_rate = RATE
-        container.mux([*audio.encode(frame), *audio.encode(None)])
-
-
-def two_rates(path):
-    """Two MP3 streams, one after the other, of other rates."""
-    parts = [
-        write_audio(path.with_name("part.mp3"), tone(1, rate=rate), rate, "libmp3lame").read_bytes()
-        for rate in (16000, 44100)
+def test_links_to_directories_are_followed_once(tmp_path):
+    make(tmp_path, "data/a.wav", "data/sub/b.wav", "elsewhere/c.wav")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
+    paths = [
+        os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path / "data"), SUFFIXES["audio"])
     ]
-    path.write_bytes(b"".join(parts))
+    assert paths == ["data/a.wav", "data/link/c.wav", "data/sub/b.wav"]
 
 
-def samples(**values) -> np.ndarray:
-    """Noise with some samples of other values."""
-    sound = noise(2)
-    for i, value in enumerate(values.values()):
-        sound[0, 1000 + i] = value
-    return sound
+@pytest.mark.parametrize(
+    ("side", "suffixes"),
+    [
+        ("audio", (".wav", ".mp3", ".flac", ".m4a", ".ogg")),
+        ("video", (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")),
+    ],
+)
+def test_every_format_of_the_guide_is_found(tmp_path, side, suffixes):
+    make(tmp_path, *(f"x{suffix}" for suffix in suffixes), "x.txt", "x.jpg")
+    assert {os.path.splitext(path)[1] for path in gather_files(side, tmp_path).paths} == set(suffixes)
 
 
-class Sources:
-    """Whole files that others are made from."""
-
-    def __init__(self, folder):
-        self.wav = write_audio(folder / "whole.wav", noise(5), codec="pcm_s16le")
-        self.flac = write_audio(folder / "whole.flac", noise(5), codec="flac")
-        self.mp3 = write_audio(folder / "whole.mp3", noise(5), codec="libmp3lame")
-        self.m4a = write_audio(folder / "whole.m4a", noise(5), codec="aac")
-        self.mp4 = write_video(folder / "whole.mp4", pictures(60), options={"bf": "0"})
-        self.mkv = write_video(folder / "whole.mkv", pictures(60), options={"bf": "0"})
-        self.avi = write_video(folder / "whole.avi", pictures(60), "mpeg4")
-        self.faststart = folder / "faststart.mp4"
-        remux(self.faststart, self.mp4, movflags="faststart")
+def test_videos_lend_their_sound_where_a_directory_has_no_audio(tmp_path, caplog):
+    make(tmp_path, "a.mp4", "b.webm")
+    assert len(gather_files("audio", tmp_path).paths) == 2
+    assert f"{tmp_path}: no audio files; the sound of its 2 video files is used" in caplog.text
 
 
-# name -> how it is made, and the reason that it gives, or None for a row
-
-SOUNDS = {
-    "empty.wav": (lambda p, s: p.touch(), "the file is empty"),
-    "text.wav": (lambda p, s: p.write_text("not a sound\n" * 50), BAD_DATA),
-    "zeros.mp3": (lambda p, s: p.write_bytes(bytes(5000)), BAD_DATA),
-    "folder.wav": (lambda p, s: p.mkdir(), "Is a directory"),
-    "pipe.wav": (lambda p, s: os.mkfifo(p), "not a regular file"),
-    "loop.wav": (lambda p, s: p.symlink_to(p), "Too many levels of symbolic links"),
-    "unreadable.wav": (lambda p, s: p.symlink_to("/proc/self/mem"), "Input/output error"),
-    "header.wav": (lambda p, s: p.write_bytes(s.wav.read_bytes()[:20]), BAD_DATA),
-    "header.flac": (lambda p, s: p.write_bytes(s.flac.read_bytes()[:20]), BAD_DATA),
-    "header.m4a": (lambda p, s: p.write_bytes(s.m4a.read_bytes()[:20]), BAD_DATA),
-    "middle.wav": (lambda p, s: cut(p, s.wav, 0.5), None),
-    "middle.flac": (lambda p, s: cut(p, s.flac, 0.5), None),
-    "middle.mp3": (lambda p, s: cut(p, s.mp3, 0.5), None),
-    "middle.m4a": (lambda p, s: cut(p, s.m4a, 0.5), BAD_DATA),
-    "last.wav": (lambda p, s: cut(p, s.wav, -1), None),
-    "last.flac": (lambda p, s: cut(p, s.flac, -1), None),
-    "last.mp3": (lambda p, s: cut(p, s.mp3, -1), None),
-    "no_samples.wav": (lambda p, s: write_audio(p, noise(0)), "no audio samples"),
-    "silent_video.wav": (lambda p, s: shutil.copy(s.mp4, p), "no audio stream"),
-    "one_sample.wav": (lambda p, s: write_audio(p, noise(1 / RATE)), None),
-    "24ms.wav": (lambda p, s: write_audio(p, noise(0.024)), None),
-    "silence.wav": (lambda p, s: write_audio(p, noise(2) * 0), None),
-    "nan.wav": (lambda p, s: write_audio(p, samples(a=np.nan)), "NaN or infinite samples"),
-    "infinite.wav": (lambda p, s: write_audio(p, samples(a=np.inf, b=-np.inf)), "NaN or infinite samples"),
-    "huge.wav": (lambda p, s: write_audio(p, samples(a=1e30)), "samples too large to compute with"),
-    "says_endless.wav": (lambda p, s: patch(p, s.wav, b"data", 4, b"\xff" * 4), None),
-    "says_empty.wav": (lambda p, s: patch(p, s.wav, b"data", 4, bytes(4)), None),
-    "says_0_hz.wav": (lambda p, s: patch(p, s.wav, b"fmt ", 12, bytes(4)), r".+"),
-    "says_2_ghz.wav": (
-        lambda p, s: patch(p, s.wav, b"fmt ", 12, struct.pack("<I", 2**31 - 1)),
-        "a sample rate of 2147483647 Hz",
-    ),
-    "says_65535_channels.wav": (lambda p, s: patch(p, s.wav, b"fmt ", 10, b"\xff\xff"), r".+"),
-    "two_rates.mp3": (lambda p, s: two_rates(p), "its sample rate or number of channels changes"),
-    "cover.mp3": (lambda p, s: cover(p), None),
-    **{
-        f"{rate}_hz.wav": (lambda p, s, rate=rate: write_audio(p, noise(3, rate), rate), None)
-        for rate in (8000, 11025, 22254, 44101, 48000, 96000, 192000)
-    },
-    **{
-        f"{n}_channels.wav": (lambda p, s, n=n: write_audio(p, noise(2, channels=n)), None)
-        for n in (1, 2, 3, 6, 8, 16)
-    },
-    **{
-        f"{codec}.wav": (lambda p, s, codec=codec: write_audio(p, noise(2), codec=codec), None)
-        for codec in ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_mulaw")
-    },
-}
-
-ONLY_START = {"x264-params": "keyint=infinite:scenecut=0", "bf": "0"}
-LOSSLESS = {"codec": "png", "pix_fmt": "rgb24"}
-
-VIDEOS = {
-    "empty.mp4": (lambda p, s: p.touch(), "the file is empty"),
-    "text.mp4": (lambda p, s: p.write_text("not a video\n" * 50), BAD_DATA),
-    "folder.mp4": (lambda p, s: p.mkdir(), "Is a directory"),
-    "header.mp4": (lambda p, s: p.write_bytes(s.mp4.read_bytes()[:20]), BAD_DATA),
-    "header.mkv": (lambda p, s: p.write_bytes(s.mkv.read_bytes()[:20]), BAD_DATA),
-    "middle.mp4": (lambda p, s: cut(p, s.mp4, 0.5), BAD_DATA),  # its index is at the end
-    "middle_of_faststart.mp4": (lambda p, s: cut(p, s.faststart, 0.7), None),
-    "middle.mkv": (lambda p, s: cut(p, s.mkv, 0.5), None),
-    "middle.avi": (lambda p, s: cut(p, s.avi, 0.8), None),
-    "last.mp4": (lambda p, s: cut(p, s.mp4, -1), None),
-    "last_of_faststart.mp4": (lambda p, s: cut(p, s.faststart, -1), None),
-    "last.mkv": (lambda p, s: cut(p, s.mkv, -1), None),
-    "last.avi": (lambda p, s: cut(p, s.avi, -1), None),
-    "no_frames.mkv": (lambda p, s: remux(p, s.mkv, drop=60), "End of file"),
-    "sound.mp4": (lambda p, s: shutil.copy(s.m4a, p), "no video stream"),
-    "cover.mp3": (lambda p, s: cover(p), "no video stream"),
-    "one_frame.mp4": (lambda p, s: write_video(p, pictures(1)), None),
-    "1x1.mov": (lambda p, s: write_video(p, pictures(5, 1, 1), **LOSSLESS), None),
-    "1x2.mov": (lambda p, s: write_video(p, pictures(5, 1, 2), **LOSSLESS), None),
-    "8k.mp4": (lambda p, s: write_video(p, pictures(2, 4320, 7680), "mpeg4"), None),
-    "8000x1.mov": (lambda p, s: write_video(p, pictures(3, 1, 8000), **LOSSLESS), None),
-    "1x8000.mov": (lambda p, s: write_video(p, pictures(3, 8000, 1), **LOSSLESS), None),
-    "variable_rate.mkv": (
-        lambda p, s: write_video(p, pictures(40), pts=[40 * i + (i > 20) * 900 for i in range(40)]),
-        None,
-    ),
-    "starts_late.mkv": (
-        lambda p, s: write_video(p, pictures(40), pts=[50 * i + 90000 for i in range(40)]),
-        None,
-    ),
-    "starts_late.mp4": (
-        lambda p, s: write_video(p, pictures(40), pts=[50 * i + 90000 for i in range(40)]),
-        None,
-    ),
-    "repeated_times.mkv": (lambda p, s: remux(p, s.mkv, times=lambda i: i // 3 * 150), None),
-    "times_backwards.avi": (lambda p, s: remux(p, s.avi, times=lambda i: 50 * i), None),
-    "without_times.h264": (lambda p, s: write_video(p, pictures(40), options={"bf": "0"}), None),
-    "edit_list.mp4": (lambda p, s: remux(p, s.mp4, times=lambda i: 50 * (i - 20)), None),
-    "empty_streams_beside.mkv": (lambda p, s: remux(p, s.mkv, extra=3), None),
-    "rotated.mp4": (lambda p, s: write_video(p, pictures(20), rotation=90), None),
-    "10_bit.mkv": (lambda p, s: write_video(p, pictures(20), "libx265", pix_fmt="yuv420p10le"), None),
-    "10_bit.mp4": (lambda p, s: write_video(p, pictures(20), "libsvtav1", pix_fmt="yuv420p10le"), None),
-    "gray.mkv": (lambda p, s: write_video(p, pictures(20), "ffv1", pix_fmt="gray"), None),
-    "transparent.mov": (lambda p, s: write_video(p, pictures(20), "png", pix_fmt="rgba"), None),
-    "interlaced.mp4": (
-        lambda p, s: write_video(p, pictures(40), options={"x264-params": "interlaced=1"}),
-        None,
-    ),
-    "av1.mp4": (lambda p, s: write_video(p, pictures(20), "libsvtav1"), None),
-    "hevc.mp4": (lambda p, s: write_video(p, pictures(20), "libx265"), None),
-    "gif.gif": (lambda p, s: write_video(p, pictures(20), "gif", pix_fmt="rgb8"), None),
-    "key_at_start_only.mp4": (lambda p, s: write_video(p, pictures(200), options=ONLY_START), None),
-    "no_key_frame.mkv": (
-        lambda p, s: remux(p, write_video(p.with_name("k.mkv"), pictures(60), options=ONLY_START), drop=1),
-        r"no video frames",
-    ),
-    "says_1_hour.mp4": (lambda p, s: patch(p, s.mp4, b"mdhd", 16, struct.pack(">I", 10**9)), None),
-    "says_no_time.mp4": (lambda p, s: patch(p, s.mp4, b"stts", 16, struct.pack(">I", 0)), None),
-    "says_a_year_a_frame.mp4": (
-        lambda p, s: patch(p, s.mp4, b"stts", 16, struct.pack(">I", 2**31 - 1)),
-        None,
-    ),
-    "says_a_million_fps.avi": (lambda p, s: patch(p, s.avi, b"strh", 28, struct.pack("<II", 1, 10**6)), None),
-    "says_a_billion_frames.avi": (lambda p, s: patch(p, s.avi, b"avih", 24, struct.pack("<I", 10**9)), None),
-    "says_a_billion_frames.mp4": (lambda p, s: patch(p, s.mp4, b"stsz", 12, struct.pack(">I", 10**9)), r".+"),
-    "says_1_wide.mkv": (lambda p, s: patch(p, s.mkv, b"\xb0\x81\x60", 0, b"\xb0\x81\x01"), None),
-}
-SIDES = {"audio": SOUNDS, "video": VIDEOS}
-CASES = [(side, name) for side, table in SIDES.items() for name in table]
+def test_an_empty_directory_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(
+        EvaluationError, match=rf"^{tmp_path}: no video files \(\.mp4 .*\) in this directory$"
+    ):
+        gather_files("video", tmp_path)
+    with pytest.raises(EvaluationError, match="no audio files given"):
+        gather_files("audio", [])
 
 
-@pytest.fixture(scope="module")
-def evening(tmp_path_factory, small_checkpoint):
-    """Evaluate all of them, and one good pair, in one run; give the results and the warnings."""
-    folder = tmp_path_factory.mktemp("files")
-    (folder / "sources").mkdir()
-    sources = Sources(folder / "sources")
-    paths = {side: [str(folder / "missing.file")] for side in SIDES}
-    for side, table in SIDES.items():
-        (folder / side).mkdir()
-        for name, (make, _) in table.items():
-            make(folder / side / name, sources)
-            paths[side].append(str(folder / side / name))
-    good = write_audio(folder / "good.wav", tone(1)), write_video(folder / "good.mp4", pictures(20))
-    for side, path in zip(SIDES, good, strict=True):
-        paths[side].append(str(path))
-    results = batch_inference_av_consistency(
-        paths["audio"],
-        paths["video"],
-        device="cpu",
-        retrieval_mode=True,
-        checkpoint=small_checkpoint,
-        num_workers=2,
-        timeout=30,
-        worker_memory_gb=1,
-        cache=folder / "cache.sqlite",
+def test_list_files_take_bom_crlf_blank_lines_and_comments(tmp_path):
+    content = (
+        "\ufeff/a/one.wav\r\n\r\n# a comment\r\n  \r\n/b/zwei drei.wav\n/c/四.wav\n /d/ five .wav \n/e/last"
     )
-    reasons = {(f["side"], os.path.basename(f["path"])): f["reason"] for f in results["failures"]}
-    return results, reasons
+    (tmp_path / "list.txt").write_bytes(content.encode())
+    assert read_list_file(tmp_path / "list.txt") == [
+        "/a/one.wav",
+        "/b/zwei drei.wav",
+        "/c/四.wav",
+        " /d/ five .wav ",
+        "/e/last",
+    ]
 
 
-@pytest.mark.parametrize(("side", "name"), CASES)
-def test_a_file_gives_a_row_or_a_reason(evening, side, name):
-    _, reasons = evening
-    _, expected = SIDES[side][name]
-    if expected is None:
-        assert (side, name) not in reasons
-    else:
-        assert re.fullmatch(expected, reasons[side, name])
+def test_list_files_keep_bytes_that_are_not_utf8(tmp_path):
+    name = b"/a/caf\xe9.wav"
+    (tmp_path / "list.txt").write_bytes(name + b"\n")
+    assert [os.fsencode(path) for path in read_list_file(tmp_path / "list.txt")] == [name]
 
 
-def test_an_edit_list_hides_frames(tmp_path):
-    path = tmp_path / "edited.mp4"
-    remux(path, Sources(tmp_path).mp4, times=lambda i: 50 * (i - 20))  # 20 of 60 are before the start
-    with data.open_stream(path, "video") as stream:
-        timeline = data.packet_timeline(stream)
-        frames = dict(data.read_frames(stream, timeline, {0, 39}))
-    assert (len(timeline.packets), timeline.n_frames) == (60, 40)
-    for number, shown in ((0, 20), (39, 59)):
-        brightness = frames[number][:, -10:, -10:].float().mean().item()
-        assert brightness == pytest.approx(20 + 2 * shown, abs=1)
+def test_names_are_stems_as_far_as_they_tell_files_apart():
+    files = found("audio", "a.wav", "cat/b.wav", "cat/c.wav", "dog/c.wav", "e.mp3", "e.wav")
+    assert list(files.names.values()) == ["a", "b", "cat/c", "dog/c", "e.mp3", "e.wav"]
 
 
-def test_more_channels_than_a_frame_has_pointers_are_read(tmp_path):
-    """FFmpeg's frames point to 8 planes; the samples of further channels lie elsewhere."""
-    sound = noise(1, channels=16)
-    waveform = data.load_waveform(write_audio(tmp_path / "x.wav", sound))
-    np.testing.assert_allclose(waveform, sound)
+def test_names_of_all_kinds(pairs):
+    """They stay in their line and field, can be read back, and no terminal is told what to do."""
+    names = [
+        "two  spaces",
+        "-leading",
+        "--help",
+        "quotes'\"`$(true)",
+        "caf\u00e9",
+        "cafe\u0301 apart",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "turned\u202etxt",
+        "new\nline",
+        "tab\there",
+        "back\\slash",
+        "\x1b[31mred",
+        "<img src=x onerror=alert(1)>",
+        "=1+1",
+        "x" * 251,
+        os.fsdecode(b"\xff\xfe"),
+        "\u540d\u5b57",
+        "# not a comment",
+    ]
+    spelt = {"audio": "NFC", "video": "NFD"}
+    for side, suffix in (("audio", ".wav"), ("video", ".mp4")):
+        for name in names:
+            path = pairs / side / f"{unicodedata.normalize(spelt[side], name)}{suffix}"
+            shutil.copy(pairs / side / f"a{suffix}", path)
+    status, out, err = Program(pairs).wait()
+    assert status == 0
+    assert out[-1] == f"evaluated {4 + len(names)} pairs, skipped 0 files, unmatched 0 files"
+
+    def decode(field: str) -> str:  # as the README says
+        return field.encode("latin-1", "backslashreplace").decode("unicode_escape")
+
+    def read(name: str) -> list[list[str]]:
+        lines = (pairs / "outputs" / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return [[decode(field) for field in line.split("\t")] for line in lines]
+
+    assert all(os.path.exists(pairs / path) for pair in read("pairs.txt") for path in pair)
+    stems = [os.path.splitext(os.path.basename(sound))[0] for sound, _ in read("pairs.txt")]
+    assert set(stems) == {*"abcd", *(unicodedata.normalize("NFC", name) for name in names)}
+    assert [name for (name,) in read("audio_names.txt")] == stems
+
+    for name in names:  # as skipped files, in the report
+        (pairs / "audio" / f"{unicodedata.normalize('NFC', name)}.wav").write_text("not a sound")
+    status, out, err = Program(pairs).wait()
+    assert status == 0
+    report = (pairs / "outputs" / "consistency_report.txt").read_text(encoding="utf-8")
+    assert report.count("    audio audio/") == len(names)
+    for line in (*report.split("\n"), *out, *err):
+        assert not re.search("[\x00-\x1f\u202e]", line)
 
 
-@pytest.mark.parametrize("rate", [22254, 44101])
-def test_rates_that_share_no_divisor_are_resampled_alike(tmp_path, rate):
-    """As by torchaudio between the nearest rates that do, whose filters fit into memory."""
-    clip = data.load_waveform(write_audio(tmp_path / "x.wav", tone(1, 440, rate), rate))
-    assert clip.shape == (1, RATE)
-    np.testing.assert_allclose(clip[0, 100:-100], tone(1)[100:-100], atol=1e-3)
+def test_a_list_of_a_million_lines_is_read_in_a_gigabyte(pairs):
+    with open(pairs / "list.txt", "w") as file:
+        file.writelines(f"folder{i % 1000}/file{i}.wav\n" for i in range(1_000_000))
+        file.write("audio/a.wav\n")
+    argv = ["--audio_file", "list.txt", "--video_dir", "video"]
+    limits = {resource.RLIMIT_DATA: 2_000_000_000}
+    status, out, err = Program(pairs, limits=limits, inputs=argv).wait()
+    assert status == 0
+    assert out[-1] == "evaluated 1 pairs, skipped 0 files, unmatched 1000003 files"
+    assert "1000001 audio files, 4 video files, 1 pairs" in err
+    assert sum(map(len, err)) < 2000
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 192000])
-def test_resampling_without_a_table_is_torchaudios(monkeypatch, rate):
-    waveform = torch.from_numpy(noise(2, rate, channels=2))
-    expected = data.resample(waveform, rate, RATE)
-    monkeypatch.setattr(data, "MOST_PHASES", 0)
-    resampled = data.resample(waveform, rate, RATE)
-    assert resampled.shape == expected.shape
-    np.testing.assert_allclose(resampled, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(30, 400), (400, 30)])
-def test_squares_of_a_stretched_picture_are_those_of_the_whole(shape):
-    frame = torch.from_numpy(RNG.integers(0, 256, (3, *shape), dtype=np.uint8))
-    whole = data.resize_short_side(frame)
-    expected = [data.crop(whole, at) for at in data.crop_offsets(max(whole.shape[1:]))]
-    np.testing.assert_allclose(data.squares(frame), torch.stack(expected), atol=1e-4)
-
-
-def test_what_is_missing_of_a_file_is_said(tmp_path, caplog):
-    """A file that is cut off gives the row of what is there, and a warning that says how much that is."""
-    sources = Sources(tmp_path)
-    cut(tmp_path / "cut.flac", sources.flac, 0.5)
-    cut(tmp_path / "cut.mp4", sources.faststart, 0.7)
-    data.load_audio(tmp_path / "cut.flac")
-    data.load_video(tmp_path / "cut.mp4")
-    messages = "\n".join(record.getMessage() for record in caplog.records)
-    assert re.search(r"cut\.flac: cut off: 2\.\d+ of 5 seconds of sound are there", messages)
-    assert re.search(r"cut\.flac: 1 of \d+ packets are damaged and left out", messages)
-    assert re.search(r"cut\.mp4: cut off: \d+ of 60 frames are there", messages)
-
-
-def test_a_file_that_is_mostly_damaged_gives_a_reason(tmp_path):
-    path = tmp_path / "x.avi"
-    cut(path, Sources(tmp_path).avi, 0.5)  # in the middle of its only key frame
-    with pytest.raises(data.MediaError, match="damaged: 1 of 1 packets cannot be decoded"):
-        data.load_video(path)
-
-
-def test_no_file_costs_another(evening):
-    results, reasons = evening
-    assert reasons["audio", "missing.file"] == reasons["video", "missing.file"] == "No such file or directory"
-    failed = {key for key, reason in reasons.items()}
-    expected = {(side, name) for side, name in CASES if SIDES[side][name][1] is not None}
-    assert failed == expected | {("audio", "missing.file"), ("video", "missing.file")}
-    assert results["metrics"]["counts"]["audio"] == 1 + sum(r is None for _, r in SOUNDS.values())
-    assert results["metrics"]["counts"]["video"] == 1 + sum(r is None for _, r in VIDEOS.values())
-    assert results["audio_embeddings"].isfinite().all()
-    assert results["video_embeddings"].isfinite().all()
-    assert not any("crashed" in reason or "killed" in reason for reason in reasons.values())
+def test_a_tree_of_200_000_files_and_a_loop_is_walked_once(pairs):
+    for i in range(200):
+        folder = pairs / "video" / f"{i}"
+        folder.mkdir()
+        for k in range(1000):
+            os.mknod(folder / f"{i}_{k}.mp4")
+        (folder / "up").symlink_to(pairs / "video")
+    limits = {resource.RLIMIT_DATA: 2_000_000_000}
+    status, out, _ = Program(pairs, limits=limits).wait()
+    assert status == 0
+    assert out[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 200000 files"

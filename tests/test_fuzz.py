@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import TESTS
 from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
-from imagebind.loader import read_file
+
+from imagebind.reading.loader import read_file
 
 CASES = sorted((TESTS / "fuzz" / "cases").iterdir())
 

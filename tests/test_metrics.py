@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import torch
-from conftest import TESTS
-from imagebind.similarity import TOP, Blocks, cosine_similarity, pair_keys, scan
 from scipy import stats
 
-from batch_inference import (
+from imagebind.evaluation.keys import Cells
+from imagebind.evaluation.metrics import (
+    FALSE_DISCOVERY_RATE,
     RECALL_AT,
-    SUSPECT_RATE,
-    Cells,
     bootstrap_interval,
     compute_metrics,
     retrieval_metrics,
-    true_cells,
 )
-from imagebind import similarity
+from imagebind.evaluation.rows import find_non_mismatches
+from imagebind.evaluation.similarity import cell_keys, cosine_similarity, scan
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,12 +32,12 @@ def measure(scores: np.ndarray, truth, also_true=()):
     """Give the cosines as a matrix, the metrics of them, and the scores of pairs."""
     audio, video = embeddings_of(scores)
     pairs, true = (
-        Cells(places, pair_keys(audio, video, places))
+        Cells(places, cell_keys(audio, video, places))
         for cells in (list(truth), sorted({*truth, *also_true}))
         for places in [np.array(cells, int).reshape(-1, 2)]
     )
-    found = scan(Blocks(audio, video), pairs.places, pairs.keys)
-    return cosine_similarity(audio, video), *compute_metrics(found, pairs, true)
+    found = scan(audio, video, pairs.index, pairs.keys)
+    return cosine_similarity(audio, video), *compute_metrics(found, pairs, true, 0, ("audio", "video"))
 
 
 def plain_cosine(a, b) -> float:
@@ -133,8 +128,10 @@ def test_an_embedder_that_always_says_the_same_scores_chance(n):
     row = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
     audio, video = np.repeat(row, n, 0), np.repeat(-3 * row, n, 0)
     places = np.stack([np.arange(n)] * 2, 1)
-    pairs = Cells(places, pair_keys(audio, video, places))
-    metrics, scores, _ = compute_metrics(scan(Blocks(audio, video), pairs.places, pairs.keys), pairs, pairs)
+    pairs = Cells(places, cell_keys(audio, video, places))
+    metrics, scores, _ = compute_metrics(
+        scan(audio, video, pairs.index, pairs.keys), pairs, pairs, 0, ("audio", "video")
+    )
     assert metrics["mean_rank"] == metrics["median_rank"] == (n + 1) / 2
     assert metrics["recall_at_1"] == 0
     assert metrics["auc"] == 0.5
@@ -147,8 +144,6 @@ def test_without_truth_ranks_are_left_out():
     assert set(metrics) == {"similarity_matrix_mean", "similarity_matrix_std"}
     assert scores == {}
 
-
-# Against mismatched pairs
 
 TRUTH = {  # of a matrix of 11 x 13: a diagonal, pairs anywhere, and files that stand in several pairs
     "diagonal": [(i, i) for i in range(11)],
@@ -184,62 +179,13 @@ def test_mismatches_are_all_other_cells(kind, truth):
         beside = [float(cosines[c]) for c in cells if c[0] == row or c[1] == column]
         share = sum(other < paired[k] for other in beside) / len(beside)
         assert scores["percentile"][k] == pytest.approx(share)
-    told = stats.false_discovery_control(scores["p_value"], method="bh") <= SUSPECT_RATE
+    told = stats.false_discovery_control(scores["p_value"], method="bh") <= FALSE_DISCOVERY_RATE
     assert scores["suspect"].tolist() == (~told).tolist()
     assert metrics["suspects"] == (~told).sum()
     assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / scores["video_rank"]))
     assert [metrics[f"paired_similarity_{q}"] for q in ("q1", "median", "q3")] == pytest.approx(
         stats.scoreatpercentile(paired, [25, 50, 75])
     )
-
-
-def fields_of(found) -> dict:
-    fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "bins", "levels", "level_keys")}
-    return fields | {f"top_{side}": top.best for side, top in enumerate(found.top)} | {"sum": found.sum}
-
-
-@pytest.mark.parametrize("tile", [(4, 3), (1, 50), (7, 11)])
-@pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
-    """With equal rows among them, and pairs anywhere: not by a bit."""
-    rng = np.random.default_rng(0)
-    audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
-    truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
-    keys = pair_keys(audio, video, truth)
-    expected = scan(Blocks(audio, video), truth, keys)
-    matrix = np.empty((37, 50), np.float32)
-
-    def keep(row, column, part):
-        matrix[row : row + part.shape[0], column : column + part.shape[1]] = part
-
-    monkeypatch.setattr(similarity, "TILE", tile)
-    monkeypatch.setattr(similarity, "TILES_AT_A_TIME", 2)
-    monkeypatch.setattr(similarity, "HELD_CELLS", 5)
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        found = scan(Blocks(audio, video), truth, keys, keep)
-        assert torch.get_num_threads() == n_threads
-    finally:
-        torch.set_num_threads(before)
-    for name, values in fields_of(expected).items():
-        np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
-    assert math.fsum(found.squares) == pytest.approx(math.fsum(expected.squares), rel=1e-12)
-    np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))
-
-
-@pytest.mark.parametrize("kind", ["random", "coarse", "equal"])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 3), (40, 60)])
-def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch):
-    monkeypatch.setattr(similarity, "TILE", (16, 12))
-    audio, video = embeddings_of(scores_of(kind, n, m))
-    cosines = cosine_similarity(audio, video)
-    found = scan(Blocks(audio, video), np.empty((0, 2), int), np.empty(0, np.int32))
-    for top, lines in zip(found.top, (cosines, cosines.T), strict=True):
-        for line, places, scores in zip(lines, top.places, top.similarities, strict=True):
-            expected = np.argsort(-line, kind="stable")[:TOP]
-            assert places[places >= 0].tolist() == expected.tolist()
-            assert scores[places >= 0].tolist() == line[expected].tolist()
 
 
 def test_a_case_known_by_hand():
@@ -257,7 +203,9 @@ def test_a_case_known_by_hand():
 
 def test_cells_of_files_that_stand_there_twice_are_no_mismatches():
     """One sound with two videos, by position: rows 0 and 1 are the same sound."""
-    cells = set(true_cells(["a", "a", "b"], ["x", "y", "z"], [("a", "x"), ("a", "y"), ("b", "z")]))
+    pairs = [("a", "x"), ("a", "y"), ("b", "z")]
+    found = find_non_mismatches(["a", "a", "b"], ["x", "y", "z"], pairs, np.array([(0, 0), (1, 1), (2, 2)]))
+    cells = set(map(tuple, found.tolist()))
     assert cells == {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)}
     cosines, metrics, _, _ = measure(scores_of("random", 3, 3), [(0, 0), (1, 1), (2, 2)], cells)
     others = [cosines[cell] for cell in ((0, 2), (1, 2), (2, 0), (2, 1))]
@@ -270,43 +218,3 @@ def test_the_interval_is_that_of_the_bootstrap():
     expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(5))
     assert interval == pytest.approx(list(expected.confidence_interval), rel=0.02)
     assert bootstrap_interval(values, seed=1) == interval != bootstrap_interval(values, seed=2)
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 5), (1100, 2)])
-def test_cosines_are_those_of_normalised_rows(n, m):
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((n, 64)).astype(np.float32) * rng.uniform(0.1, 20, (n, 1)).astype(np.float32)
-    b = rng.standard_normal((m, 64)).astype(np.float32)
-    cosines = cosine_similarity(a, b)
-    assert cosines.shape == (n, m)
-    assert cosines.dtype == np.float32
-    for i, j in {(0, 0), (n - 1, m - 1), (n // 2, m // 2)}:
-        assert cosines[i, j] == pytest.approx(plain_cosine(a[i], b[j]), abs=1e-7)
-
-
-def test_a_row_of_zeros_is_like_nothing():
-    assert cosine_similarity(np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)).tolist() == [[0]]
-
-
-def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
-    """20,000 x 20,000 cosines are 1.6 GB; in a process of its own, whose peak is its alone."""
-    code = """
-import numpy as np
-from pathlib import Path
-from imagebind.similarity import Blocks, pair_keys, scan
-
-def memory(what):
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)
-    return int(line.split()[1]) / 1e6
-
-rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
-truth = np.stack([np.arange(len(rows))] * 2, axis=1)
-before = memory("VmRSS")
-found = scan(Blocks(rows, rows), truth, pair_keys(rows, rows, truth))
-assert found.n_above.sum() == 0  # each is the most like itself
-print(memory("VmHWM") - before)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
-    )
-    assert float(result.stdout) < 0.6

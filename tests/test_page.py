@@ -7,27 +7,24 @@ import os
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote_to_bytes, urlparse
 
 import numpy as np
 import pytest
+import torch
 from chromium import CHROMIUM, Browser
 from conftest import picture, tone, write_audio, write_video
 
-from batch_inference import (
-    MediaFiles,
-    OutputArrays,
-    Plan,
-    Rows,
-    batch_inference_av_consistency,
-    compare,
-    compare_systems,
-    main,
-    pair_files,
-    report_sections,
-)
-from imagebind import page
+from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
+from imagebind.evaluation import page
+from imagebind.evaluation.charts import histogram_chart, recall_chart
+from imagebind.evaluation.embedding import EmbeddedFiles
+from imagebind.evaluation.files import MediaFiles
+from imagebind.evaluation.pairing import pair_files
+from imagebind.evaluation.plan import Plan
+from imagebind.evaluation.report import report_sections
+from imagebind.evaluation.results import build_results
+from imagebind.evaluation.store import EmbeddingStore, OutputArrays
 from imagebind.names import one_line
 
 HOSTILE = [
@@ -104,9 +101,7 @@ def test_every_chart_is_drawn_without_complaint(browser, report):
     assert browser.run("document.title") == "Audio-video consistency report"
     charts = "document.querySelectorAll('.chart')"
     assert browser.run(f"{charts}.length") == 3
-    n_bars = sum(
-        np.count_nonzero(trace.y) for trace in page.histogram_chart(results["histograms"], "en").data
-    )
+    n_bars = sum(np.count_nonzero(trace.y) for trace in histogram_chart(results["histograms"], "en").data)
     drawn = ".barlayer .point path", ".heatmaplayer image", ".scatterlayer path.js-line"
     counts = [browser.run(f"{charts}[{i}].querySelectorAll('{path}').length") for i, path in enumerate(drawn)]
     assert counts[0] >= n_bars > 0
@@ -277,19 +272,18 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
         names = [f"clip_{i:06d}" for i in range(n_pairs)] + [f"{side}_{i:06d}" for i in range(n)]
         names = names[::-1] if side == "video" and n else names
         paths = [f"{folder}{side}/{name}.{suffix}" for name in names]
-        sides[side], rows[side] = MediaFiles(side, tuple(paths)), Rows(len(paths), None)
+        sides[side], rows[side] = MediaFiles(side, tuple(paths)), EmbeddingStore(len(paths), None)
         for path, name in zip(paths, names, strict=True):
             place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
-            rows[side].keep(path, embeddings[place].astype(np.float32))
-    embedded = SimpleNamespace(rows=rows, failures=[], scales={"audio": 2, "video": 2}, device="cpu")
+            rows[side].add(path, embeddings[place].astype(np.float32))
+    protocol = {"checkpoint": {"note": ""}}
+    embedded = EmbeddedFiles(rows, [], set(), {"audio": 2, "video": 2}, torch.device("cpu"), protocol, "")
     pairing = pair_files(*sides.values())
     plan = Plan(
         *(sides["audio"], sides["video"], pairing, bool(n_audio), None),
         {side: files.distinct for side, files in sides.items()},
     )
-    results = compare(plan, embedded, OutputArrays(None), 0, 0)
-    results["metrics"]["protocol"] = {"checkpoint": {"note": ""}}
-    return results
+    return build_results(plan, embedded, OutputArrays(None), Options(None, "", max_matrix_gb=0))
 
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:
@@ -337,7 +331,7 @@ def test_distractors_come_after_the_pairs(browser, tmp_path):
 def test_the_recall_curve_is_the_share_of_ranks():
     ranks = np.array([1, 1, 2.5, 7, 40])
     directions = {"audio to video": (ranks, 50), "video to audio": (ranks[:1], 50)}
-    forth, chance, back = page.recall_chart(directions, "en").data
+    forth, chance, back = recall_chart(directions, "en").data
     for trace, values in ((forth, ranks), (back, ranks[:1])):
         for k, share in zip(trace.x, trace.y, strict=True):
             assert share == np.mean(values <= k)
@@ -351,7 +345,7 @@ def test_bars_hold_every_similarity_once():
         "paired": np.bincount([250, 390], minlength=400),
         "mismatched": np.bincount(np.arange(120, 330), minlength=400),
     }
-    mismatched, paired = page.histogram_chart(histograms, "en").data
+    mismatched, paired = histogram_chart(histograms, "en").data
     assert sum(paired.y) == pytest.approx(1)
     assert sum(mismatched.y) == pytest.approx(1)
     assert [count for _, _, count in paired.customdata if count] == [1, 1]

@@ -1,22 +1,13 @@
-"""Which files are taken, and which sound belongs to which video."""
+"""Which sound belongs to which video."""
 
 from __future__ import annotations
 
-import os
 import unicodedata
 
 import pytest
 
-from batch_inference import (
-    AUDIO_SUFFIXES,
-    EvaluationError,
-    MediaFiles,
-    Pairing,
-    find_files,
-    gather_files,
-    pair_files,
-    read_list_file,
-)
+from imagebind.evaluation.files import MediaFiles
+from imagebind.evaluation.pairing import Pairing, pair_files
 
 
 def listed(side: str, *paths: str) -> MediaFiles:
@@ -25,84 +16,6 @@ def listed(side: str, *paths: str) -> MediaFiles:
 
 def found(side: str, *keys: str) -> MediaFiles:
     return MediaFiles(side, tuple(f"{side}s/{key}" for key in keys), f"{side}s")
-
-
-def make(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-# Directories
-
-
-def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path):
-    make(tmp_path, "b.WAV", "a.wav", "sub/deep/c.Mp3", "sub/d.flac", "notes.txt", "x.mp4", "wav")
-    make(tmp_path, ".hidden.wav", ".cache/e.wav", "sub/._d.flac")
-    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path), AUDIO_SUFFIXES)]
-    assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
-
-
-def test_links_to_directories_are_followed_once(tmp_path):
-    make(tmp_path, "data/a.wav", "data/sub/b.wav", "elsewhere/c.wav")
-    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
-    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path / "data"), AUDIO_SUFFIXES)]
-    assert paths == ["data/a.wav", "data/link/c.wav", "data/sub/b.wav"]
-
-
-@pytest.mark.parametrize(
-    ("side", "suffixes"),
-    [
-        ("audio", (".wav", ".mp3", ".flac", ".m4a", ".ogg")),
-        ("video", (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm")),
-    ],
-)
-def test_every_format_of_the_guide_is_found(tmp_path, side, suffixes):
-    make(tmp_path, *(f"x{suffix}" for suffix in suffixes), "x.txt", "x.jpg")
-    assert {os.path.splitext(path)[1] for path in gather_files(side, tmp_path).paths} == set(suffixes)
-
-
-def test_videos_lend_their_sound_where_a_directory_has_no_audio(tmp_path, caplog):
-    make(tmp_path, "a.mp4", "b.webm")
-    assert len(gather_files("audio", tmp_path).paths) == 2
-    assert f"{tmp_path}: no audio files; the sound of its 2 video files is used" in caplog.text
-
-
-def test_an_empty_directory_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(
-        EvaluationError, match=rf"^{tmp_path}: no video files \(\.mp4 .*\) in this directory$"
-    ):
-        gather_files("video", tmp_path)
-    with pytest.raises(EvaluationError, match="no audio files given"):
-        gather_files("audio", [])
-
-
-# List files
-
-
-def test_list_files_take_bom_crlf_blank_lines_and_comments(tmp_path):
-    content = (
-        "\ufeff/a/one.wav\r\n\r\n# a comment\r\n  \r\n/b/zwei drei.wav\n/c/四.wav\n /d/ five .wav \n/e/last"
-    )
-    (tmp_path / "list.txt").write_bytes(content.encode())
-    assert read_list_file(tmp_path / "list.txt") == [
-        "/a/one.wav",
-        "/b/zwei drei.wav",
-        "/c/四.wav",
-        " /d/ five .wav ",
-        "/e/last",
-    ]
-
-
-def test_list_files_keep_bytes_that_are_not_utf8(tmp_path):
-    name = b"/a/caf\xe9.wav"
-    (tmp_path / "list.txt").write_bytes(name + b"\n")
-    assert [os.fsencode(path) for path in read_list_file(tmp_path / "list.txt")] == [name]
-
-
-# Pairs
 
 
 def test_files_pair_by_stem_in_the_order_of_the_sounds():
@@ -200,11 +113,3 @@ def test_one_name_in_two_spellings_of_unicode_pairs():
 def test_a_video_can_stand_on_both_sides():
     pairing = pair_files(listed("audio", "a.mp4", "b.mp4"), listed("video", "a.mp4", "b.mp4"))
     assert pairing == Pairing("stem", (("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")))
-
-
-# Names
-
-
-def test_names_are_stems_as_far_as_they_tell_files_apart():
-    files = found("audio", "a.wav", "cat/b.wav", "cat/c.wav", "dog/c.wav", "e.mp3", "e.wav")
-    assert list(files.names.values()) == ["a", "b", "cat/c", "dog/c", "e.mp3", "e.wav"]

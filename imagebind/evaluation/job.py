@@ -87,12 +87,34 @@ class Job:
         import torch.distributed as dist
 
         with connection_errors():
-            dist.init_process_group("gloo", timeout=LIMIT)
+            store, rank, n_ranks = next(dist.rendezvous("env://", timeout=LIMIT))
+            store = dist.PrefixStore(self._meet(store), store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks, timeout=LIMIT)
         try:
             yield
         finally:
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+    def _meet(self, store: Any) -> str:
+        """Agree with the processes that are alive on a name for their keys in torchrun's store.
+
+        After a restart the store still holds the addresses of processes that were killed.
+        """
+        name = uuid.uuid4().hex
+        if not self.is_first:
+            store.set(f"name of {self.rank}", name)
+            while not store.check([f"answer to {name}"]):
+                time.sleep(POLL_SECONDS)
+            session = store.get(f"answer to {name}").decode()
+            store.add(f"processes of {session}", 1)
+            return session
+        while store.add(f"processes of {name}", 0) < self.n_ranks - 1:
+            for rank in range(1, self.n_ranks):
+                if store.check([f"name of {rank}"]):
+                    store.set(f"answer to {store.get(f'name of {rank}').decode()}", name)
+            time.sleep(POLL_SECONDS)
+        return name
 
     def wait(self) -> None:
         """Wait until all processes are here; signals are handled meanwhile."""

@@ -32,13 +32,13 @@ import torch.nn.functional as F
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from imagebind.loader import load_files  # noqa: E402
 from test_model import released_state_dict  # noqa: E402
 
 from batch_inference import start_workers  # noqa: E402
 from imagebind import data  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, MLP_RATIO, load_model  # noqa: E402
+from imagebind.reading.loader import load_files  # noqa: E402
 
 DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
@@ -297,7 +297,7 @@ def cached_huge(folder: Path) -> dict:
 
 OVERLAP = """
 import json, os, sys, time, torch
-from imagebind.loader import load_files
+from imagebind.reading.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 from batch_inference import FileEmbedder, start_workers

@@ -29,10 +29,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from imagebind.loader import load_files
-from imagebind.workers import Workers
-
 from imagebind import data
+from imagebind.reading.loader import load_files
+from imagebind.reading.workers import Workers
 
 TIMEOUT_SECONDS = 60
 MEMORY_BYTES = 1_000_000_000
@@ -205,7 +204,7 @@ def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Co
             path.write_bytes(content)
             yield side, str(path)
 
-    workers = Workers("imagebind.loader:read_file", n_workers, TIMEOUT_SECONDS, MEMORY_BYTES)
+    workers = Workers("imagebind.reading.loader:read_file", n_workers, TIMEOUT_SECONDS, MEMORY_BYTES)
     with workers:
         for loaded in load_files(cases(), workers):
             kind = re.sub(r"\d+", "#", loaded.reason or "input")

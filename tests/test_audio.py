@@ -1,0 +1,168 @@
+"""Audio files to inputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import MEDIA, RATE, TESTS, picture, silence, tone, write_audio
+from test_media import noise
+
+from imagebind import data
+from imagebind.data.audio import load_waveform, load_windows
+from imagebind.data.clips import clip_spans
+
+AUDIO_INPUTS = np.load(TESTS / "reference" / "audio_inputs.npz")
+
+
+@pytest.mark.parametrize("name", AUDIO_INPUTS.files)
+def test_audio_input_is_the_released_loaders(name):
+    inputs = data.load_and_transform_audio_data([MEDIA / name], "cpu")
+    assert inputs.shape == (1, data.AUDIO_CLIPS, 1, data.MEL_BINS, data.MEL_FRAMES)
+    lossy_otherwise = name.endswith((".ogg", ".m4a"))  # another decoder made the recorded numbers
+    # Below a millionth of the frame's loudest bin is but the rounding of its Fourier transform, which is
+    # another on another processor.
+    expected = AUDIO_INPUTS[name]
+    level = (expected - expected.max(axis=-2, keepdims=True)) * data.MEL_STD  # (3, 1, 128, 204), ln of energy
+    tolerance = np.where((level < np.log(1e-6)) | lossy_otherwise, 1e-3, 1e-5)
+    assert (np.abs(inputs[0].numpy() - expected) <= tolerance).all()
+
+
+@pytest.mark.parametrize(("duration", "n_clips"), [(10.0, 3), (10.01, 5), (2.0, 3), (0.3, 5), (7.5, 1)])
+def test_clips_spread_evenly_from_start_to_end(duration, n_clips):
+    spans = clip_spans(duration, n_clips)
+    free = max(Fraction(duration) - 2, 0)
+    assert spans == [
+        (free * k / max(n_clips - 1, 1), free * k / max(n_clips - 1, 1) + 2) for k in range(n_clips)
+    ]
+
+
+@pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le"])
+def test_every_sample_format_gives_the_same_waveform(tmp_path, codec):
+    samples = np.stack([tone(0.5, 300), tone(0.5, 700)])
+    waveform = load_waveform(write_audio(tmp_path / "x.wav", samples, codec=codec))
+    assert waveform.shape == samples.shape
+    np.testing.assert_allclose(waveform, samples, atol=1.01 / 128 if codec == "pcm_u8" else 1.01 / 32768)
+
+
+def test_the_first_channel_counts(tmp_path):
+    samples = np.stack([tone(1, 300), tone(1, 3000)])
+    both = data.load_audio(write_audio(tmp_path / "both.wav", samples))
+    first = data.load_audio(write_audio(tmp_path / "first.wav", samples[0]))
+    other = data.load_audio(write_audio(tmp_path / "other.wav", samples[1]))
+    assert (both - first).abs().mean() < 0.01 < 0.2 < (both - other).abs().mean()
+
+
+def test_a_sound_under_one_frame_is_padded_and_named(tmp_path, caplog):
+    path = write_audio(tmp_path / "click.wav", tone(0.01))
+    inputs = data.load_audio(path)
+    assert inputs.shape == (3, 1, 128, 204)
+    assert inputs.isfinite().all()
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{path}: 10.0 ms of sound, padded with silence to 25"
+    ]
+
+
+def test_a_sound_of_one_frame_is_not_padded(tmp_path, caplog):
+    data.load_audio(write_audio(tmp_path / "x.wav", tone(0.025)))
+    assert not caplog.records
+
+
+def test_the_sound_of_a_video_file_is_read(tmp_path):
+    with av.open(str(tmp_path / "both.mkv"), "w") as container:
+        video = container.add_stream("mpeg4", rate=20)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for i in range(20):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(i), "rgb24")))
+        frame = av.AudioFrame.from_ndarray((tone(1)[None] * 32767).astype(np.int16), "s16", "mono")
+        frame.sample_rate = RATE
+        container.mux(audio.encode(frame))
+        container.mux([*video.encode(None), *audio.encode(None)])
+    alone = write_audio(tmp_path / "alone.wav", tone(1), codec="pcm_s16le")
+    waveform, expected = load_waveform(tmp_path / "both.mkv"), load_waveform(alone)
+    np.testing.assert_allclose(waveform, expected, atol=1.01 / 32768)
+    assert data.load_video(tmp_path / "both.mkv").shape == (15, 3, 2, 224, 224)
+
+
+@pytest.mark.parametrize(("seconds", "distinct"), [(1, 1), (0.3, 1), (3, 3)])
+def test_equal_clips_of_a_sound_are_kept_once(tmp_path, seconds, distinct):
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal(int(seconds * RATE)) * 0.1 + 0.2).astype(np.float32)
+    audio = data.read_audio(write_audio(tmp_path / "x.wav", noise))
+    assert len(audio.clips()) == len(audio.counts) == distinct
+    assert sum(audio.counts.values()) == 3
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr("imagebind.data.audio.BUFFERED_SECONDS", 5)
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2, int(7.3 * rate) + 1)).astype(np.float32) * 0.1
+    path = write_audio(tmp_path / "x.wav", samples, rate)
+    windows = load_windows(path)
+    monkeypatch.setattr("imagebind.data.audio.BUFFERED_SECONDS", 60)
+    expected = load_windows(path)
+    assert len(windows) == len(expected) == 3
+    for window, whole in zip(windows, expected, strict=True):
+        assert window.shape == whole.shape == (2, 2 * RATE)
+        np.testing.assert_allclose(window, whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ten_hours_of_sound_are_read_in_under_a_gigabyte(tmp_path):
+    """Silence but for a note at start, middle and end."""
+    seconds, rate = 36000, 48000
+    path = silence(tmp_path / "ten_hours.wav", seconds / 3600)
+    size = path.stat().st_size
+    note = (tone(2, 440, rate) * 32767).astype("<i2").tobytes()
+    with open(path, "r+b") as file:
+        for start in (0, (seconds - 2) // 2, seconds - 2):
+            file.seek(size - (seconds - start) * rate * 2)
+            file.write(note)
+    code = (
+        "import sys; from imagebind import data\n"
+        "windows = load_windows(sys.argv[1])\n"
+        "(peak,) = (line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(peak, *(w.std().item() for w in windows))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=TESTS.parent, capture_output=True, text=True
+    )
+    path.unlink()
+    kilobytes, *deviations = map(float, result.stdout.split())
+    assert kilobytes < 1e6
+    assert deviations == pytest.approx([0.5 / 2**0.5] * 3, rel=1e-3)
+
+
+def reason(load, path) -> str:
+    with pytest.raises(data.MediaError) as caught:
+        load(path)
+    assert caught.value.path == str(path)
+    assert "\n" not in caught.value.reason
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_give_a_reason(tmp_path, bad):
+    samples = tone(1)
+    samples[5000] = bad
+    assert reason(data.load_audio, write_audio(tmp_path / "x.wav", samples)) == "NaN or infinite samples"
+
+
+def test_a_sound_without_samples_gives_a_reason(tmp_path):
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+    assert reason(data.load_audio, tmp_path / "x.wav") == "no audio samples"
+
+
+def test_more_channels_than_a_frame_has_pointers_are_read(tmp_path):
+    """FFmpeg's frames point to 8 planes; the samples of further channels lie elsewhere."""
+    sound = noise(1, channels=16)
+    waveform = load_waveform(write_audio(tmp_path / "x.wav", sound))
+    np.testing.assert_allclose(waveform, sound)

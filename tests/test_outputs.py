@@ -1,0 +1,81 @@
+"""Outputs that are whole or not there, and one run at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+
+from conftest import Program, contents, tone, with_mounts, write_audio
+
+
+def test_strict_is_status_3_with_all_outputs_written(pairs):
+    (pairs / "audio" / "b.wav").write_text("not a sound")
+    status, out, _ = Program(pairs, "--strict").wait()
+    assert status == 3
+    assert len(contents(pairs)) == 11
+    assert out[-1] == "evaluated 3 pairs, skipped 1 files, unmatched 0 files"
+    write_audio(pairs / "audio" / "b.wav", tone(1))
+    assert Program(pairs, "--strict").wait()[0] == 0
+
+
+def test_a_disk_too_full_for_the_outputs_is_one_line_and_keeps_earlier_ones(pairs):
+    assert Program(pairs).wait()[0] == 0
+    kept = contents(pairs)
+    shutil.move(pairs / "outputs", pairs / "earlier")
+    mounts = (
+        "mkdir outputs after && mount -t tmpfs -o size=6m none outputs && cp earlier/[!e]* outputs"
+        " && head -c 1m /dev/zero > outputs/padding"
+    )
+    result = with_mounts(mounts, pairs, "--no_cache", after="cp outputs/[!e]* after; rm after/padding")
+    assert result.returncode == 1
+    message = r"error: \./outputs: cannot write report\.html \(No space left on device\)"
+    assert re.fullmatch(message, result.stderr.splitlines()[-1])
+    assert {path.name: path.read_bytes() for path in (pairs / "after").iterdir()} == kept
+
+
+def test_a_disk_too_full_for_the_cache_ends_the_cache_alone(pairs):
+    mounts = "mkdir small && mount -t tmpfs -o size=32k none small"
+    result = with_mounts(mounts, pairs, "--cache", "small/cache.sqlite", "--batch_size", "1")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
+    (warning,) = (line for line in result.stderr.splitlines() if "small" in line)
+    assert warning == (
+        "warning: small/cache.sqlite: cannot be written (database or disk is full);"
+        " this run keeps no more embeddings"
+    )
+
+
+def test_an_output_directory_that_vanishes_is_made_again(with_long):
+    program = Program(with_long)
+    reader = program.reader_of(with_long / "audio" / "long.wav")
+    shutil.rmtree(with_long / "outputs")
+    os.kill(reader, signal.SIGKILL)
+    status, out, err = program.wait()
+    assert status == 0
+    assert "warning: ./outputs: gone during the run; made again" in err
+    assert len([name for name in contents(with_long) if not name.startswith(".")]) == 11
+    assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
+
+
+def test_an_output_directory_that_cannot_be_written_is_one_line(pairs):
+    status, out, err = Program(pairs, "--output_dir", "/proc/outputs").wait()
+    assert (status, out) == (1, [])
+    assert err == ["error: /proc/outputs: cannot write to this directory (No such file or directory)"]
+
+
+def test_a_second_run_keeps_out_of_an_output_directory_in_use(with_long):
+    first = Program(with_long)
+    first.reader_of(with_long / "audio" / "long.wav")
+    status, out, err = Program(with_long).wait()
+    assert (status, out) == (1, [])
+    assert err[-1].startswith(f"error: ./outputs: in use by process {first.process.pid} on ")
+    assert err[-1].endswith("; wait for it, or name another --output_dir")
+    assert Program(with_long, "--output_dir", "other", "--timeout", "1").wait()[0] == 0
+    first.process.kill()  # and leaves its lock behind
+    first.process.join()
+    assert (with_long / "outputs" / ".in_use").exists()
+    (with_long / "outputs" / ".metrics.json.tmp").write_text("half a file")
+    assert Program(with_long, "--timeout", "1").wait()[0] == 0
+    assert not any(name.startswith(".") for name in contents(with_long))

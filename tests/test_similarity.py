@@ -1,0 +1,105 @@
+"""What is counted over a similarity matrix, against the matrix itself."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TESTS
+from test_metrics import embeddings_of, plain_cosine, scores_of
+
+from imagebind.evaluation import similarity
+from imagebind.evaluation.similarity import TOP, cell_keys, cosine_similarity, scan
+
+
+def fields_of(found) -> dict:
+    fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "bins", "levels", "level_keys")}
+    return fields | {f"top_{side}": top.best for side, top in enumerate(found.top)} | {"sum": found.sum}
+
+
+@pytest.mark.parametrize("tile", [(4, 3), (1, 50), (7, 11)])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
+    """With equal rows among them, and pairs anywhere: not by a bit."""
+    rng = np.random.default_rng(0)
+    audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
+    truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
+    keys = cell_keys(audio, video, truth)
+    expected = scan(audio, video, truth, keys)
+    matrix = np.empty((37, 50), np.float32)
+
+    def keep(row, column, part):
+        matrix[row : row + part.shape[0], column : column + part.shape[1]] = part
+
+    monkeypatch.setattr(similarity, "TILE", tile)
+    monkeypatch.setattr(similarity, "ROW_BLOCKS_PER_GROUP", 2)
+    monkeypatch.setattr(similarity, "HELD_CELLS", 5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = scan(audio, video, truth, keys, keep)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for name, values in fields_of(expected).items():
+        np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
+    assert math.fsum(found.squares) == pytest.approx(math.fsum(expected.squares), rel=1e-12)
+    np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))
+
+
+@pytest.mark.parametrize("kind", ["random", "coarse", "equal"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 3), (40, 60)])
+def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch):
+    monkeypatch.setattr(similarity, "TILE", (16, 12))
+    audio, video = embeddings_of(scores_of(kind, n, m))
+    cosines = cosine_similarity(audio, video)
+    found = scan(audio, video, np.empty((0, 2), int), np.empty(0, np.int32))
+    for top, lines in zip(found.top, (cosines, cosines.T), strict=True):
+        for line, places, scores in zip(lines, top.indices, top.similarities, strict=True):
+            expected = np.argsort(-line, kind="stable")[:TOP]
+            assert places[places >= 0].tolist() == expected.tolist()
+            assert scores[places >= 0].tolist() == line[expected].tolist()
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 5), (1100, 2)])
+def test_cosines_are_those_of_normalised_rows(n, m):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((n, 64)).astype(np.float32) * rng.uniform(0.1, 20, (n, 1)).astype(np.float32)
+    b = rng.standard_normal((m, 64)).astype(np.float32)
+    cosines = cosine_similarity(a, b)
+    assert cosines.shape == (n, m)
+    assert cosines.dtype == np.float32
+    for i, j in {(0, 0), (n - 1, m - 1), (n // 2, m // 2)}:
+        assert cosines[i, j] == pytest.approx(plain_cosine(a[i], b[j]), abs=1e-7)
+
+
+def test_a_row_of_zeros_is_like_nothing():
+    assert cosine_similarity(np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)).tolist() == [[0]]
+
+
+def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
+    """20,000 x 20,000 cosines are 1.6 GB; in a process of its own, whose peak is its alone."""
+    code = """
+import numpy as np
+from pathlib import Path
+from imagebind.evaluation.similarity import cell_keys, scan
+
+def memory(what):
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)
+    return int(line.split()[1]) / 1e6
+
+rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
+truth = np.stack([np.arange(len(rows))] * 2, axis=1)
+before = memory("VmRSS")
+found = scan(rows, rows, truth, cell_keys(rows, rows, truth))
+assert found.n_above.sum() == 0  # each is the most like itself
+print(memory("VmHWM") - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) < 0.6

@@ -1,0 +1,79 @@
+"""Signals, kills, and a terminal that takes no more."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PROGRAM, Program, contents, n_cached, tone, write_audio
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_run_and_says_what_is_kept(with_long, number, expected):
+    program = Program(with_long, "--num_workers", "2", "--batch_size", "1")
+    program.reader_of(with_long / "audio" / "long.wav")
+    while n_cached(with_long) < 9:
+        program.process.join(0.1)
+        assert program.process.is_alive()
+    readers = program.readers()
+    os.kill(program.process.pid, number)
+    status, out, err = program.wait()
+    assert (status, out) == (expected, [])
+    kept = r"interrupted: [89] of 10 files are embedded and kept in outputs/embeddings\.sqlite"
+    assert re.fullmatch(f"{kept}; the same command goes on from there", err[-1])
+    assert len(readers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in readers)
+    (with_long / "audio" / "long.wav").unlink()
+    write_audio(with_long / "audio" / "long.wav", tone(1))
+    status, _, err = Program(with_long).wait()
+    assert status == 0
+    assert any("10 files" in line and "9 from the cache" in line for line in err)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_outputs(pairs):
+    """Byte for byte, with files of the same content among them, and no row is computed again."""
+    for i in range(16):
+        seconds = 0.2 if i % 4 else 3
+        write_audio(pairs / "audio" / f"n{i}.wav", tone(seconds, 300 + i // 2 * 20))
+        shutil.copy(pairs / "video" / f"{'abcd'[i % 4]}.mp4", pairs / "video" / f"n{i}.mp4")
+    (pairs / "audio" / "n3.wav").write_text("not a sound")
+    undisturbed = Program(pairs)
+    start = os.times().elapsed
+    assert undisturbed.wait()[0] == 0
+    seconds = os.times().elapsed - start
+    expected, n_rows = contents(pairs), n_cached(pairs)
+    moments = random.Random(0)
+    n_kept = []
+    for _ in range(20):
+        shutil.rmtree(pairs / "outputs")
+        program = Program(pairs)
+        program.process.join(moments.uniform(0, seconds))
+        readers = program.readers()
+        program.process.kill()
+        program.process.join()
+        n_kept.append(n_cached(pairs))
+        status, _, err = Program(pairs).wait()
+        assert status == 0
+        assert contents(pairs) == expected
+        assert n_cached(pairs) == n_rows
+        (line,) = (line for line in err if "from the cache" in line)
+        assert int(line.split(" from the cache")[0].split()[-1]) >= n_kept[-1]
+        assert not any(Path(f"/proc/{pid}/exe").exists() for pid in readers)
+    assert len(set(n_kept)) > 2, "all kills were at the same stage"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [("> /dev/full", "No space left on device"), ("| true", "Broken pipe")]
+)
+def test_standard_output_that_takes_no_more_is_one_line(pairs, redirection, reason):
+    command = " ".join(map(str, PROGRAM)) + f" --num_workers 0 {redirection}"
+    result = subprocess.run(["bash", "-c", command], cwd=pairs, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == f"error: cannot write to standard output ({reason})"
+    assert len(contents(pairs)) == 11

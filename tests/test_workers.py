@@ -1,0 +1,149 @@
+"""Worker processes that die, hang or run out of memory, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import (
+    LONG,
+    Program,
+    failures,
+    n_cached,
+    open_files,
+    picture,
+    silence,
+    tone,
+    with_mounts,
+    write_audio,
+    write_video,
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_worker_that_dies_costs_its_file(with_long, number):
+    program = Program(with_long, "--num_workers", "1")
+    os.kill(program.reader_of(with_long / "audio" / "long.wav"), number)
+    status, out, err = program.wait()
+    how = "was killed (SIGKILL)" if number == signal.SIGKILL else f"crashed ({number.name})"
+    assert status == 0
+    assert f"warning: skipped audio file audio/long.wav: its process {how}" in err
+    assert failures(with_long) == {"audio/long.wav": f"its process {how}"}
+    assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
+
+
+def test_workers_that_die_one_after_the_other_cost_their_files(pairs):
+    """More files kill their worker than there are workers: each time another takes its place."""
+    for i in range(5):
+        silence(pairs / "audio" / f"long{i}.wav", LONG)
+        write_video(pairs / "video" / f"long{i}.mp4", [picture(k) for k in range(20)])
+    program = Program(pairs, "--num_workers", "2")
+    for i in range(5):
+        os.kill(program.reader_of(pairs / "audio" / f"long{i}.wav"), signal.SIGSEGV)
+    status, out, _ = program.wait()
+    assert status == 0
+    assert out[-1] == "evaluated 4 pairs, skipped 5 files, unmatched 0 files"
+
+
+def test_a_file_that_takes_too_long_is_skipped(with_long):
+    program = Program(with_long, "--num_workers", "2", "--timeout", "4")
+    status, out, _ = program.wait()
+    assert status == 0
+    assert failures(with_long) == {"audio/long.wav": "took more than 4 s (--timeout)"}
+    assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
+
+
+def test_a_worker_that_stands_still_is_not_waited_for(with_long):
+    """Stopped, it answers nothing, and not even to signals: it is killed, and nothing is left."""
+    program = Program(with_long, "--num_workers", "1", "--timeout", "6")
+    worker = program.reader_of(with_long / "audio" / "long.wav")
+    os.kill(worker, signal.SIGSTOP)
+    status, _, _ = program.wait()
+    assert status == 0
+    assert failures(with_long) == {"audio/long.wav": "took more than 6 s (--timeout)"}
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_file_that_needs_too_much_memory_is_skipped(pairs):
+    """A picture of 100 million pixels in a file of 100 kB."""
+    huge = np.zeros((10_000, 10_000, 3), np.uint8)
+    write_video(pairs / "video" / "huge.mov", [huge], "png", pix_fmt="rgb24")
+    write_audio(pairs / "audio" / "huge.wav", tone(1))
+    status, out, _ = Program(pairs, "--worker_memory_gb", "0.5").wait()
+    assert status == 0
+    assert failures(pairs) == {"video/huge.mov": "needs more memory than it may have"}
+    assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
+
+
+def test_workers_end_with_a_run_that_is_killed(with_long):
+    program = Program(with_long)
+    reader = program.reader_of(with_long / "audio" / "long.wav")
+    program.process.kill()
+    program.process.join()
+    while str(with_long / "audio" / "long.wav") in open_files(reader):
+        program.process.join(0.02)
+    assert Program(with_long, "--timeout", "1").wait()[0] == 0
+
+
+def test_without_shared_memory_nothing_is_lost(pairs):
+    result = with_mounts("mount -t tmpfs -o size=4k none /dev/shm", pairs, "--num_workers", "4")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
+
+
+def test_256_open_files_are_enough(pairs):
+    for i in range(60):
+        write_audio(pairs / "audio" / f"n{i}.wav", tone(0.1, 300 + i))
+        shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"n{i}.mp4")
+    limits = {resource.RLIMIT_NOFILE: 256}
+    status, out, _ = Program(pairs, "--num_workers", "32", "--batch_size", "16", limits=limits).wait()
+    assert status == 0
+    assert out[-1] == "evaluated 64 pairs, skipped 0 files, unmatched 0 files"
+
+
+def test_no_room_for_processes_is_one_line(pairs):
+    for i in range(30):
+        shutil.copy(pairs / "audio" / "a.wav", pairs / "audio" / f"n{i}.wav")
+        shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"n{i}.mp4")
+    status, out, err = Program(pairs, "--num_workers", "60", limits={resource.RLIMIT_NOFILE: 40}).wait()
+    assert (status, out) == (1, [])
+    processes, rows = "no process can be started to read files", r"\./outputs: cannot hold the embeddings"
+    assert re.fullmatch(rf"error: ({processes}|{rows}) \((\[Errno 24\] )?Too many open files\)", err[-1])
+
+
+@pytest.mark.slow
+def test_10000_files_take_no_more_than_1000(pairs):
+    """Memory, open files and shared memory stay flat; but for the rows, of 4 kB each."""
+    square = write_video(pairs / "square.mp4", [picture(i, 64, 64) for i in range(5)]).read_bytes()
+    for i in range(5000):
+        write_audio(pairs / "audio" / f"n{i}.wav", tone(0.3) * (0.5 + i / 10_000))
+        (pairs / "video" / f"n{i}.mp4").write_bytes(square + struct.pack(">I4sI", 12, b"free", i))
+
+    def used() -> tuple[int, int, int]:
+        """Give bytes of memory and open files of all processes, and files in shared memory."""
+        pids = [program.process.pid, *program.readers()]
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        kilobytes = [int(kb) for text in status for kb in re.findall(r"RssAnon:\s+(\d+)", text)]
+        return sum(kilobytes) * 1024, sum(len(open_files(pid)) for pid in pids), len(os.listdir("/dev/shm"))
+
+    program = Program(pairs)
+    seen = {}  # thousands of files -> what they used
+    while program.process.is_alive():
+        program.process.join(0.5)
+        if (thousands := n_cached(pairs) // 1000) and program.readers():
+            seen.setdefault(thousands, used())
+    status, out, _ = program.wait()
+    assert status == 0
+    assert out[-1] == "evaluated 5004 pairs, skipped 0 files, unmatched 0 files"
+    assert len(seen) >= 5
+    memory, n_open, n_shared = zip(*seen.values(), strict=True)
+    assert max(memory) - memory[0] < 9000 * 4096 + 60_000_000  # the second tower starts in between
+    assert max(n_open) <= n_open[0] + 4
+    assert max(n_shared) <= n_shared[0]
