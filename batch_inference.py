@@ -39,7 +39,7 @@ from typing import Any
 from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
-from imagebind.evaluation.job import Job, JobError, embed_in_job, embed_shard
+from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.options import GROUPS, SHARD, OptionError, Options, options_of
 from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
@@ -117,6 +117,8 @@ def batch_inference_av_consistency(
         KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
     options = Options(audio_paths, video_paths, device, batch_size, output_dir, retrieval_mode, **more)
+    if job is not None and output_dir is None:
+        raise OptionError("must be given for several processes", "output_dir")
     with exclusive_use(output_dir, output_writers(options)):
         plan = plan_run(options)
         n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
@@ -168,7 +170,6 @@ exit status:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser: the inputs, every field of Options, and what only the command line has."""
     parser = argparse.ArgumentParser(
-        prog="batch_inference.py",
         description="Say how well sounds and videos belong together, with ImageBind.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -194,14 +195,17 @@ def build_parser() -> argparse.ArgumentParser:
         for option in options_of(group):
             add_option(groups[group], option.name, option.default, option.metadata)
     parser.set_defaults(output_dir="./outputs")
-    groups["inputs"].add_argument(
+    comparison = parser.add_argument_group("comparison")
+    comparison.add_argument(
         "--compare",
         nargs="+",
         metavar="DIR",
         help="Compare these output directories of finished runs instead; needs neither model nor media.",
     )
-    groups["inputs"].add_argument(
-        "--force", action="store_true", help="Compare them even if they were computed in different ways."
+    comparison.add_argument(
+        "--force",
+        action="store_true",
+        help="With --compare: compare runs even if they were computed in different ways.",
     )
     groups["speed"].add_argument(
         "--shard",
@@ -252,7 +256,7 @@ def existing_directory(text: str) -> str:
 list_file = argument_type(read_list_file)
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
     """Parse the command line, and check that its options go together."""
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -264,6 +268,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("argument --compare: two directories or more are needed")
     if args.shard and args.no_cache:
         parser.error("argument --shard: not allowed with argument --no_cache")
+    if args.shard and job is not None:
+        parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
     if not args.compare and not any(name.startswith("video") for name in inputs):
         parser.error("one of the arguments --video_dir --video_file --video_paths is required")
     return args
@@ -278,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = Job.from_torchrun()
     is_first = job is None or job.is_first  # the first process of a job alone prints
     with nullcontext() if is_first else redirect_stderr(io.StringIO()):
-        args = parse_args(argv)
+        args = parse_args(argv, job)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks
     try:
@@ -288,15 +294,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if args.compare:
                     return run_comparison(args)
-                return run_shard(args, job) if args.shard else run_evaluation(args, job)
+                return run_shard(args) if args.shard else run_evaluation(args, job)
             except KeyboardInterrupt as e:
-                kept = "" if args.no_cache else "; the same command goes on from there"
-                what = one_line(str(e)) or "nothing is embedded yet"
-                print(f"interrupted: {what}{kept}", file=sys.stderr)
+                what = "nothing is written" if args.compare else str(e) or "nothing is embedded yet"
+                go_on = "" if args.compare or args.no_cache else "; the same command goes on from there"
+                print(f"interrupted: {one_line(what)}{go_on}", file=sys.stderr)
                 return 128 + signals[0]
     except EvaluationError as e:
         if is_first:
-            print_error(str(e))
+            lost = isinstance(e, LostProcessError) and not args.no_cache
+            print_error(f"{e}; the same command goes on from what is kept" if lost else str(e))
         elif not isinstance(e, JobError):  # which the first process prints
             print_error(f"process {job.rank}: {e}")
         if isinstance(e, NothingLeftError):
@@ -330,12 +337,11 @@ def help_embed(args: argparse.Namespace, job: Job) -> int:
     return 0
 
 
-def run_shard(args: argparse.Namespace, job: Job | None) -> int:
+def run_shard(args: argparse.Namespace) -> int:
     """Embed one shard, and print how many files that were."""
-    if job is not None:
-        raise EvaluationError("--shard is for runs without torchrun, which shares the files by itself")
     n = embed_shard(Options(**run_options(args)), args.shard)
-    line = f"{n['embedded']} files embedded, {n['found']} found in the cache, {n['skipped']} skipped"
+    what = "files and captions" if args.captions else "files"
+    line = f"{n['embedded']} {what} embedded, {n['found']} found in the cache, {n['skipped']} skipped"
     return print_results("shard {}/{}: ".format(*args.shard) + line)
 
 

@@ -332,7 +332,7 @@ def test_a_model_without_a_text_tower_is_refused(pairs, capsys, monkeypatch, tmp
     ("argv", "message"),
     [
         (["--captions", "none.csv"], "argument --captions: none.csv: no such file"),
-        (["--captions", "x.txt"], "argument --captions: must be a .csv, .tsv, .jsonl file, not 'x.txt'"),
+        (["--captions", "x.txt"], "argument --captions: must be a .csv, .tsv or .jsonl file, not 'x.txt'"),
     ],
 )
 def test_wrong_usage_is_said_at_once(argv, message, capsys, tmp_path, monkeypatch):

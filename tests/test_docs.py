@@ -1,10 +1,11 @@
-"""The READMEs: options, commands and shown output are those of the program."""
+"""The documentation: options, commands, shown output and links are those of the program."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import TESTS
@@ -12,19 +13,29 @@ from conftest import TESTS
 from batch_inference import build_parser, main
 
 ROOT = TESTS.parent
-READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")))
+TWINS = {Path("README.md"): Path("README.zh-CN.md")} | {
+    Path("docs", path.name): Path("docs", "zh", path.name)
+    for path in PAGES
+    if path.parent == Path("docs", "zh")
+}
+READMES = {"en": "README.md", "zh": "README.zh-CN.md"}
+ENGLISH_ONLY = {Path("docs/changes.md"), Path("docs/development.md")}
 
 
-def blocks(lang: str) -> list[str]:
-    return re.findall(r"^```\w*\n(.*?)^```$", READMES[lang].read_text(encoding="utf-8"), re.M | re.S)
+def text_of(page: str | Path) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def demo_argv(lang: str, captions: bool = False) -> list[str]:
-    commands = (
-        block for block in blocks(lang) if "imagebind_demo.pth" in block and "batch_inference.py" in block
-    )
-    command = next(command for command in commands if ("--captions" in command) == captions)
-    return shlex.split(command.split("batch_inference.py")[1])
+def blocks(page: str | Path) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", text_of(page), re.M | re.S)
+
+
+def commands(page: str | Path) -> list[list[str]]:
+    """List what follows `batch_inference.py` in the commands of a page."""
+    lines = [line for block in blocks(page) for line in block.splitlines()]
+    found = [re.search(r"(?:python\S*|torchrun .*) batch_inference\.py (-.*)", line) for line in lines]
+    return [shlex.split(match[1].replace("$SLURM_ARRAY_TASK_ID", "1")) for match in found if match]
 
 
 def assert_same_figures(shown: str, printed: str) -> None:
@@ -35,9 +46,13 @@ def assert_same_figures(shown: str, printed: str) -> None:
     assert values[0] == pytest.approx(values[1], abs=0.001)
 
 
-@pytest.mark.parametrize("lang", READMES)
-def test_every_option_is_listed_with_its_default(lang):
-    rows = re.findall(r"^\| `(--\w+)` \|.*\| (.+) \|$", READMES[lang].read_text(encoding="utf-8"), re.M)
+def test_every_page_has_its_twin():
+    assert {page for page in PAGES if "zh" not in str(page)} == {*TWINS} | ENGLISH_ONLY
+
+
+@pytest.mark.parametrize("page", ["docs/options.md", "docs/zh/options.md"])
+def test_every_option_is_listed_with_its_default(page):
+    rows = re.findall(r"^\| `(--\w+)` \|.*\| (.+) \|$", text_of(page), re.M)
     options = {
         action.option_strings[0]: action.default
         for action in build_parser()._actions
@@ -49,46 +64,79 @@ def test_every_option_is_listed_with_its_default(lang):
             assert default == f"`{options[option]}`"
 
 
-@pytest.mark.parametrize("lang", READMES)
-def test_every_shown_command_parses(lang, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_shown_command_parses(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("audios", "videos"):
-        (tmp_path / name).mkdir()
+    for name in ("audios", "videos", "tests/demo/audio", "tests/demo/video"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("audio_list.txt", "video_list.txt", "captions.csv", "tests/demo/captions.csv"):
+        (tmp_path / name).touch()
+    for argv in commands(page):
+        build_parser().parse_args(argv)
+    if page.name.startswith("README"):
+        assert len(commands(page)) >= 12
+
+
+def test_the_examples_of_help_parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("audios", "videos", "tests/demo/audio", "tests/demo/video"):
+        (tmp_path / name).mkdir(parents=True)
     for name in ("audio_list.txt", "video_list.txt", "captions.csv"):
         (tmp_path / name).touch()
-    commands = [block for block in blocks(lang) if block.startswith("python batch_inference.py")]
-    assert len(commands) == 8
-    for command in commands:
-        build_parser().parse_args(shlex.split(command)[2:])
+    help = build_parser().format_help()
+    lines = [
+        line for line in help.splitlines() if re.match(r" +(python|torchrun .*) batch_inference.py -", line)
+    ]
+    assert len(lines) == 8
+    for line in lines:
+        build_parser().parse_args(shlex.split(line.split("batch_inference.py")[1]))
+
+
+def demo_output(page: str, tmp_path, monkeypatch, capsys) -> str:
+    """Run the command of a page that runs the demo, and give what it prints."""
+    monkeypatch.chdir(ROOT)
+    (argv,) = (argv for argv in commands(page) if "tests/demo/imagebind_demo.pth" in argv)
+    assert main([*argv, "--output_dir", str(tmp_path)]) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lang", READMES)
-def test_the_shown_demo_output_is_what_it_prints(lang, tmp_path, monkeypatch, capsys):
-    """Line by line up to how it was computed."""
-    monkeypatch.chdir(ROOT)
-    assert main([*demo_argv(lang), "--output_dir", str(tmp_path)]) == 0
-    end = {"en": "How it was computed", "zh": "计算方式"}[lang]
-    printed = capsys.readouterr().out.split(end)[0]
-    (shown,) = (block for block in blocks(lang) if end in block)
-    assert_same_figures("=" * 80 + shown.split(end)[0].split("=" * 80, 1)[1], printed)
+def test_the_shown_report_is_what_the_demo_prints(lang, tmp_path, monkeypatch, capsys):
+    printed = demo_output(READMES[lang], tmp_path, monkeypatch, capsys)
+    (shown,) = (block for block in blocks(READMES[lang]) if block.startswith("=" * 80))
+    assert_same_figures(shown, printed[: len(shown)])
 
 
-@pytest.mark.parametrize("lang", READMES)
-def test_what_captions_add_to_it_is_what_it_prints(lang, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    assert main([*demo_argv(lang, captions=True), "--output_dir", str(tmp_path)]) == 0
-    start = {"en": "Similarity of captions and audio:", "zh": "文本-音频一致性:"}[lang]
-    (shown,) = (block for block in blocks(lang) if block.startswith(start))
-    printed = capsys.readouterr().out
-    place = printed.index(start)
-    assert_same_figures(shown, printed[place : place + len(shown)])
+@pytest.mark.parametrize(
+    ("page", "start"),
+    [("docs/inputs.md", "Similarity of captions and audio:"), ("docs/zh/inputs.md", "文本-音频一致性:")],
+)
+def test_what_captions_add_to_it_is_what_it_prints(page, start, tmp_path, monkeypatch, capsys):
+    printed = demo_output(page, tmp_path, monkeypatch, capsys)
+    (shown,) = (block for block in blocks(page) if block.startswith(start))
+    begin = printed.index(start)
+    assert_same_figures(shown, printed[begin : begin + len(shown)])
 
 
-def test_both_readmes_have_the_same_parts():
-    def outline(lang: str) -> list[str]:
-        text = READMES[lang].read_text(encoding="utf-8")
-        return re.findall(r"^(#+ |```\w*$|\| `[^`]+`|- \*\*|\d\. )", text, re.M)
+@pytest.mark.parametrize(("english", "chinese"), TWINS.items(), ids=lambda page: str(page))
+def test_both_languages_have_the_same_parts(english, chinese):
+    def outline(page: Path) -> list[str]:
+        return re.findall(r"^(#+ |```\w*$|\| `[^`]+`)", text_of(page), re.M)
 
-    assert outline("en") == outline("zh")
-    plain = [[block for block in blocks(lang) if block.startswith("python ")] for lang in READMES]
-    assert plain[0] == plain[1]
+    assert outline(english) == outline(chinese)
+    shown = [[re.sub(" --report_lang .*", "", " ".join(a)) for a in commands(p)] for p in (english, chinese)]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target

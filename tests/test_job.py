@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROGRAM, Program, picture, silence, tone, write_audio, write_video
+from conftest import PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
 from imagebind.evaluation.job import share_of
@@ -206,7 +206,7 @@ def test_ctrl_c_stops_a_job_that_waits(pairs):
         (["--checkpoint", "none.pth"], "error: none.pth: No such file or directory; name a checkpoint"),
         (["--output_dir", "file"], "error: file: cannot write to this directory"),
         (["--batch_size", "0"], "batch_inference.py: error: argument --batch_size: must be"),
-        (["--shard", "1/2"], "error: --shard is for runs without torchrun"),
+        (["--shard", "1/2"], "batch_inference.py: error: argument --shard: not allowed under torchrun"),
     ],
 )
 def test_what_cannot_start_ends_the_job_in_one_line(pairs, argv, message):
@@ -222,7 +222,7 @@ def test_what_cannot_start_ends_the_job_in_one_line(pairs, argv, message):
 def test_a_process_that_does_not_see_the_directory_is_named(pairs):
     """As on a host with a disk of its own at that path."""
     if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
-        pytest.skip("no leave to mount")
+        skip("no leave to mount")
     (pairs / "outputs").mkdir()
     environment = address() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     first = Program(pairs, environment=environment | {"RANK": "0"})
@@ -351,7 +351,7 @@ def hosts():
         for name in names:
             ip("netns", "add", name)
     except (OSError, subprocess.CalledProcessError) as e:
-        pytest.skip(f"no network namespaces ({e})")
+        skip(f"no network namespaces ({e})")
     try:
         ends = ("netns", names[0], "type", "veth", "peer", "name", "wire", "netns", names[1])
         ip("link", "add", "wire", *ends)

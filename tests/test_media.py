@@ -149,7 +149,7 @@ SOUNDS = {
     },
     "44101_hz.wav": (
         lambda p, s: write_audio(p, noise(3, 44101), 44101),
-        "a sample rate of 44101 Hz, which shares no divisor with 16000 Hz",
+        "a sample rate of 44101 Hz, which has no simple ratio to 16000 Hz",
     ),
     **{
         f"{n}_channels.wav": (lambda p, s, n=n: write_audio(p, noise(2, channels=n)), None)

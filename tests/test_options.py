@@ -17,16 +17,16 @@ WRONG = [  # name, value of the function, text of the command line, what both sa
     ("batch_size", True, "1.5", "must be a whole number from 1 to 4096"),
     ("batch_size", None, "", "must be a whole number from 1 to 4096"),
     ("num_workers", -1, "-1", "must be a whole number from 0 to 1024"),
-    ("timeout", 0, "0", "must be a number from 0.001 to 1e+06"),
-    ("timeout", float("nan"), "nan", "must be a number from 0.001 to 1e+06"),
-    ("timeout", float("inf"), "99999999999", "must be a number from 0.001 to 1e+06"),
+    ("timeout", 0, "0", "must be a number from 0.001 to 1000000"),
+    ("timeout", float("nan"), "nan", "must be a number from 0.001 to 1000000"),
+    ("timeout", float("inf"), "99999999999", "must be a number from 0.001 to 1000000"),
     ("worker_memory_gb", 0, "10000000000", "must be a number from 0.001 to 100000"),
-    ("max_matrix_gb", -1, "-1", "must be a number from 0 to 1e+06"),
-    ("seed", -1, "-1", "must be a whole number from 0 to 9223372036854775807"),
+    ("max_matrix_gb", -1, "-1", "must be a number from 0 to 1000000"),
+    ("seed", -1, "-1", "must be a whole number from 0 to 4294967295"),
     ("device", "gpu", "gpu", "must be a device such as cuda:0 or cpu"),
     ("precision", "int8", "int8", "must be one of auto, fp32, tf32, bf16, fp16"),
     ("report_lang", "fr", "fr", "must be one of zh, en"),
-    ("captions", "x.txt", "x.txt", "must be a .csv, .tsv, .jsonl file"),
+    ("captions", "x.txt", "x.txt", "must be a .csv, .tsv or .jsonl file"),
 ]
 
 
@@ -39,9 +39,8 @@ def test_a_wrong_value_is_named_as_the_caller_wrote_it(name, value, text, senten
     with pytest.raises(SystemExit) as exited:
         main(["--video_paths", "x.mp4", f"--{name}={text}"])
     assert exited.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"batch_inference.py: error: argument --{name}: {sentence}, not {text!r}"
-    )
+    said = f" error: argument --{name}: {sentence}, not {text!r}"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
 
 
 def test_the_limits_are_allowed():

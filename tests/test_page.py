@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import CHROMIUM, Browser
-from conftest import picture, tone, write_audio, write_video
+from conftest import picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
 from imagebind.evaluation import page
@@ -38,7 +38,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if CHROMIUM is None:
-        pytest.skip("no Chromium")
+        skip("no Chromium")
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()

@@ -43,32 +43,6 @@ from imagebind.data.video import (
     read_video,
 )
 
-__all__ = [
-    "AUDIO_CLIPS",
-    "CLIP_SECONDS",
-    "CROPS",
-    "FRAMES_PER_CLIP",
-    "MEL_BINS",
-    "MEL_FRAMES",
-    "SAMPLE_RATE",
-    "SIZE",
-    "TEXT_TOKENS",
-    "VIDEO_CLIPS",
-    "AudioInput",
-    "MediaError",
-    "TextInput",
-    "VideoInput",
-    "load_and_transform_audio_data",
-    "load_and_transform_text",
-    "load_and_transform_video_data",
-    "load_and_transform_vision_data",
-    "load_audio",
-    "load_video",
-    "read_audio",
-    "read_text",
-    "read_video",
-]
-
 image_to_input = transforms.Compose(
     [
         transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),

@@ -37,7 +37,7 @@ SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
 SAMPLE_RATES = (1_000, 768_000)  # that a file may have, lowest and highest
 FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's defaults
-MAX_FILTER_SIZE = 1 << 24  # of torchaudio's resampling filter, which grows where two rates share no divisor
+MAX_FILTER_SIZE = 1 << 24  # of torchaudio's filter, which is large where two rates have no simple ratio
 MEL_BINS = 128
 MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
 FRAME_LENGTH_MS = 25
@@ -85,10 +85,10 @@ def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
         (C, ceil(T * new_rate / rate)).
 
     Raises:
-        UnsupportedError: the rates share so small a divisor that the filter would take gigabytes.
+        UnsupportedError: the ratio of the rates is so odd that the filter would take gigabytes.
     """
     if rate * new_rate // math.gcd(rate, new_rate) ** 2 > MAX_FILTER_SIZE:
-        raise UnsupportedError(f"a sample rate of {rate} Hz, which shares no divisor with {new_rate} Hz")
+        raise UnsupportedError(f"a sample rate of {rate} Hz, which has no simple ratio to {new_rate} Hz")
     return torchaudio.functional.resample(waveform, rate, new_rate)
 
 
@@ -261,10 +261,6 @@ class AudioInput(ModelInput):
     def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return the distinct clips on a device, (D, 1, 128, 204)."""
         return self.mels.to(device, non_blocking=True)[list(self.counts)]
-
-    def pin_memory(self) -> AudioInput:
-        """Return a copy in page-locked memory."""
-        return AudioInput(self.mels.pin_memory())
 
 
 def read_audio(path: Path) -> AudioInput:

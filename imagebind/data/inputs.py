@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,3 +23,8 @@ class ModelInput:
         vars(self).update(
             {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
         )
+
+    def pin_memory(self) -> Self:
+        """Return a copy in page-locked memory, which is copied to a GPU asynchronously."""
+        tensors = {name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **tensors)

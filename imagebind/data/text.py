@@ -36,10 +36,6 @@ class TextInput(ModelInput):
         """Return the tokens on a device, (1, 77)."""
         return self.tokens.to(device, non_blocking=True)[None]
 
-    def pin_memory(self) -> TextInput:
-        """Return a copy in page-locked memory."""
-        return TextInput(self.tokens.pin_memory(), self.is_truncated)
-
 
 @cache
 def tokenizer() -> SimpleTokenizer:

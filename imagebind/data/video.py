@@ -130,10 +130,6 @@ class VideoInput(ModelInput):
         """Return the distinct clips on a device, (D, 3, 2, 224, 224)."""
         return crop_clips(self.frames.to(device, non_blocking=True), list(self.counts))
 
-    def pin_memory(self) -> VideoInput:
-        """Return a copy in page-locked memory."""
-        return VideoInput(self.frames.pin_memory(), self.crops)
-
 
 def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
     """Read the frames of a video that make up its clips.

@@ -99,6 +99,7 @@ class FileEmbedder:
         self.batch_size, self.workers, self.protocol = batch_size, workers, protocol
         self.records_hashes = records_hashes
         self.embedder = None
+        self.kept_in = None if cache is None else cache.path  # for the user to know
         self.stores: dict[str, EmbeddingStore] = {}  # by modality
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
@@ -161,7 +162,7 @@ class FileEmbedder:
         """Say how many files are embedded, and where they are kept."""
         progress = self.progress.values()
         n_embedded = sum(p.counts["done"] - p.counts["skipped"] for p in progress)
-        kept = "" if self.cache is None else f" and kept in {self.cache.path}"
+        kept = "" if self.kept_in is None else f" and kept in {self.kept_in}"
         return f"{n_embedded} of {sum(p.total for p in progress)} files are embedded{kept}"
 
     def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:

@@ -41,7 +41,6 @@ from imagebind.reading.workers import Workers
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 POLL_SECONDS = 0.1
-GO_ON = "the same command goes on from what is kept"
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -49,6 +48,13 @@ package_log = logging.getLogger("imagebind")
 
 class JobError(EvaluationError):
     """The job cannot go on; the first process says why."""
+
+
+class LostProcessError(JobError):
+    """Another process of the job is gone."""
+
+    def __init__(self):
+        super().__init__("another process of the job is gone")
 
 
 @dataclass(frozen=True)
@@ -116,66 +122,32 @@ class Job:
             time.sleep(POLL_SECONDS)
         return name
 
-    def wait(self) -> None:
-        """Wait until all processes are here; signals are handled meanwhile."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Wait for all processes, and return the values of all in the order of ranks.
+
+        Signals are handled while this process waits.
+        """
         import torch.distributed as dist
 
+        values = [None] * self.n_ranks
         with connection_errors():
             barrier = dist.barrier(async_op=True)
             while not barrier.is_completed():
                 time.sleep(POLL_SECONDS)
             barrier.wait()
-
-    def broadcast(self, value: Any = None) -> Any:
-        """Return the first process's value in all of them."""
-        import torch.distributed as dist
-
-        self.wait()
-        values = [value]
-        with connection_errors():
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def scatter(self, values: Sequence[Any] | None) -> Any:
-        """Return to each process its own of the first process's values."""
-        import torch.distributed as dist
-
-        self.wait()
-        received = [None]
-        with connection_errors():
-            dist.scatter_object_list(received, values, src=0)
-        return received[0]
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in the order of ranks."""
-        import torch.distributed as dist
-
-        self.wait()
-        values = [None] * self.n_ranks
-        with connection_errors():
             dist.all_gather_object(values, value)
-        return values
-
-    def gather(self, value: Any) -> list[Any] | None:
-        """Return the values of all processes, in the order of ranks, to the first; None to the others."""
-        import torch.distributed as dist
-
-        self.wait()
-        values = [None] * self.n_ranks if self.is_first else None
-        with connection_errors():
-            dist.gather_object(value, values, dst=0)
         return values
 
 
 @contextmanager
 def connection_errors() -> Iterator[None]:
-    """Raise what torch.distributed says of a lost connection as a JobError."""
+    """Raise what torch.distributed says of a lost connection as a LostProcessError."""
     try:
         yield
     except (RuntimeError, ValueError) as e:
         if isinstance(e, EvaluationError):
             raise
-        raise JobError(f"another process of the job is gone; {GO_ON}") from e
+        raise LostProcessError from e
 
 
 # The processes of torchrun
@@ -210,7 +182,8 @@ def embed_in_job(
     """
     import torch
 
-    if options.no_cache:
+    is_temporary = options.no_cache
+    if is_temporary:
         options = replace(
             options, no_cache=False, cache=os.path.join(options.output_dir, TEMPORARY_CACHE_NAME)
         )
@@ -218,13 +191,14 @@ def embed_in_job(
     torch.set_num_threads(max(1, count_cores() // job.n_local))
     try:
         with collected_warnings() as warnings, job.connected():
-            embedder = open_together(job, options, workers, inputs)
-            share = job.scatter(split_inputs(inputs, job.n_ranks) if job.is_first else None)
+            shares = split_inputs(inputs, job.n_ranks) if job.is_first else None
+            embedder, share = open_together(job, options, workers, shares)
+            embedder.kept_in = None if is_temporary else embedder.kept_in
             embedder.allocate(count_inputs(inputs or share), Path(options.cache_path).parent)
             with interruptible(embedder.summary):
                 embedder.embed(share)
                 embedder.cache.close()  # before the others read it
-                reports = job.gather(report_share(embedder, warnings))
+                reports = job.all_gather(report_share(embedder, warnings))
         if not job.is_first:
             return None
         with interruptible(embedder.summary):
@@ -236,15 +210,24 @@ def embed_in_job(
     return embedder.result(inputs)
 
 
-def open_together(job: Job, options: Options, workers: Workers | None, inputs: Inputs | None) -> FileEmbedder:
-    """Open model and cache in every process, and see that all have the same ones.
+def open_together(
+    job: Job, options: Options, workers: Workers | None, shares: list[Inputs] | None
+) -> tuple[FileEmbedder, Inputs]:
+    """Open model and cache in every process, and check that all have the same ones.
+
+    Args:
+        shares: the files of each process, in the first one; None in the others.
+
+    Returns:
+        the embedder and the share of this process.
 
     Raises:
         JobError: one of them cannot, or they differ.
     """
     directory = Path(options.cache_path).parent
     with shared_marker(directory) if job.is_first else nullcontext() as marker:
-        modalities, marker = job.broadcast((list(inputs), marker) if job.is_first else None)
+        shares, marker = job.all_gather((shares, marker))[0]
+        share = shares[job.rank]
         error, embedder, facts = None, None, {}
         try:
             if not os.path.exists(marker):
@@ -254,7 +237,7 @@ def open_together(job: Job, options: Options, workers: Workers | None, inputs: I
                 )
             if options.device.startswith("cuda"):
                 options = replace(options, device=own_gpu(job))
-            embedder = open_embedder(options, modalities, workers, job.part, records_hashes=True)
+            embedder = open_embedder(options, list(share), workers, job.part, records_hashes=True)
             checkpoint = embedder.protocol["checkpoint"]["sha256"][:16]
             facts = {"checkpoint": checkpoint, "device": embedder.device.type}
         except EvaluationError as e:
@@ -266,7 +249,7 @@ def open_together(job: Job, options: Options, workers: Workers | None, inputs: I
             for what, value in others_facts.items():
                 if value != states[0][1][what]:
                     raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
-    return embedder
+    return embedder, share
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def number(low: float, high: float, metavar: str) -> Rule:
     def holds(value: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
 
-    return Rule(f"must be a number from {low:g} to {high:g}", float, holds, metavar)
+    return Rule(f"must be a number from {low} to {high}", float, holds, metavar)
 
 
 def one_of(*choices: str) -> Rule:
@@ -117,7 +117,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
-CAPTIONS = Rule(f"must be a {', '.join(CAPTION_SUFFIXES)} file", read_captions_path, is_captions, "FILE")
+CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
 SHARD = Rule(
     "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
 )
@@ -180,7 +180,8 @@ class Options:
     checkpoint: str | os.PathLike | None = option(
         None,
         "model",
-        "Weights of the model. Default: .checkpoints/imagebind_huge.pth, downloaded on first use (4.8 GB).",
+        "Weights of the model. Default: .checkpoints/imagebind_huge.pth beside this script, downloaded on "
+        "first use (4.8 GB).",
     )
     precision: str = option(
         "auto",
@@ -200,13 +201,13 @@ class Options:
         300,
         "speed",
         "A file that takes longer to read is skipped. Default: %(default)s.",
-        number(0.001, 1e6, "SECONDS"),
+        number(0.001, 1_000_000, "SECONDS"),
     )
     worker_memory_gb: float = option(
         4,
         "speed",
         "A file that takes more memory to read is skipped (1 GB is 10^9 bytes). Default: %(default)s.",
-        number(0.001, 1e5, "GB"),
+        number(0.001, 100_000, "GB"),
     )
     cache: str | os.PathLike | None = option(
         None,
@@ -220,13 +221,13 @@ class Options:
         "outputs",
         "similarity_matrix.npy is not written where it would be larger (1 GB is 10^9 bytes). "
         "Default: %(default)s.",
-        number(0, 1e6, "GB"),
+        number(0, 1_000_000, "GB"),
     )
     seed: int = option(
         0,
         "outputs",
         "Seed of the bootstrap that gives the confidence interval of the mean. Default: %(default)s.",
-        whole(0, 2**63 - 1),
+        whole(0, 2**32 - 1),
     )
     report_lang: str = option(
         "zh", "outputs", "Language of the report and the page. Default: %(default)s.", one_of(*LANGUAGES)

@@ -42,10 +42,10 @@ class TowerConfig:
     width: int  # D
     n_blocks: int
     n_heads: int  # H
-    stem_norm: bool  # LayerNorm on the tokens after the convolution
-    pre_norm: bool  # LayerNorm before the first block
-    bias_kv: bool  # a learned key and value appended to every sequence
     scale: float  # norm of a clip's embedding; for text, which learns it, the initial one
+    stem_norm: bool = True  # LayerNorm on the tokens after the convolution
+    pre_norm: bool = False  # LayerNorm before the first block
+    bias_kv: bool = True  # a learned key and value appended to every sequence
     embedding: int = 1024  # E
     vocabulary: int | None = None  # for text, which has token embeddings and no convolution
 
@@ -83,9 +83,6 @@ IMAGEBIND_HUGE = {
         width=768,
         n_blocks=12,
         n_heads=12,
-        stem_norm=True,
-        pre_norm=False,
-        bias_kv=True,
         scale=20.0,
     ),
     ModalityType.TEXT: TowerConfig(
@@ -96,7 +93,6 @@ IMAGEBIND_HUGE = {
         n_blocks=24,
         n_heads=16,
         stem_norm=False,
-        pre_norm=False,
         bias_kv=False,
         scale=1 / 0.07,
         vocabulary=49408,
@@ -108,9 +104,6 @@ IMAGEBIND_HUGE = {
         width=384,
         n_blocks=12,
         n_heads=8,
-        stem_norm=True,
-        pre_norm=False,
-        bias_kv=True,
         scale=5.0,
     ),
     ModalityType.THERMAL: TowerConfig(
@@ -120,9 +113,6 @@ IMAGEBIND_HUGE = {
         width=768,
         n_blocks=12,
         n_heads=12,
-        stem_norm=True,
-        pre_norm=False,
-        bias_kv=True,
         scale=10.0,
     ),
     ModalityType.IMU: TowerConfig(
@@ -132,9 +122,6 @@ IMAGEBIND_HUGE = {
         width=512,
         n_blocks=6,
         n_heads=8,
-        stem_norm=True,
-        pre_norm=False,
-        bias_kv=True,
         scale=5.0,
     ),
 }

@@ -1,4 +1,4 @@
-"""Measure large sets: metrics over all cosines, the matrix on disk, a million files, and two ranks.
+"""Measure large sets: metrics over all cosines, the matrix on disk, a million files, and two processes.
 
     python tests/benchmarks/scale.py              # all rows; a quarter of an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
@@ -30,15 +30,10 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 
 from throughput import in_process, make_clips  # noqa: E402
 
-from batch_inference import (  # noqa: E402
-    MATRIX_NAME,
-    OutputArrays,
-    compare_rows,
-    gather_files,
-    pair_files,
-    read_list_file,
-)
-from imagebind import similarity  # noqa: E402
+from imagebind.evaluation import similarity  # noqa: E402
+from imagebind.evaluation.files import gather_files, read_list_file  # noqa: E402
+from imagebind.evaluation.pairing import pair_files  # noqa: E402
+from imagebind.evaluation.store import OutputArrays, temporary_path  # noqa: E402
 
 DEMO = TESTS / "demo"
 WIDTH = 1024
@@ -96,9 +91,9 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
 
 def metrics(folder: Path, n: int, device: str) -> dict:
     audio, video = make_rows(n, folder)
-    truth = np.stack([np.arange(n)] * 2, axis=1)
+    cells = np.stack([np.arange(n)] * 2, axis=1)
     reset_peak()
-    seconds = timed(lambda: compare_rows(audio, video, truth, truth, None, torch.device(device)))
+    seconds = timed(lambda: similarity.scan_pairs(audio, video, cells, cells, None, torch.device(device)))
     memory = peak_memory()
     double, single = (bare_product(audio, video, device, t) for t in (torch.float64, torch.float32))
     tiles = math.prod(math.ceil(n / size) for size in similarity.TILE)
@@ -116,18 +111,18 @@ def metrics(folder: Path, n: int, device: str) -> dict:
 
 def matrix(folder: Path, n: int, device: str) -> dict:
     audio, video = make_rows(n, folder)
-    truth = np.stack([np.arange(n)] * 2, axis=1)
-    size = 4 * n * n
+    cells = np.stack([np.arange(n)] * 2, axis=1)
+    size, path = 4 * n * n, folder / "matrix.npy"
     reset_peak()
 
     def compare() -> None:
-        matrix = OutputArrays(folder).new(MATRIX_NAME, (n, n))
-        compare_rows(audio, video, truth, truth, matrix, torch.device(device))
-        with open(folder / ".similarity_matrix.npy.tmp", "r+b") as file:
+        matrix = OutputArrays(folder).new(path.name, (n, n))
+        similarity.scan_pairs(audio, video, cells, cells, matrix, torch.device(device))
+        with open(temporary_path(folder, path.name), "r+b") as file:
             os.fsync(file.fileno())
 
     seconds, memory = timed(compare), peak_memory()
-    (folder / ".similarity_matrix.npy.tmp").unlink()
+    temporary_path(folder, path.name).unlink()
     tile = np.random.default_rng(0).random(similarity.TILE, dtype=np.float32)
 
     def write() -> None:

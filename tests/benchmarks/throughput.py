@@ -34,8 +34,11 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from test_model import released_state_dict  # noqa: E402
 
-from batch_inference import start_workers  # noqa: E402
+from batch_inference import Options  # noqa: E402
 from imagebind import data  # noqa: E402
+from imagebind.data.clips import clip_spans  # noqa: E402
+from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
+from imagebind.evaluation.embedding import start_workers  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, MLP_RATIO, load_model  # noqa: E402
 from imagebind.reading.loader import load_files  # noqa: E402
@@ -131,15 +134,15 @@ def released_way(path: Path) -> torch.Tensor:
 
     video = EncodedVideo.from_path(str(path), decoder="decord", decode_audio=False)
     clips = []
-    for start, end in data.clip_spans(float(video.duration), data.VIDEO_CLIPS):
+    for start, end in clip_spans(float(video.duration), data.VIDEO_CLIPS):
         frames = video.get_clip(start, end)["video"]  # (3, T, H, W)
         frames = frames[:, torch.linspace(0, frames.shape[1] - 1, 2).long()] / 255
         height, width = frames.shape[2:]
         long = math.floor(max(height, width) / min(height, width) * data.SIZE)
         shape = (data.SIZE, long) if width >= height else (long, data.SIZE)
         frames = F.interpolate(frames, size=shape, mode="bilinear", align_corners=False)
-        frames = data.normalize_rgb(frames.transpose(0, 1)).transpose(0, 1)
-        clips += [data.crop(frames, offset) for offset in data.crop_offsets(long)]
+        frames = normalize_rgb(frames.transpose(0, 1)).transpose(0, 1)
+        clips += [crop(frames, offset) for offset in crop_offsets(long)]
     return torch.stack(clips)
 
 
@@ -147,7 +150,7 @@ def decode(folder: Path) -> dict:
     paths = make_clips(folder)
     baseline = timed(lambda: [released_way(path) for path in paths])
     files = [("video", str(path)) for path in paths]
-    with start_workers(2, len(files), 300, 4) as workers:
+    with start_workers(Options(None, "", num_workers=2), len(files)) as workers:
         ours = timed(lambda: list(load_files(files, workers)))
     return {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
 
@@ -218,7 +221,7 @@ def products(folder: Path) -> dict:
     """Time the vision tower against its matrix products alone, at the same shapes."""
     tower = load_model(huge_checkpoint(folder)).towers["vision"]
     clips, width = clips_of(8), tower.config.width
-    n = len(clips) * (tower.config.n_patches + 1)
+    n = len(clips) * (tower.config.n_tokens)
     shapes = [(width, 3 * width), (width, width), (width, MLP_RATIO * width), (MLP_RATIO * width, width)]
     operands = [(torch.randn(n, k), torch.randn(m, k)) for k, m in shapes]
 
@@ -300,21 +303,23 @@ import json, os, sys, time, torch
 from imagebind.reading.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
-from batch_inference import FileEmbedder, start_workers
+from batch_inference import Options
+from imagebind.evaluation.embedding import FileEmbedder, start_workers
 torch.set_num_threads(1)
 files = sorted(os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1]))
 def seconds(work):
     began = time.perf_counter(); work(); return time.perf_counter() - began
 cores = sorted(os.sched_getaffinity(0))
 held = []
-with start_workers(1, len(files), 300, 4) as workers:
+with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
     decode = seconds(lambda: held.extend(load_files([("video", path) for path in files], workers)))
 embedder = Embedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32")
 embedder("vision", [held[0].input])
 model = seconds(lambda: [embedder("vision", [file.input]) for file in held])
-with start_workers(1, len(files), 300, 4) as workers:
+with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
     whole = FileEmbedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32", None, 1, workers)
-    run = seconds(lambda: whole.embed([], files))
+    whole.allocate({"video": len(files)}, None)
+    run = seconds(lambda: whole.embed({"video": files}))
 print(json.dumps({"decode_s": decode, "model_s": model, "ours_s": run, "ratio": run / max(decode, model)}))
 """
 
