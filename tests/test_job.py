@@ -118,7 +118,7 @@ def test_the_outputs_are_the_same_for_one_two_and_three(mixed, size):
         )
         assert "warning: 1 captions are too long, and truncated: n2" in err[0]
         (line,) = (line for line in err[0] if "from the cache" in line)
-        assert re.match(rf"\d+ files and 3 captions in [\d.]+ s by {n} processes, 0 from the cache: ", line)
+        assert re.match(rf"\d+ files and 3 captions in [\d.]+ s by {n} processes, \d+ from the cache: ", line)
         skipped = [line for line in err[0] if line.startswith("warning: skipped")]
         assert sorted(line.split()[4].rstrip(":") for line in skipped) == ["audio/n3.wav", "video/n8.mp4"]
         assert outputs(mixed / f"out{n}") == outputs(mixed / "out1")

@@ -16,7 +16,7 @@ from chromium import CHROMIUM, Browser
 from conftest import picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation import page
+from imagebind.evaluation import charts, page
 from imagebind.evaluation.charts import histogram_chart, recall_chart
 from imagebind.evaluation.embedding import EmbeddedFiles
 from imagebind.evaluation.files import MediaFiles
@@ -25,6 +25,7 @@ from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.report import report_sections
 from imagebind.evaluation.results import build_results
 from imagebind.evaluation.store import EmbeddingStore, OutputArrays
+from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
 HOSTILE = [
@@ -313,7 +314,7 @@ def test_ten_thousand_pairs_open(browser, tmp_path):
 
 
 def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path):
-    browser.open(write(made_up(page.PAIRS_SHOWN + 10), tmp_path / "report.html"))
+    browser.open(write(made_up(page.MAX_PAIRS + 10), tmp_path / "report.html"))
     assert any("the 10000 least similar of 10010 pairs" in text for text in texts(browser, ".how"))
     assert texts(browser, "[role=status]") == ["1–100 / 10000"]
 
@@ -349,7 +350,7 @@ def test_bars_hold_every_similarity_once():
     assert sum(paired.y) == pytest.approx(1)
     assert sum(mismatched.y) == pytest.approx(1)
     assert [count for _, _, count in paired.customdata if count] == [1, 1]
-    assert len(paired.x) <= page.BARS
+    assert len(paired.x) <= charts.MAX_BARS
     low, high = (float(text) for text in next(row for row in paired.customdata if row[2])[:2])
     assert low <= 0.25 < high  # bin 250 begins at 0.25
 
@@ -360,7 +361,7 @@ def test_chinese_is_the_default(browser, tmp_path):
     assert browser.run("document.documentElement.lang") == "zh"
     text = browser.run("document.querySelector('main').innerText")
     assert not re.search(r"[a-z]{3,}", re.sub(r"Recall|AUC|clip_\d+(\.\w+)?|pair_scores|csv", "", text))
-    assert page.TEXTS["zh"].keys() == page.TEXTS["en"].keys()
+    assert PAGE_WORDS["zh"].keys() == PAGE_WORDS["en"].keys()
 
 
 def test_without_pairs_the_matrix_is_shown_alone(browser, pairs, small_checkpoint, monkeypatch):

@@ -79,9 +79,7 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     """
     height, width = frame.shape[1:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UnsupportedError(
-            f"a picture of {width} x {height} pixels; at most {MAX_ASPECT_RATIO} : 1 is read"
-        )
+        raise UnsupportedError(f"a picture of {width} x {height} pixels: longer than {MAX_ASPECT_RATIO} : 1")
     if width < height:
         shape = (math.floor(height / width * size), size)
     else:

@@ -30,6 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from imagebind import ModalityType, data  # noqa: E402
+from imagebind.data import audio, video  # noqa: E402
 from imagebind.models.imagebind_model import (  # noqa: E402
     IMAGEBIND_HUGE,
     ImageBindModel,
@@ -232,13 +233,13 @@ def write_captions(path: Path) -> None:
 def training_pair(scene: Scene, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Make one clip of a scene's sound (1, 128, 204) and one of its picture (3, 2, 224, 224) uint8."""
     clip = torch.from_numpy(sound(scene, data.CLIP_SECONDS))[None]
-    mel = (data.log_mel(clip - clip.mean())[None] - data.MEL_MEAN) / data.MEL_STD
+    mel = (audio.log_mel(clip - clip.mean())[None] - audio.MEL_MEAN) / audio.MEL_STD
     start = rng.uniform(0, 2)
-    offset = data.crop_offsets(WIDTH * data.SIZE // HEIGHT)[rng.integers(data.CROPS)]
+    offset = video.crop_offsets(WIDTH * data.SIZE // HEIGHT)[rng.integers(data.CROPS)]
     frames = []
     for seconds in (start, start + data.CLIP_SECONDS - 1 / FPS):
         frame = torch.from_numpy(picture(scene, seconds)).permute(2, 0, 1)
-        frames.append((data.crop(data.resize_short_side(frame), offset) * 255).round().byte())
+        frames.append((video.crop(video.resize_short_side(frame), offset) * 255).round().byte())
     return mel, torch.stack(frames, dim=1)
 
 
@@ -252,7 +253,7 @@ def training_set(rng: np.random.Generator) -> tuple[list[Scene], torch.Tensor, t
 
 
 def normalized(clips: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(x)[:, None, None, None] for x in (data.RGB_MEAN, data.RGB_STD))
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in (video.RGB_MEAN, video.RGB_STD))
     return (clips / 255 - mean) / std
 
 

@@ -182,9 +182,9 @@ def fault(loaded) -> str | None:
     if loaded.reason is not None:
         return loaded.reason if re.search(BAD_REASONS, loaded.reason) else None
     clips = loaded.input.clips()
-    if clips.shape[1:] != SHAPES[loaded.side]:
+    if clips.shape[1:] != SHAPES[loaded.modality]:
         return f"shape {tuple(clips.shape)}"
-    if sum(loaded.input.counts.values()) != {"audio": data.AUDIO_CLIPS, "video": 15}[loaded.side]:
+    if sum(loaded.input.counts.values()) != {"audio": data.AUDIO_CLIPS, "video": 15}[loaded.modality]:
         return f"counts {dict(loaded.input.counts)}"
     return None if torch.isfinite(clips).all() else "not finite"
 
