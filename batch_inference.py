@@ -28,11 +28,10 @@ On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; cha
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     job = Job.from_torchrun()
     is_first = job is None or job.is_first  # the first process of a job alone prints
-    with nullcontext() if is_first else redirect_stderr(io.StringIO()):
+    with nullcontext() if is_first else job.silent():
         args = parse_args(argv, job)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks
@@ -304,7 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_first:
             lost = isinstance(e, LostProcessError) and not args.no_cache
             print_error(f"{e}; the same command goes on from what is kept" if lost else str(e))
-        elif not isinstance(e, JobError):  # which the first process prints
+        elif isinstance(e, JobError):
+            job.let_first_report()
+        else:
             print_error(f"process {job.rank}: {e}")
         if isinstance(e, NothingLeftError):
             print(summary(e.counts))

@@ -19,6 +19,9 @@ from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import av
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ and warnings. A process that dies ends the job, as torchrun then ends the others
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,7 @@ from imagebind.reading.workers import Workers
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 POLL_SECONDS = 0.1
+REPORT_SECONDS = 10
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -82,6 +84,20 @@ class Job:
     def part(self) -> str:
         """Name of the part of the cache that this process writes to; the first writes to the main file."""
         return "" if self.is_first else str(self.rank)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Write nothing to stderr, and leave wrong usage to the first process to report."""
+        try:
+            with redirect_stderr(io.StringIO()):
+                yield
+        except SystemExit:
+            self.let_first_report()
+            raise
+
+    def let_first_report(self) -> None:
+        """Give the first process time to say why the job ends; torchrun ends all when one process exits."""
+        time.sleep(REPORT_SECONDS)
 
     @contextmanager
     def connected(self) -> Iterator[None]:
