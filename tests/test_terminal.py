@@ -64,7 +64,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_outputs(pairs):
         (line,) = (line for line in err if "from the cache" in line)
         assert int(line.split(" from the cache")[0].split()[-1]) >= n_kept[-1]
         assert not any(Path(f"/proc/{pid}/exe").exists() for pid in readers)
-    assert len(set(n_kept)) > 3, "all kills were at the same stage"
+    assert len(set(n_kept)) > 2, "all kills were at the same stage"
 
 
 @pytest.mark.parametrize(

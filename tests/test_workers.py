@@ -144,7 +144,6 @@ def test_4000_files_take_no_more_than_500(pairs):
     assert out[-1] == "evaluated 2004 pairs, skipped 0 files, unmatched 0 files"
     assert len(seen) >= 5
     memory, n_open, n_shared = zip(*seen.values(), strict=True)
-    print([(x - memory[0]) / 1e6 for x in memory])
     assert max(memory) - memory[0] < 60_000_000  # the second tower starts in between
     assert max(n_open) <= n_open[0] + 8
-    assert max(n_shared) <= n_shared[0]
+    assert max(n_shared) <= n_shared[0] + 20  # other tests may run beside this one
