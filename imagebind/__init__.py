@@ -4,7 +4,7 @@ __all__ = ["ModalityType", "imagebind_huge"]
 
 
 def __getattr__(name: str):
-    # Importing the model takes seconds of torch, which a run that finds all rows in its cache spares.
+    # Importing the model takes seconds, which --help and wrong usage need not wait for.
     if name in __all__:
         from imagebind.models import imagebind_model
 

@@ -25,9 +25,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core for 
 import av
 import numpy as np
 import pytest
+import torch
 from reference.weights import fill
 
 from batch_inference import main
+from imagebind.data.audio import decode_audio, resample
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model
 
 TESTS = Path(__file__).parent
@@ -62,6 +64,12 @@ def small_checkpoint(tmp_path_factory) -> Path:
 def tone(seconds: float, hz: float = 440, rate: int = RATE) -> np.ndarray:
     """(T,) float32, full of one note."""
     return np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate).astype(np.float32) * 0.5
+
+
+def load_waveform(path: Path) -> torch.Tensor:
+    """Decode and resample a whole sound: (C, T) at 16 kHz."""
+    pieces, rates = zip(*decode_audio(path), strict=True)
+    return resample(torch.cat(pieces, dim=1), rates[0], RATE)
 
 
 def write_audio(path: Path, samples: np.ndarray, rate: int = RATE, codec: str = "pcm_f32le") -> Path:

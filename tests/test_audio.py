@@ -10,11 +10,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from conftest import MEDIA, RATE, TESTS, picture, silence, tone, write_audio
+from conftest import MEDIA, RATE, TESTS, load_waveform, picture, silence, tone, write_audio
 from test_media import noise
 
 from imagebind import data
-from imagebind.data.audio import load_waveform, load_windows
+from imagebind.data.audio import load_windows
 from imagebind.data.clips import clip_spans
 
 AUDIO_INPUTS = np.load(TESTS / "reference" / "audio_inputs.npz")

@@ -499,6 +499,15 @@ def test_a_bad_file_in_retrieval_mode_leaves_the_other_side(run, pairs):
     )
 
 
+def test_when_no_pair_is_without_doubt_retrieval_says_so(run, pairs):
+    (pairs / "twice").mkdir()
+    for suffix in ("mkv", "avi"):
+        shutil.copy(pairs / "video" / "a.mp4", pairs / "twice" / f"a.{suffix}")
+    status, outputs, _, _ = run("--retrieval_mode", video=("--video_dir", "twice"))
+    assert status == 0
+    assert outputs.report.count("无: 没有能够确定的配对") == 2
+
+
 def test_when_every_pair_is_lost_retrieval_says_so(run, pairs):
     for x in "ab":
         (pairs / "audio" / f"{x}.wav").write_text("not a sound")

@@ -17,7 +17,6 @@ from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
 from imagebind.evaluation.embedding import FileEmbedder
 from imagebind.evaluation.progress import Progress
-from imagebind.evaluation.store import EmbeddingStore
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading.cache import EmbeddingCache
@@ -62,7 +61,7 @@ def test_a_second_run_embeds_nothing(evaluate):
 
 def test_weights_are_not_read_where_all_is_cached(evaluate, monkeypatch):
     evaluate()
-    monkeypatch.setattr(embedder.Embedder, "__init__", None)  # nobody may make one
+    monkeypatch.setattr(embedder.Embedder, "tower", None)  # nobody may use one
     assert evaluate()[1] == 0
 
 
@@ -87,9 +86,8 @@ def test_identical_files_are_embedded_once(evaluate, pairs):
 
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     """Thousands of equal files fill no batch, and must not fill the memory."""
-    model = load_model(small_checkpoint)
-    whole = FileEmbedder(model, torch.device("cpu"), "fp32", None, 2, None)
-    whole.stores = {"audio": EmbeddingStore(3, None)}
+    cpu = embedder.Embedder(load_model(small_checkpoint), torch.device("cpu"), "fp32")
+    whole = FileEmbedder(cpu, None, 2, None, {"audio": 3})
     sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
     waiting, whole.progress = {}, {"audio": Progress("audio", 3)}
     for i in range(3):

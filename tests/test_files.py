@@ -16,7 +16,7 @@ from imagebind.evaluation.files import SUFFIXES, MediaFiles, find_files, gather_
 
 
 def found(side: str, *keys: str) -> MediaFiles:
-    return MediaFiles(side, tuple(f"{side}s/{key}" for key in keys), f"{side}s")
+    return MediaFiles(tuple(f"{side}s/{key}" for key in keys), f"{side}s")
 
 
 def make(folder, *names):

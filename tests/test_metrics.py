@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imagebind.evaluation.keys import Cells
 from imagebind.evaluation.metrics import (
     FALSE_DISCOVERY_RATE,
     RECALL_AT,
@@ -17,7 +16,7 @@ from imagebind.evaluation.metrics import (
     retrieval_metrics,
 )
 from imagebind.evaluation.rows import find_non_mismatches
-from imagebind.evaluation.similarity import cell_keys, cosine_similarity, scan
+from imagebind.evaluation.similarity import cosine_similarity, look_up, scan
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,11 +31,11 @@ def measure(scores: np.ndarray, truth, also_true=()):
     """Give the cosines as a matrix, the metrics of them, and the scores of pairs."""
     audio, video = embeddings_of(scores)
     pairs, true = (
-        Cells(places, cell_keys(audio, video, places))
+        look_up(audio, video, places)
         for cells in (list(truth), sorted({*truth, *also_true}))
         for places in [np.array(cells, int).reshape(-1, 2)]
     )
-    found = scan(audio, video, pairs.index, pairs.keys)
+    found = scan(audio, video, pairs)
     return cosine_similarity(audio, video), *compute_metrics(found, pairs, true, 0, ("audio", "video"))
 
 
@@ -128,10 +127,8 @@ def test_an_embedder_that_always_says_the_same_scores_chance(n):
     row = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
     audio, video = np.repeat(row, n, 0), np.repeat(-3 * row, n, 0)
     places = np.stack([np.arange(n)] * 2, 1)
-    pairs = Cells(places, cell_keys(audio, video, places))
-    metrics, scores, _ = compute_metrics(
-        scan(audio, video, pairs.index, pairs.keys), pairs, pairs, 0, ("audio", "video")
-    )
+    pairs = look_up(audio, video, places)
+    metrics, scores, _ = compute_metrics(scan(audio, video, pairs), pairs, pairs, 0, ("audio", "video"))
     assert metrics["mean_rank"] == metrics["median_rank"] == (n + 1) / 2
     assert metrics["recall_at_1"] == 0
     assert metrics["auc"] == 0.5

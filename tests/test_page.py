@@ -273,7 +273,7 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
         names = [f"clip_{i:06d}" for i in range(n_pairs)] + [f"{side}_{i:06d}" for i in range(n)]
         names = names[::-1] if side == "video" and n else names
         paths = [f"{folder}{side}/{name}.{suffix}" for name in names]
-        sides[side], rows[side] = MediaFiles(side, tuple(paths)), EmbeddingStore(len(paths), None)
+        sides[side], rows[side] = MediaFiles(tuple(paths)), EmbeddingStore(len(paths), None)
         for path, name in zip(paths, names, strict=True):
             place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
             rows[side].add(path, embeddings[place].astype(np.float32))

@@ -11,11 +11,11 @@ from imagebind.evaluation.pairing import Pairing, pair_files
 
 
 def listed(side: str, *paths: str) -> MediaFiles:
-    return MediaFiles(side, paths)
+    return MediaFiles(paths)
 
 
 def found(side: str, *keys: str) -> MediaFiles:
-    return MediaFiles(side, tuple(f"{side}s/{key}" for key in keys), f"{side}s")
+    return MediaFiles(tuple(f"{side}s/{key}" for key in keys), f"{side}s")
 
 
 def test_files_pair_by_stem_in_the_order_of_the_sounds():

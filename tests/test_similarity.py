@@ -13,7 +13,7 @@ from conftest import TESTS
 from test_metrics import embeddings_of, plain_cosine, scores_of
 
 from imagebind.evaluation import similarity
-from imagebind.evaluation.similarity import TOP, cell_keys, cosine_similarity, scan
+from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan
 
 
 def fields_of(found) -> dict:
@@ -28,20 +28,16 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     rng = np.random.default_rng(0)
     audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
     truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
-    keys = cell_keys(audio, video, truth)
-    expected = scan(audio, video, truth, keys)
+    pairs = look_up(audio, video, truth)
+    expected = scan(audio, video, pairs)
     matrix = np.empty((37, 50), np.float32)
-
-    def keep(row, column, part):
-        matrix[row : row + part.shape[0], column : column + part.shape[1]] = part
-
     monkeypatch.setattr(similarity, "TILE", tile)
     monkeypatch.setattr(similarity, "ROW_BLOCKS_PER_GROUP", 2)
     monkeypatch.setattr(similarity, "HELD_CELLS", 5)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        found = scan(audio, video, truth, keys, keep)
+        found = scan(audio, video, pairs, matrix)
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
@@ -57,7 +53,7 @@ def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch
     monkeypatch.setattr(similarity, "TILE", (16, 12))
     audio, video = embeddings_of(scores_of(kind, n, m))
     cosines = cosine_similarity(audio, video)
-    found = scan(audio, video, np.empty((0, 2), int), np.empty(0, np.int32))
+    found = scan(audio, video, look_up(audio, video, np.empty((0, 2), int)))
     for top, lines in zip(found.top, (cosines, cosines.T), strict=True):
         for line, places, scores in zip(lines, top.indices, top.similarities, strict=True):
             expected = np.argsort(-line, kind="stable")[:TOP]
@@ -86,7 +82,7 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
     code = """
 import numpy as np
 from pathlib import Path
-from imagebind.evaluation.similarity import cell_keys, scan
+from imagebind.evaluation.similarity import look_up, scan
 
 def memory(what):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)
@@ -95,7 +91,7 @@ def memory(what):
 rows = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
 truth = np.stack([np.arange(len(rows))] * 2, axis=1)
 before = memory("VmRSS")
-found = scan(rows, rows, truth, cell_keys(rows, rows, truth))
+found = scan(rows, rows, look_up(rows, rows, truth))
 assert found.n_above.sum() == 0  # each is the most like itself
 print(memory("VmHWM") - before)
 """

@@ -2,8 +2,8 @@
 
     load_windows (decode_audio, clip_spans, resample) -> log_mel -> normalised
 
-Only the three windows are resampled; a sound longer than BUFFERED_SECONDS is decoded twice instead of being
-held in memory. Letters in shapes: S clips of a file, C channels, T samples.
+A sound longer than BUFFERED_SECONDS is decoded twice, and only its windows are resampled, instead of holding
+all of it in memory. Letters in shapes: S clips of a file, C channels, T samples.
 """
 
 from __future__ import annotations
@@ -92,34 +92,13 @@ def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     return torchaudio.functional.resample(waveform, rate, new_rate)
 
 
-def load_waveform(path: Path, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
-    """Decode and resample a whole sound.
-
-    Args:
-        path: an audio file, or a video file with sound.
-        sample_rate: in Hz, to resample to.
-
-    Returns:
-        (C, T) float32 in [-1, 1].
-
-    Raises:
-        MediaError: the file cannot be decoded, or has no samples.
-    """
-    pieces = list(decode_audio(path))
-    if not pieces:
-        raise MediaError(path, "no audio samples")
-    waveform = torch.cat([samples for samples, _ in pieces], dim=1)
-    with media_errors(path):
-        return resample(waveform, pieces[0][1], sample_rate)
-
-
 def load_windows(
     path: Path,
     n_clips: int = AUDIO_CLIPS,
     clip_seconds: float = CLIP_SECONDS,
     sample_rate: int = SAMPLE_RATE,
 ) -> list[torch.Tensor]:
-    """Decode the clips of a sound: the same samples as slices of load_waveform, in bounded memory.
+    """Decode and resample the clips of a sound, in bounded memory: slices of the whole resampled sound.
 
     Only decoding tells how long a sound is, so one of more than BUFFERED_SECONDS is decoded a second time
     for its windows.
@@ -129,7 +108,7 @@ def load_windows(
         views of one waveform.
 
     Raises:
-        MediaError: as load_waveform.
+        MediaError: the file cannot be decoded, or has no samples.
     """
     pieces, n_samples, rate = [], 0, sample_rate
     for samples, rate in decode_audio(path):

@@ -25,6 +25,7 @@ from imagebind.reading.workers import Workers, WorkersError
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
 
+    from imagebind.models.embedder import Embedder
     from imagebind.models.imagebind_model import ImageBindModel
     from imagebind.reading.loader import LoadedFile
 
@@ -45,7 +46,7 @@ class Failure:
     """A file that was skipped."""
 
     path: str  # of a caption the text
-    side: str  # its modality, under the name that it has in metrics.json
+    modality: str
     reason: str
 
 
@@ -75,43 +76,34 @@ class FileEmbedder:
     """Turns files into embeddings.
 
     Args:
-        model: as loaded; a tower moves to the device when it is first used.
-        device, precision: of the model.
+        embedder: turns inputs into embeddings.
         cache: of embeddings, or None.
         batch_size: files that go through the model together.
         workers: processes that read files; None reads in this one.
+        n_files: modality -> how many files may come.
+        directory: for the file behind the embeddings; None keeps them in memory.
         protocol: how embeddings are computed.
-        records_hashes: keep the content hash of every embedded file, for another process to find it by.
     """
 
     def __init__(
         self,
-        model: ImageBindModel,
-        device: torch.device,
-        precision: str,
+        embedder: Embedder,
         cache: EmbeddingCache | None,
         batch_size: int,
         workers: Workers | None,
+        n_files: dict[str, int],
+        directory: str | os.PathLike | None = None,
         protocol: dict[str, Any] | None = None,
-        records_hashes: bool = False,
     ):
-        self.model, self.device, self.precision, self.cache = model, device, precision, cache
-        self.batch_size, self.workers, self.protocol = batch_size, workers, protocol
-        self.records_hashes = records_hashes
-        self.embedder = None
+        self.embedder, self.cache, self.batch_size, self.workers = embedder, cache, batch_size, workers
+        self.protocol = protocol
         self.kept_in = None if cache is None else cache.path  # for the user to know
-        self.stores: dict[str, EmbeddingStore] = {}  # by modality
+        self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
-        self.hashes: dict[str, dict[str, str]] = {}  # modality -> path -> content hash
         self.by_content: dict[tuple[str, str], np.ndarray] = {}  # (modality, content hash) -> embedding
         self.progress: dict[str, Progress] = {}  # by modality
         self.timing = Timing()
-
-    def allocate(self, n_files: dict[str, int], directory: str | os.PathLike | None) -> None:
-        """Make room for the embeddings of so many files of each modality."""
-        self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
-        self.hashes = {modality: {} for modality in n_files}
 
     def embed(self, inputs: Inputs) -> None:
         """Embed files; one that fails is left out and costs no other.
@@ -128,7 +120,7 @@ class FileEmbedder:
         files = [(modality, path) for modality, paths in inputs.items() for path in paths]
         self.progress = {m: Progress(m, len(paths)) for m, paths in inputs.items() if paths}
         waiting = {modality: {} for modality in inputs}  # modality -> content hash or path -> equal files
-        ahead, on_gpu = 2 * self.batch_size, self.device.type == "cuda"
+        ahead, on_gpu = 2 * self.batch_size, self.embedder.device.type == "cuda"
         loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
         try:
             while (file := self.timing.measure("waiting", lambda: next(loaded, None))) is not None:
@@ -146,14 +138,14 @@ class FileEmbedder:
     def result(self, inputs: Inputs) -> EmbeddedFiles:
         """Return what became of the files, with failures in the order of `inputs`."""
         order = {(m, path): i for i, (m, path) in enumerate((m, p) for m in inputs for p in inputs[m])}
-        self.failures.sort(key=lambda failure: order[failure.side, failure.path])
-        scales = {m: float(self.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
+        self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
+        scales = {m: float(self.embedder.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
         return EmbeddedFiles(
             stores=self.stores,
             failures=self.failures,
             truncated_texts=self.truncated_texts,
             scales=scales,
-            device=self.device,
+            device=self.embedder.device,
             protocol=self.protocol,
             summary=self.summary(),
         )
@@ -187,7 +179,7 @@ class FileEmbedder:
         if not waiting:
             return
         inputs = [equal_files[0].input for equal_files in waiting.values()]
-        embeddings = self.timing.measure("model", lambda: self._forward(TOWERS[modality], inputs))
+        embeddings = self.timing.measure("model", lambda: self.embedder(TOWERS[modality], inputs).numpy())
         finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
         if self.cache is not None:
             self.cache.put(modality, finite.items())
@@ -199,19 +191,10 @@ class FileEmbedder:
                     self._skip(file, "its embedding is not finite")
         waiting.clear()
 
-    def _forward(self, tower: str, inputs: list) -> np.ndarray:
-        if self.embedder is None:
-            from imagebind.models.embedder import Embedder
-
-            self.embedder = Embedder(self.model, self.device, self.precision)
-        return self.embedder(tower, inputs).numpy()
-
     def _store(self, file: LoadedFile, embedding: np.ndarray) -> None:
-        stored = self.stores[file.modality].add(file.path, embedding)
+        stored = self.stores[file.modality].add(file.path, embedding, file.content_hash)
         if file.content_hash is not None:
             self.by_content[file.modality, file.content_hash] = stored
-            if self.records_hashes:
-                self.hashes[file.modality][file.path] = file.content_hash
         self.progress[file.modality].update(skipped=False, cached=file.embedding is not None)
 
     def _skip(self, file: LoadedFile, reason: str) -> None:
@@ -268,19 +251,22 @@ def embed_files(inputs: Inputs, options: Options, workers: Workers | None) -> Em
         EvaluationError: the weights cannot be had, there is no such device, or as FileEmbedder.embed.
         KeyboardInterrupt: its message says what is kept.
     """
-    embedder = open_embedder(options, list(inputs), workers)
-    embedder.allocate({modality: len(paths) for modality, paths in inputs.items()}, options.output_dir)
-    with interruptible(embedder.summary):
-        embedder.embed(inputs)
-    counts = {modality: progress.counts for modality, progress in embedder.progress.items()}
-    embedder.timing.report(counts, workers.n_workers if workers else 0)
-    return embedder.result(inputs)
+    file_embedder = open_file_embedder(options, count_inputs(inputs), workers, options.output_dir)
+    with interruptible(file_embedder.summary):
+        file_embedder.embed(inputs)
+    counts = {modality: progress.counts for modality, progress in file_embedder.progress.items()}
+    file_embedder.timing.report(counts, workers.n_workers if workers else 0)
+    return file_embedder.result(inputs)
+
+
+def count_inputs(inputs: Inputs) -> dict[str, int]:
+    """Count the files of each modality."""
+    return {modality: len(paths) for modality, paths in inputs.items()}
 
 
 def count_cores() -> int:
     """Count the cores that this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def start_workers(
@@ -302,32 +288,34 @@ def start_workers(
     return Workers("imagebind.reading.loader:read_file", n_workers, options.timeout, memory_bytes)
 
 
-def open_embedder(
+def open_file_embedder(
     options: Options,
-    modalities: Sequence[str],
+    n_files: dict[str, int],
     workers: Workers | None,
+    directory: str | os.PathLike | None,
     part: str = "",
-    records_hashes: bool = False,
 ) -> FileEmbedder:
     """Load the model, choose device and precision, and open the cache.
 
     Args:
+        n_files, directory: as in FileEmbedder.
         part: of the cache that this process writes to.
 
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
     """
-    model, path = load_model(options.checkpoint, modalities)
+    from imagebind.models.embedder import Embedder
+
+    model, path = load_model(options.checkpoint, n_files)
     sha256 = hash_file(path)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     cache = None
     if options.cache_path is not None:
         cache = EmbeddingCache(options.cache_path, sha256, precision, part)
-    protocol = describe_protocol(path, sha256, model.note, device, precision, modalities)
-    return FileEmbedder(
-        *(model, device, precision, cache, options.batch_size, workers, protocol, records_hashes)
-    )
+    embedder = Embedder(model, device, precision)
+    protocol = describe_protocol(path, sha256, model.note, device, precision, n_files)
+    return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol)
 
 
 def load_model(

@@ -8,7 +8,7 @@ class EvaluationError(RuntimeError):
 
 
 class NothingLeftError(EvaluationError):
-    """Every file of one modality was skipped.
+    """So many files were skipped that no pair, or in retrieval mode no file of a modality, is left.
 
     Args:
         counts: as in metrics.json.

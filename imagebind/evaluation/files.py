@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 class MediaFiles:
     """The files of one modality, in order."""
 
-    modality: str  # "audio" or "video"
     paths: tuple[str, ...]  # a file that is listed twice is there twice
     root: str | None = None  # the directory that was searched for them; None: they were listed
 
@@ -73,11 +72,11 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
         EvaluationError: there are none.
     """
     if not isinstance(source, str | os.PathLike):
-        files = MediaFiles(modality, tuple(map(os.fspath, source)))
+        files = MediaFiles(tuple(map(os.fspath, source)))
     elif os.path.isdir(source):
         files = search_directory(modality, os.fspath(source))
     else:
-        files = MediaFiles(modality, (os.fspath(source),))
+        files = MediaFiles((os.fspath(source),))
     if not files.paths:
         raise EvaluationError(f"no {modality} files given")
     return files
@@ -95,7 +94,7 @@ def search_directory(modality: str, directory: str) -> MediaFiles:
     if not found:
         suffixes = " ".join(SUFFIXES[modality])
         raise EvaluationError(f"{directory}: no {modality} files ({suffixes}) in this directory")
-    return MediaFiles(modality, tuple(found), directory)
+    return MediaFiles(tuple(found), directory)
 
 
 def find_files(directory: str, suffixes: Sequence[str]) -> list[str]:

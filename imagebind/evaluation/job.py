@@ -30,8 +30,9 @@ from imagebind.evaluation.embedding import (
     FileEmbedder,
     Inputs,
     count_cores,
+    count_inputs,
     interruptible,
-    open_embedder,
+    open_file_embedder,
     start_workers,
 )
 from imagebind.evaluation.errors import EvaluationError
@@ -42,7 +43,7 @@ from imagebind.reading.workers import Workers
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 POLL_SECONDS = 0.1
-REPORT_SECONDS = 10
+REPORT_SECONDS = 10  # for the first process to say why the job ends
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -160,9 +161,7 @@ def connection_errors() -> Iterator[None]:
     """Raise what torch.distributed says of a lost connection as a LostProcessError."""
     try:
         yield
-    except (RuntimeError, ValueError) as e:
-        if isinstance(e, EvaluationError):
-            raise
+    except RuntimeError as e:
         raise LostProcessError from e
 
 
@@ -173,7 +172,7 @@ def connection_errors() -> Iterator[None]:
 class ShareReport:
     """What a process did with its share, for the first one."""
 
-    hashes: dict[str, dict[str, str]]  # modality -> path -> content hash, of the files that are embedded
+    content_hashes: dict[str, list[tuple[str, str]]]  # modality -> (path, content hash) of embedded files
     failures: list[Failure]
     truncated_texts: set[str]
     counts: dict[str, Counter]  # modality -> files that are done and cached
@@ -207,44 +206,43 @@ def embed_in_job(
     torch.set_num_threads(max(1, count_cores() // job.n_local))
     try:
         with collected_warnings() as warnings, job.connected():
-            shares = split_inputs(inputs, job.n_ranks) if job.is_first else None
-            embedder, share = open_together(job, options, workers, shares)
-            embedder.kept_in = None if is_temporary else embedder.kept_in
-            embedder.allocate(count_inputs(inputs or share), Path(options.cache_path).parent)
-            with interruptible(embedder.summary):
-                embedder.embed(share)
-                embedder.cache.close()  # before the others read it
-                reports = job.all_gather(report_share(embedder, warnings))
+            file_embedder, share = open_together(job, options, workers, inputs)
+            file_embedder.kept_in = None if is_temporary else file_embedder.kept_in
+            with interruptible(file_embedder.summary):
+                file_embedder.embed(share)
+                file_embedder.cache.close()  # before the others read it
+                reports = job.all_gather(report_share(file_embedder, warnings))
         if not job.is_first:
             return None
-        with interruptible(embedder.summary):
-            take_reports(embedder, options, inputs, reports)
+        with interruptible(file_embedder.summary):
+            take_reports(file_embedder, options, inputs, reports)
     finally:
         torch.set_num_threads(n_threads)
     counts = {m: sum((report.counts.get(m, Counter()) for report in reports), Counter()) for m in inputs}
-    embedder.timing.report(counts, workers.n_workers if workers else 0, job.n_ranks)
-    return embedder.result(inputs)
+    file_embedder.timing.report(counts, workers.n_workers if workers else 0, job.n_ranks)
+    return file_embedder.result(inputs)
 
 
 def open_together(
-    job: Job, options: Options, workers: Workers | None, shares: list[Inputs] | None
+    job: Job, options: Options, workers: Workers | None, inputs: Inputs | None
 ) -> tuple[FileEmbedder, Inputs]:
     """Open model and cache in every process, and check that all have the same ones.
 
     Args:
-        shares: the files of each process, in the first one; None in the others.
+        inputs: all files, in the first process; None in the others.
 
     Returns:
-        the embedder and the share of this process.
+        the file_embedder and the share of this process.
 
     Raises:
         JobError: one of them cannot, or they differ.
     """
     directory = Path(options.cache_path).parent
     with shared_marker(directory) if job.is_first else nullcontext() as marker:
-        shares, marker = job.all_gather((shares, marker))[0]
+        shares = split_inputs(inputs, job.n_ranks) if job.is_first else None
+        shares, marker = job.all_gather((shares, marker))[0]  # of the first process
         share = shares[job.rank]
-        error, embedder, facts = None, None, {}
+        error, file_embedder, facts = None, None, {}
         try:
             if not os.path.exists(marker):
                 raise EvaluationError(
@@ -253,9 +251,11 @@ def open_together(
                 )
             if options.device.startswith("cuda"):
                 options = replace(options, device=own_gpu(job))
-            embedder = open_embedder(options, list(share), workers, job.part, records_hashes=True)
-            checkpoint = embedder.protocol["checkpoint"]["sha256"][:16]
-            facts = {"checkpoint": checkpoint, "device": embedder.device.type}
+            file_embedder = open_file_embedder(
+                options, count_inputs(inputs or share), workers, directory, job.part
+            )
+            checkpoint = file_embedder.protocol["checkpoint"]["sha256"][:16]
+            facts = {"checkpoint": checkpoint, "device": file_embedder.embedder.device.type}
         except EvaluationError as e:
             error = str(e)
         states = job.all_gather((error, facts))
@@ -265,7 +265,7 @@ def open_together(
             for what, value in others_facts.items():
                 if value != states[0][1][what]:
                     raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
-    return embedder, share
+    return file_embedder, share
 
 
 @contextmanager
@@ -302,16 +302,22 @@ def own_gpu(job: Job) -> str:
     return f"cuda:{job.local_rank}"
 
 
-def report_share(embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:
+def report_share(file_embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:
     """Describe what this process did with its share."""
-    counts = {modality: progress.counts for modality, progress in embedder.progress.items()}
     return ShareReport(
-        *(embedder.hashes, embedder.failures, embedder.truncated_texts, counts, list(warnings))
+        content_hashes={
+            modality: list(zip(store.row_of, store.content_hashes, strict=True))
+            for modality, store in file_embedder.stores.items()
+        },
+        failures=file_embedder.failures,
+        truncated_texts=file_embedder.truncated_texts,
+        counts={modality: progress.counts for modality, progress in file_embedder.progress.items()},
+        warnings=list(warnings),
     )
 
 
 def take_reports(
-    embedder: FileEmbedder,
+    file_embedder: FileEmbedder,
     options: Options,
     inputs: Inputs,
     reports: Sequence[ShareReport],
@@ -319,7 +325,7 @@ def take_reports(
     """Read the embeddings of all other processes from their parts of the cache.
 
     Args:
-        embedder: of the first process.
+        file_embedder: of the first process.
         reports: of all processes, in the order of ranks.
     """
     logged = set(reports[0].warnings)
@@ -328,23 +334,25 @@ def take_reports(
             if warning not in logged:
                 log.log(warning[0], "%s", warning[1])
                 logged.add(warning)
-        embedder.failures += report.failures
-        embedder.truncated_texts |= report.truncated_texts
-        part = EmbeddingCache(options.cache_path, *embedder.cache.computed_by[:2], str(rank))
-        for modality, hashes in report.hashes.items():
-            for path, content_hash in hashes.items():
+        file_embedder.failures += report.failures
+        file_embedder.truncated_texts |= report.truncated_texts
+        part = EmbeddingCache(options.cache_path, *file_embedder.cache.computed_by[:2], str(rank))
+        for modality, hashes in report.content_hashes.items():
+            for path, content_hash in hashes:
                 embedding = part.get(content_hash, modality)
                 if embedding is not None:
-                    embedder.stores[modality].add(path, embedding)
+                    file_embedder.stores[modality].add(path, embedding)
         part.close()
-    failed = {(failure.side, failure.path) for failure in embedder.failures}
+    failed = {(failure.modality, failure.path) for failure in file_embedder.failures}
     missing = {
-        modality: [p for p in paths if p not in embedder.stores[modality] and (modality, p) not in failed]
+        modality: [
+            p for p in paths if p not in file_embedder.stores[modality] and (modality, p) not in failed
+        ]
         for modality, paths in inputs.items()
     }
     if n_missing := sum(map(len, missing.values())):  # a process whose cache could not be written
         log.warning("%d files are not in the caches of the other processes; embedding them again", n_missing)
-        embedder.embed(missing)
+        file_embedder.embed(missing)
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
@@ -394,10 +402,6 @@ def file_size(path: str) -> int:
     return 0
 
 
-def count_inputs(inputs: Inputs) -> dict[str, int]:
-    return {modality: len(paths) for modality, paths in inputs.items()}
-
-
 def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
     """Embed one of several shares of the files of a run into a part of the cache, and write nothing else.
 
@@ -419,11 +423,12 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
         raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
     inputs = split_inputs(plan_run(options).inputs, n_shares)[i - 1]
     with start_workers(options, sum(map(len, inputs.values()))) as workers:
-        embedder = open_embedder(options, list(inputs), workers, f"{i}-of-{n_shares}")
-        embedder.allocate(count_inputs(inputs), directory)
-        with interruptible(embedder.summary):
-            embedder.embed(inputs)
-        embedder.cache.close()
-    counts = sum((progress.counts for progress in embedder.progress.values()), Counter())
+        file_embedder = open_file_embedder(
+            options, count_inputs(inputs), workers, directory, f"{i}-of-{n_shares}"
+        )
+        with interruptible(file_embedder.summary):
+            file_embedder.embed(inputs)
+        file_embedder.cache.close()
+    counts = sum((progress.counts for progress in file_embedder.progress.values()), Counter())
     n_embedded = counts["done"] - counts["skipped"] - counts["cached"]
     return Counter(embedded=n_embedded, found=counts["cached"], skipped=counts["skipped"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
@@ -32,7 +32,7 @@ def plan_run(options: Options) -> Plan:
     """
     video = gather_files("video", options.video_paths)
     if options.audio_paths is None:
-        audio, pairing = replace(video, modality="audio"), pair_with_own_sound(video)
+        audio, pairing = video, pair_with_own_sound(video)
     else:
         audio = gather_files("audio", options.audio_paths)
         pairing = pair_files(audio, video)

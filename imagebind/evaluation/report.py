@@ -48,8 +48,10 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
 def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Describe the pairs and their ranks, or say why there are none."""
     if not metrics["counts"]["pairs"]:
-        unknown = metrics["pairing_rule"] == "none"
-        why = words["两侧没有相同的文件名，不知道哪些文件成对" if unknown else "每一对都有文件被跳过"]
+        if metrics["pairing_rule"] == "none":
+            why = words["两侧没有相同的文件名，不知道哪些文件成对"]
+        else:
+            why = words["每一对都有文件被跳过" if metrics["failures"] else "没有能够确定的配对"]
         return {"配对一致性": {"无": why}, "检索性能": {"无": why}}
 
     def retrieval(ranks: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.rows import CaptionRows, find_non_mismatches, order_captions, order_rows
-from imagebind.evaluation.similarity import Top, scan_pairs
+from imagebind.evaluation.similarity import Top, look_up, scan
 from imagebind.evaluation.store import OutputArrays
 from imagebind.names import shorten
 
@@ -47,7 +47,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         what batch_inference_av_consistency describes.
 
     Raises:
-        NothingLeftError: every file of a modality was skipped.
+        NothingLeftError: so many files were skipped that nothing is left.
         EvaluationError: there is no room for an array.
     """
     with_embedding = {
@@ -88,7 +88,10 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         scores |= caption_scores(captions, agreements, pair_cells)
         of_captions = {"text_names": captions.names, **agreements}
     pair_scores = PairScores([plan.audio.names[audio] for audio, _ in pairs], pairs, scores)
-    failures = [asdict(failure) for failure in embedded.failures]
+    failures = [
+        {"path": failure.path, "side": failure.modality, "reason": failure.reason}
+        for failure in embedded.failures
+    ]
     metrics = {
         "mode": "retrieval" if plan.retrieval else "pairing",
         "pairing_rule": plan.pairing.rule,
@@ -164,21 +167,21 @@ class Comparison:
         """Compare all rows of one modality with all rows of another.
 
         Args:
-            pairs: what belongs together.
+            pairs: the paths or texts that belong together.
             pair_cells: (P, 2) their rows.
             matrix: to be filled in.
 
         Returns:
             metrics, scores of the pairs and histograms, as compute_metrics; and the best matches of both.
         """
-        non_mismatch_cells = find_non_mismatches(self.rows[modality], self.rows[other], pairs, pair_cells)
         rows, columns = self.embeddings[modality], self.embeddings[other]
-        progress = MatrixProgress((len(rows), len(columns)))
-        found, pair_keys, non_mismatches = scan_pairs(
-            rows, columns, pair_cells, non_mismatch_cells, matrix, self.device, progress.update
+        non_mismatch_cells = find_non_mismatches(self.rows[modality], self.rows[other], pairs, pair_cells)
+        found_pairs, non_mismatches = (
+            look_up(rows, columns, cells) for cells in (pair_cells, non_mismatch_cells)
         )
-        figures = compute_metrics(found, pair_keys, non_mismatches, self.seed, (modality, other))
-        return *figures, found.top
+        progress = MatrixProgress((len(rows), len(columns)))
+        found = scan(rows, columns, found_pairs, matrix, progress.update, self.device)
+        return *compute_metrics(found, found_pairs, non_mismatches, self.seed, (modality, other)), found.top
 
 
 # Captions
@@ -270,9 +273,6 @@ class PairScores(Sequence):
 
     def lowest_suspects(self) -> list[dict[str, Any]]:
         """Return names and similarities of the suspects, the lowest first."""
-        suspects = np.flatnonzero(self.columns.get("suspect", np.empty(0)))
-        similarities = self.columns.get("similarity", np.empty(0))[suspects]
-        chosen = sorted(
-            (similarities[i], self.names[suspects[i]]) for i in np.argsort(similarities)[:SUSPECTS_LISTED]
-        )
-        return [{"name": name, "similarity": float(similarity)} for similarity, name in chosen]
+        suspects = np.flatnonzero(self.columns.get("suspect", ()))
+        lowest = sorted((float(self.columns["similarity"][i]), self.names[i]) for i in suspects)
+        return [{"name": name, "similarity": value} for value, name in lowest[:SUSPECTS_LISTED]]

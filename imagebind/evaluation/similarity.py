@@ -35,8 +35,6 @@ TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
 HELD_CELLS = 2**24  # that are collected before they are counted by key
 
-TileWriter = Callable[[int, int, np.ndarray], None]  # first row, first column, float32 tile
-
 
 def unit_rows(rows: np.ndarray) -> torch.Tensor:
     """Scale rows (N, E) to unit length and round them to multiples of 2^-26, in float64; zeros stay zeros."""
@@ -45,14 +43,14 @@ def unit_rows(rows: np.ndarray) -> torch.Tensor:
     return rows.mul_(2**UNIT_BITS).round_().mul_(2**-UNIT_BITS)
 
 
-def cell_keys(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Return the keys (C,) of cells (C, 2) of the similarity matrix of rows (N, E) and columns (M, E)."""
+def look_up(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> Cells:
+    """Compute cells (C, 2) of the similarity matrix of rows (N, E) and columns (M, E)."""
     keys = [np.empty(0, np.int32)]
-    for i in range(0, len(cells), TILE[0]):
-        i_row, i_column = cells[i : i + TILE[0]].T
+    for block in blocks(len(cells), TILE[0]):
+        i_row, i_column = cells[block].T
         cosines = (unit_rows(rows[i_row]) * unit_rows(columns[i_column])).sum(1)
         keys.append(cosines.mul_(2**KEY_BITS).float().round_().int().numpy())
-    return np.concatenate(keys)
+    return Cells(cells, np.concatenate(keys))
 
 
 def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -156,24 +154,16 @@ class Scanner:
     Args:
         shape: of the matrix.
         width: E.
-        pair_cells: (P, 2) row and column of each pair.
-        keys: (P,) of the pairs.
-        writer: takes each tile; None if nobody does.
+        pairs: P cells.
+        matrix: to be filled in, or None.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        width: int,
-        pair_cells: np.ndarray,
-        keys: np.ndarray,
-        writer: TileWriter | None,
-    ):
-        self.writer, n_pairs, self.held, self.buffers = writer, len(pair_cells), [], threading.local()
-        self.order = [np.argsort(pair_cells[:, axis], kind="stable") for axis in (0, 1)]
-        self.lines = [pair_cells[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
-        self.keys = [torch.from_numpy(keys[order].astype(np.float32)) for order in self.order]
-        levels = np.unique(bin_of(keys)[0])
+    def __init__(self, shape: tuple[int, int], width: int, pairs: Cells, matrix: np.ndarray | None):
+        self.matrix, n_pairs, self.held, self.buffers = matrix, len(pairs.keys), [], threading.local()
+        self.order = [np.argsort(pairs.index[:, axis], kind="stable") for axis in (0, 1)]
+        self.lines = [pairs.index[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
+        self.keys = [torch.from_numpy(pairs.keys[order].astype(np.float32)) for order in self.order]
+        levels = np.unique(bin_of(pairs.keys)[0])
         self.level_of = torch.full((BINS,), -1, dtype=torch.int32)
         self.level_of[torch.from_numpy(levels)] = torch.arange(len(levels), dtype=torch.int32)
         self.found = Scan(
@@ -207,7 +197,7 @@ class Scanner:
         begins = (row, column)
         in_lines = [self._in_lines(axis, begins[axis], keys, buffers["marks"]) for axis in (0, 1)]
         best = self._candidates(begins, keys, buffers["marks"], buffers["chosen"])
-        tile = None if self.writer is None else (keys * 2**-KEY_BITS).cpu().numpy()
+        tile = None if self.matrix is None else (keys * 2**-KEY_BITS).cpu().numpy()
         bins, held = self._bins(keys, buffers["bins"], buffers["chosen"])
 
         def add() -> None:
@@ -220,7 +210,7 @@ class Scanner:
                 found.n_equal[axis, pairs] += n_equal
                 found.top[axis].offer(*best[axis])
             if tile is not None:
-                self.writer(row, column, tile)
+                self.matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
 
         return add
 
@@ -334,15 +324,6 @@ def tile_threads(device: torch.device) -> Iterator[Callable[[Iterable[Callable]]
         torch.set_num_threads(before)
 
 
-def matrix_writer(matrix: np.ndarray) -> TileWriter:
-    """Return a function that writes tiles into a matrix (N, M)."""
-
-    def write(row: int, column: int, tile: np.ndarray) -> None:
-        matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
-
-    return write
-
-
 def blocks(n: int, size: int) -> Iterator[slice]:
     """Split n indices into blocks of at most `size`."""
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
@@ -351,22 +332,22 @@ def blocks(n: int, size: int) -> Iterator[slice]:
 def scan(
     rows: np.ndarray,
     columns: np.ndarray,
-    pair_cells: np.ndarray,
-    keys: np.ndarray,
-    writer: TileWriter | None = None,
+    pairs: Cells,
+    matrix: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
     device: str | torch.device = "cpu",
 ) -> Scan:
     """Count over the similarity matrix of rows (N, E) and columns (M, E).
 
     Args:
-        pair_cells, keys, writer: as in Scanner.
+        pairs: P cells, which other cells are compared with.
+        matrix: (N, M) float32, to be filled in; or None.
         progress: called with the number of cells that were counted.
         device: that computes the tiles.
     """
     device = torch.device(device)
     height, width = GPU_TILE if device.type == "cuda" else TILE
-    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pair_cells, keys, writer)
+    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, matrix)
 
     def tiles(row_blocks: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:
         for block in blocks(len(columns), width):
@@ -390,30 +371,3 @@ def scan(
             run(tiles(row_blocks))
     scanner.count_held()
     return scanner.found
-
-
-def scan_pairs(
-    rows: np.ndarray,
-    columns: np.ndarray,
-    pair_cells: np.ndarray,
-    non_mismatch_cells: np.ndarray,
-    matrix: np.ndarray | None,
-    device: torch.device,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[Scan, Cells, Cells]:
-    """Count over the similarity matrix of rows (N, E) and columns (M, E), and look up single cells.
-
-    Args:
-        pair_cells: (P, 2).
-        non_mismatch_cells: (C, 2) the pairs, and other cells that are not mismatches; each once.
-        matrix: (N, M), to be filled in; or None.
-
-    Returns:
-        what was counted; the pairs; and the other cells.
-    """
-    pairs, non_mismatches = (
-        Cells(cells, cell_keys(rows, columns, cells)) for cells in (pair_cells, non_mismatch_cells)
-    )
-    writer = None if matrix is None else matrix_writer(matrix)
-    found = scan(rows, columns, pairs.index, pairs.keys, writer, progress, device)
-    return found, pairs, non_mismatches

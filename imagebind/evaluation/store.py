@@ -35,20 +35,22 @@ class EmbeddingStore:
 
     def __init__(self, n_files: int, directory: str | os.PathLike | None):
         self.n_files, self.directory = n_files, directory
-        self.row_of: dict[str, int] = {}  # path -> row
+        self.row_of: dict[str, int] = {}  # path -> row number
+        self.content_hashes: list[str | None] = []  # of each row; None where there is no cache
         self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
 
     def __contains__(self, path: str) -> bool:
         return path in self.row_of
 
-    def add(self, path: str, embedding: np.ndarray) -> np.ndarray:
+    def add(self, path: str, embedding: np.ndarray, content_hash: str | None = None) -> np.ndarray:
         """Store the embedding (E,) of a file, and return it as a view of the array."""
         if self.array is None:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
-        row = self.array[len(self.row_of)]
-        row[:] = embedding
+        stored = self.array[len(self.row_of)]
+        stored[:] = embedding
         self.row_of[path] = len(self.row_of)
-        return row
+        self.content_hashes.append(content_hash)
+        return stored
 
     def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
         """Copy the embeddings of some files, in their order, to an array (N, E)."""

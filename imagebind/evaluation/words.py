@@ -26,6 +26,7 @@ ENGLISH = {
     "无": "None",
     "两侧没有相同的文件名，不知道哪些文件成对": "no file name is on both sides, so the pairs are not known",
     "每一对都有文件被跳过": "every pair lost a file that was skipped",
+    "没有能够确定的配对": "no two files can be paired without doubt",
     "与不成对的组合相比": "Against mismatched combinations",
     "平均配对相似度的 95% 置信区间": "95% interval of the mean of pairs",
     "只有一对": "there is but one pair",

@@ -19,7 +19,6 @@ import resource
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -257,10 +256,9 @@ def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
 
 
 def _end_with_parent(number: signal.Signals) -> None:
-    """Ask for a signal when the parent dies (Linux)."""
+    """Ask for a signal when the parent dies."""
     parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
@@ -268,12 +266,11 @@ def _end_with_parent(number: signal.Signals) -> None:
 def _limit(memory_bytes: int) -> None:
     """Let allocations beyond a limit fail, and write no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        with suppress(OSError):  # if memory runs out all the same, the kernel kills a worker first
-            Path("/proc/self/oom_score_adj").write_text("500")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    with suppress(OSError):  # if memory runs out all the same, the kernel kills a worker first
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _close_inherited_files(keep: int) -> None:

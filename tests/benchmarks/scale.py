@@ -89,11 +89,16 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
     return seconds
 
 
+def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, device: str) -> None:
+    """Count over all cells, the diagonal being the pairs."""
+    pairs = similarity.look_up(audio, video, np.stack([np.arange(len(audio))] * 2, axis=1))
+    similarity.scan(audio, video, pairs, matrix, None, device)
+
+
 def metrics(folder: Path, n: int, device: str) -> dict:
     audio, video = make_rows(n, folder)
-    cells = np.stack([np.arange(n)] * 2, axis=1)
     reset_peak()
-    seconds = timed(lambda: similarity.scan_pairs(audio, video, cells, cells, None, torch.device(device)))
+    seconds = timed(lambda: scan_all(audio, video, None, device))
     memory = peak_memory()
     double, single = (bare_product(audio, video, device, t) for t in (torch.float64, torch.float32))
     tiles = math.prod(math.ceil(n / size) for size in similarity.TILE)
@@ -111,13 +116,12 @@ def metrics(folder: Path, n: int, device: str) -> dict:
 
 def matrix(folder: Path, n: int, device: str) -> dict:
     audio, video = make_rows(n, folder)
-    cells = np.stack([np.arange(n)] * 2, axis=1)
     size, path = 4 * n * n, folder / "matrix.npy"
     reset_peak()
 
     def compare() -> None:
         matrix = OutputArrays(folder).new(path.name, (n, n))
-        similarity.scan_pairs(audio, video, cells, cells, matrix, torch.device(device))
+        scan_all(audio, video, matrix, device)
         with open(temporary_path(folder, path.name), "r+b") as file:
             os.fsync(file.fileno())
 

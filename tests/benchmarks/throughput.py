@@ -317,8 +317,7 @@ embedder = Embedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32")
 embedder("vision", [held[0].input])
 model = seconds(lambda: [embedder("vision", [file.input]) for file in held])
 with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
-    whole = FileEmbedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32", None, 1, workers)
-    whole.allocate({"video": len(files)}, None)
+    whole = FileEmbedder(embedder, None, 1, workers, {"video": len(files)})
     run = seconds(lambda: whole.embed({"video": files}))
 print(json.dumps({"decode_s": decode, "model_s": model, "ours_s": run, "ratio": run / max(decode, model)}))
 """
