@@ -141,25 +141,25 @@ def batch_inference_av_consistency(
 EXAMPLES = """\
 examples:
   a first run, with the files and the small model that come along:
-    python batch_inference.py --audio_dir tests/demo/audio --video_dir tests/demo/video --checkpoint tests/demo/imagebind_demo.pth
+    {program} --audio_dir tests/demo/audio --video_dir tests/demo/video --checkpoint tests/demo/imagebind_demo.pth
   pairs of sounds and videos of the same name:
-    python batch_inference.py --audio_dir audios --video_dir videos --output_dir outputs
+    {program} --audio_dir audios --video_dir videos --output_dir outputs
   retrieval among all sounds and videos:
-    python batch_inference.py --audio_dir audios --video_dir videos --retrieval_mode
+    {program} --audio_dir audios --video_dir videos --retrieval_mode
   the paths of two list files, one path a line:
-    python batch_inference.py --audio_file audio_list.txt --video_file video_list.txt
+    {program} --audio_file audio_list.txt --video_file video_list.txt
   each video's own sound:
-    python batch_inference.py --video_dir videos
+    {program} --video_dir videos
   captions too:
-    python batch_inference.py --audio_dir audios --video_dir videos --captions captions.csv
+    {program} --audio_dir audios --video_dir videos --captions captions.csv
   two finished runs against each other:
-    python batch_inference.py --compare outputs_a outputs_b --output_dir comparison
+    {program} --compare outputs_a outputs_b --output_dir comparison
   eight GPUs:
-    torchrun --standalone --nproc_per_node=8 batch_inference.py --audio_dir audios --video_dir videos
+    torchrun --standalone --nproc_per_node=8 {launched} --audio_dir audios --video_dir videos
 
 exit status:
   0    done; files that were skipped are listed in the report
-  1    nothing could be evaluated, or the results could not be written
+  1    nothing could be evaluated, the model could not be loaded, or the results could not be written
   2    wrong usage
   3    done, but a file was skipped and --strict was given
   130  stopped by Ctrl-C; 143 by SIGTERM
@@ -168,9 +168,12 @@ exit status:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser: the inputs, every field of Options, and what only the command line has."""
+    installed = Path(sys.argv[0]).name == "av-consistency"
+    program = "av-consistency" if installed else "python batch_inference.py"
+    launched = "--no-python av-consistency" if installed else "batch_inference.py"
     parser = argparse.ArgumentParser(
         description="Say how well sounds and videos belong together, with ImageBind.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(program=program, launched=launched),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     groups = {

@@ -180,8 +180,7 @@ class Options:
     checkpoint: str | os.PathLike | None = option(
         None,
         "model",
-        "Weights of the model. Default: .checkpoints/imagebind_huge.pth beside this script, downloaded on "
-        "first use (4.8 GB).",
+        "Weights. Default: imagebind_huge.pth in .checkpoints, downloaded on first use (4.8 GB).",
     )
     precision: str = option(
         "auto",

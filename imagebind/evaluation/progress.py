@@ -41,9 +41,11 @@ class Progress:
         if self.bar.disable and now - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = now
             rate = n_done / (now - self.start)
+            what = "captions" if self.modality == "text" else "files"
+            left = (self.total - n_done) / rate
             log.info(
-                "%s: %d of %d files, %.2f files/s, %.0f s left, %d skipped, %d cached",
-                *(self.modality, n_done, self.total, rate, (self.total - n_done) / rate, n_skipped, n_cached),
+                f"%s: %d of %d {what}, %.2f {what}/s, %.0f s left, %d skipped, %d cached",
+                *(self.modality, n_done, self.total, rate, left, n_skipped, n_cached),
             )
         if n_done == self.total:
             self.close()
