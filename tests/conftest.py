@@ -13,12 +13,14 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's own
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core for each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

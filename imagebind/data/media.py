@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import av
 from av.stream import Disposition
@@ -55,6 +56,30 @@ def media_errors(path: Path) -> Iterator[None]:
         raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e
 
 
+_held_open: dict[str, int] = {}  # path -> descriptor
+
+
+@contextmanager
+def hold_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file once: what reads this path inside reads this very file, whatever its name then leads to.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        _held_open[os.fspath(path)] = file.fileno()
+        try:
+            yield file
+        finally:
+            del _held_open[os.fspath(path)]
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file, or the one that is held open under this path, at its start."""
+    descriptor = _held_open.get(os.fspath(path))
+    return open(path if descriptor is None else f"/proc/self/fd/{descriptor}", "rb")
+
+
 def check_is_file(path: Path) -> None:
     """Raise a MediaError for a pipe, a socket or a device, which could block or never end."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
@@ -72,7 +97,7 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
     # It may use no protocol by itself either, so that a playlist cannot open other files.
     options = {"protocol_whitelist": "none"}
     check_is_file(path)
-    with media_errors(path), open(path, "rb") as file:
+    with media_errors(path), open_file(path) as file:
         if not file.read(1):
             raise MediaError(path, "the file is empty")
         file.seek(0)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.store import EmbeddingStore
-from imagebind.reading.cache import EmbeddingCache, hash_file
+from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
 
+    from imagebind.models.checkpoints import Weights
     from imagebind.models.embedder import Embedder
     from imagebind.models.imagebind_model import ImageBindModel
     from imagebind.reading.loader import LoadedFile
@@ -83,6 +83,7 @@ class FileEmbedder:
         n_files: modality -> how many files may come.
         directory: for the file behind the embeddings; None keeps them in memory.
         protocol: how embeddings are computed.
+        weights: of the model, which have to stay as they are; None is not checked.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class FileEmbedder:
         n_files: dict[str, int],
         directory: str | os.PathLike | None = None,
         protocol: dict[str, Any] | None = None,
+        weights: Weights | None = None,
     ):
         self.embedder, self.cache, self.batch_size, self.workers = embedder, cache, batch_size, workers
-        self.protocol = protocol
+        self.protocol, self.weights = protocol, weights
         self.kept_in = None if cache is None else cache.path  # for the user to know
         self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
         self.failures: list[Failure] = []
@@ -181,6 +183,7 @@ class FileEmbedder:
         inputs = [equal_files[0].input for equal_files in waiting.values()]
         embeddings = self.timing.measure("model", lambda: self.embedder(TOWERS[modality], inputs).numpy())
         finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
+        self._check_weights()
         if self.cache is not None:
             self.cache.put(modality, finite.items())
         for key, equal_files in waiting.items():
@@ -190,6 +193,14 @@ class FileEmbedder:
                 else:
                     self._skip(file, "its embedding is not finite")
         waiting.clear()
+
+    def _check_weights(self) -> None:
+        """Raise an EvaluationError if the checkpoint has changed, before an embedding of it is kept."""
+        if self.weights is not None:
+            try:
+                self.weights.check_unchanged()
+            except (RuntimeError, OSError) as e:
+                raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
 
     def _store(self, file: LoadedFile, embedding: np.ndarray) -> None:
         stored = self.stores[file.modality].add(file.path, embedding, file.content_hash)
@@ -306,22 +317,21 @@ def open_file_embedder(
     """
     from imagebind.models.embedder import Embedder
 
-    model, path = load_model(options.checkpoint, n_files)
-    sha256 = hash_file(path)
+    model, weights = load_model(options.checkpoint, n_files)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     cache = None
     if options.cache_path is not None:
-        cache = EmbeddingCache(options.cache_path, sha256, precision, part)
+        cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
     embedder = Embedder(model, device, precision)
-    protocol = describe_protocol(path, sha256, model.note, device, precision, n_files)
-    return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol)
+    protocol = describe_protocol(weights, model.note, device, precision, n_files)
+    return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol, weights)
 
 
 def load_model(
     checkpoint: str | os.PathLike | None, modalities: Iterable[str]
-) -> tuple[ImageBindModel, Path]:
-    """Open a checkpoint; its weights are memory-mapped, and read when they are first used.
+) -> tuple[ImageBindModel, Weights]:
+    """Check and open a checkpoint; its tensors are memory-mapped, and read when they are first used.
 
     Raises:
         EvaluationError: the weights cannot be had, or are not what they should be.
@@ -329,14 +339,14 @@ def load_model(
     from imagebind.models import checkpoints, imagebind_model
 
     try:
-        path = Path(checkpoint or checkpoints.released_checkpoint())
-        model = imagebind_model.load_model(path)
+        weights = checkpoints.verify(checkpoint or checkpoints.released_checkpoint())
+        model = imagebind_model.load_model(weights.path)
     except checkpoints.CheckpointError as e:
         raise EvaluationError(str(e)) from e
     for modality in modalities:
         if TOWERS[modality] not in model.towers:
-            raise EvaluationError(f"{path}: has no {TOWERS[modality]} tower")
-    return model, path
+            raise EvaluationError(f"{weights.path}: has no {TOWERS[modality]} tower")
+    return model, weights
 
 
 def choose_device(device: str) -> torch.device:
@@ -367,7 +377,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def describe_protocol(
-    checkpoint: Path, sha256: str, note: str, device: torch.device, precision: str, modalities: Iterable[str]
+    weights: Weights, note: str, device: torch.device, precision: str, modalities: Iterable[str]
 ) -> dict[str, Any]:
     """Describe how embeddings are computed: what a reader needs to get the same figures again."""
     import torch
@@ -376,7 +386,7 @@ def describe_protocol(
 
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "checkpoint": {"file": checkpoint.name, "sha256": sha256, "note": note},
+        "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": note},
         "precision": precision,
         "device": f"{device}{card}",
         "audio": {

@@ -8,17 +8,22 @@ tower of which it has no tensor is not built. A checkpoint of our own is in plai
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import pickle
 import re
 import socket
+import struct
 import urllib.error
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from filelock import FileLock
@@ -31,6 +36,7 @@ RELEASED_PATH = (
     (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / ".checkpoints" / "imagebind_huge.pth"
 )
 TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 1 << 24
 
 logging.getLogger("iopath").addHandler(logging.NullHandler())  # its errors are reported as ours
 
@@ -133,6 +139,117 @@ def connection_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint file as it was when it was read."""
+
+    path: Path
+    sha256: str
+    status: tuple[int, ...]  # what changes when the file does
+
+    def check_unchanged(self) -> None:
+        """Raise a CheckpointError if the file has changed: its tensors are read from it as they are used."""
+        if file_status(self.path) != self.status:
+            raise CheckpointError(f"{self.path}: changed during the run; run again")
+
+
+def verify(path: str | os.PathLike) -> Weights:
+    """Hash a checkpoint and check its tensors against their CRC-32, in one pass.
+
+    The pass takes seconds for gigabytes, so its result is remembered for as long as the file is the same.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged, or changes meanwhile.
+    """
+    path = Path(path)
+    try:
+        status = file_status(path)
+        sha256 = recall_digest(path, status)
+        if sha256 is None:
+            sha256 = hash_and_check(path)
+            weights = Weights(path, sha256, status)
+            weights.check_unchanged()
+            remember_digest(weights)
+        return Weights(path, sha256, status)
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+
+
+def file_status(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written to or replaced.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def hash_and_check(path: Path) -> str:
+    """Return the SHA-256 of a file; of a zip file check the CRC-32 of every stored member too.
+
+    Raises:
+        CheckpointError: a member is damaged.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        members = stored_members(file) if zipfile.is_zipfile(file) else []
+        sums, first, position = [0] * len(members), 0, 0
+        file.seek(0)
+        while chunk := memoryview(file.read(CHUNK_BYTES)):
+            digest.update(chunk)
+            for i in range(first, len(members)):
+                start, end, _ = members[i]
+                if start >= position + len(chunk):
+                    break
+                sums[i] = zlib.crc32(chunk[max(start - position, 0) : end - position], sums[i])
+                first = i if end > position + len(chunk) else i + 1
+            position += len(chunk)
+    if any(found != stated for found, (_, _, stated) in zip(sums, members, strict=True)):
+        raise CheckpointError(f"{path}: truncated or damaged; download it again")
+    return digest.hexdigest()
+
+
+def stored_members(file: BinaryIO) -> list[tuple[int, int, int]]:
+    """List where the uncompressed members of a zip file start and end, and the CRC-32 of each."""
+    members = []
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.compress_type == zipfile.ZIP_STORED:
+                file.seek(member.header_offset + 26)  # of the lengths of name and extra field
+                start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                members.append((start, start + member.file_size, member.CRC))
+    return sorted(members)
+
+
+def digests_path() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "imagebind-av-consistency", "checkpoints.json")
+
+
+def recall_digest(path: Path, status: tuple[int, ...]) -> str | None:
+    """Return the SHA-256 of a file that was checked before and is the same since; None otherwise."""
+    try:
+        known = json.loads(digests_path().read_text())[os.path.realpath(path)]
+        return known["sha256"] if known["status"] == list(status) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember_digest(weights: Weights) -> None:
+    """Remember the SHA-256 of a file, where that can be written."""
+    path = digests_path()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {}
+        with suppress(OSError, ValueError):
+            known = dict(json.loads(path.read_text()))
+        known[os.path.realpath(weights.path)] = {"sha256": weights.sha256, "status": weights.status}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(known, indent=2))
+        os.replace(temporary, path)
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:

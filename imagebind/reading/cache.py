@@ -16,6 +16,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,10 +27,9 @@ BUSY_SECONDS = 30  # to wait while another process writes
 log = logging.getLogger(__name__)
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, as sha256sum prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_file(file: BinaryIO) -> str:
+    """Return the SHA-256 of an open file, as sha256sum prints it."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EmbeddingCache:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from imagebind import data
-from imagebind.data.media import check_is_file, media_errors
+from imagebind.data.media import check_is_file, hold_open, media_errors
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
 
-READERS = {"audio": data.read_audio, "video": data.read_video, "text": data.read_text}
+READERS = {"audio": data.read_audio, "video": data.read_video}
+ATTEMPTS = 2  # to read a file that changes meanwhile
 data_log = logging.getLogger(data.__name__)
 
 File = tuple[str, str]  # modality, path; of a text the text itself
@@ -78,27 +81,41 @@ def read_file(cache: EmbeddingCache | None, file: File) -> LoadedFile:
 
 
 def _look_up_or_read(cache: EmbeddingCache | None, modality: str, path: str) -> LoadedFile:
-    content_hash = embedding = None
+    if modality == "text":
+        return _look_up_or_read_text(cache, path)
+    for _ in range(ATTEMPTS):
+        content_hash = None
+        try:
+            with media_errors(path):
+                check_is_file(path)
+                with hold_open(path) as file:
+                    before = fingerprint(file)
+                    content_hash = None if cache is None else hash_file(file)
+                    embedding = None if cache is None else cache.get(content_hash, modality)
+                    read = READERS[modality](path) if embedding is None else None
+                    if fingerprint(file) == before:
+                        return LoadedFile(modality, path, content_hash, read, embedding)
+        except data.MediaError as e:
+            return LoadedFile(modality, path, content_hash, reason=e.reason)
+    return LoadedFile(modality, path, reason="it changed while it was read")
+
+
+def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile:
+    content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    embedding = None if cache is None else cache.get(content_hash, "text")
     try:
-        if cache is not None:
-            content_hash = hash_content(modality, path)
-            embedding = cache.get(content_hash, modality)
-            if embedding is not None and modality != "text":  # tokens tell if a text is too long
-                return LoadedFile(modality, path, content_hash, embedding=embedding)
-        read = READERS[modality](path)
-        is_truncated = modality == "text" and read.is_truncated
-        return LoadedFile(modality, path, content_hash, read, embedding, is_truncated=is_truncated)
+        read = data.read_text(text)  # also where the embedding is known: its tokens tell if it is too long
     except data.MediaError as e:
-        return LoadedFile(modality, path, content_hash, reason=e.reason)
+        return LoadedFile("text", text, reason=e.reason)
+    return LoadedFile(
+        "text", text, content_hash if cache else None, read, embedding, is_truncated=read.is_truncated
+    )
 
 
-def hash_content(modality: str, path: str) -> str:
-    """Return the SHA-256 of what an embedding is computed from."""
-    with media_errors(path):
-        if modality == "text":
-            return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
-        check_is_file(path)
-        return hash_file(path)
+def fingerprint(file: BinaryIO) -> tuple[int, ...]:
+    """Return what changes when something writes to an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
