@@ -302,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 go_on = "" if args.compare or args.no_cache else "; the same command goes on from there"
                 print(f"interrupted: {one_line(what)}{go_on}", file=sys.stderr)
                 return 128 + signals[0]
+    except OptionError as e:
+        print_error(str(e))
+        return 2
     except EvaluationError as e:
         if is_first:
             lost = isinstance(e, LostProcessError) and not args.no_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROGRAM, tone, write_audio
+from fuzz import fuzz_cache
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
@@ -167,16 +169,65 @@ def test_a_changed_row_is_not_trusted(cache):
     assert reopened(cache).get("content", "audio") is None
 
 
-@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
-def test_a_file_that_is_no_cache_is_set_aside(cache, caplog, content):
+@pytest.mark.parametrize("kind", ["text", "weights", "sound", "another database", "directory", "pipe"])
+def test_a_file_that_is_no_cache_is_never_touched(pairs, small_checkpoint, kind, monkeypatch, capsys):
+    """One line, status 2, and the file as it was."""
+    monkeypatch.chdir(pairs)
+    path = pairs / "mine"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "another database":
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE rows (mine)")
+    else:
+        sources = {"weights": small_checkpoint, "sound": pairs / "audio" / "a.wav"}
+        path.write_bytes(sources[kind].read_bytes() if kind in sources else b"not a database" * 100)
+    before = path.read_bytes() if path.is_file() else None
+    argv = ["--audio_dir", "audio", "--video_dir", "video", "--device", "cpu", "--cache", "mine"]
+    assert main([*argv, "--checkpoint", str(small_checkpoint)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: mine: is no cache of embeddings; name another file with --cache"
+    )
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert not (pairs / "mine.bad").exists()
+
+
+def test_a_damaged_cache_is_set_aside(cache, caplog):
     cache.close()
-    cache.path.write_bytes(content)
-    again = reopened(cache)
+    with open(cache.path, "r+b") as file:  # all but the header that says what it is
+        file.seek(100)
+        file.write(b"\xff" * 3000)
+    again = EmbeddingCache(cache.path, "weights", "fp32")
     assert f"{cache.path}: not a cache of this version; set aside as cache.sqlite.bad" in caplog.text
-    assert (cache.path.parent / "cache.sqlite.bad").read_bytes() == content
     assert again.get("content", "audio") is None
     again.put("audio", [("content", ROW)])
     assert reopened(again).get("content", "audio") is not None
+
+
+def test_another_files_row_is_not_taken_for_its_own(cache):
+    """As after a flipped bit in a key: the row's own checksum would be right."""
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("UPDATE rows SET content = 'another'")
+    assert reopened(cache).get("another", "audio") is None
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("UPDATE rows SET content = 'content', side = 'video'")
+    assert reopened(cache).get("content", "video") is None
+
+
+def test_whatever_a_record_holds_is_a_miss_at_worst(cache):
+    for row, checksum in ((b"", 0), ("text", 1), (b"abc", "x"), (1.5, None), (b"\0" * 4096, 2**62)):
+        with contextlib.closing(sqlite3.connect(cache.path)) as connection, connection:
+            connection.execute("PRAGMA ignore_check_constraints = 1")
+            connection.execute("UPDATE rows SET row = ?, checksum = coalesce(?, 0)", (row, checksum))
+        assert reopened(cache).get("content", "audio") is None
+
+
+def test_flipped_bits_give_no_wrong_row(tmp_path):
+    n_found, n_wrong, faults = fuzz_cache.fuzz(0, 300, tmp_path)
+    assert (n_wrong, faults) == (0, [])
+    assert n_found > 1000
 
 
 def test_a_cache_of_another_version_is_set_aside(cache, caplog):

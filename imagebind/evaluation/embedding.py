@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.options import Options
+from imagebind.evaluation.options import OptionError, Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.store import EmbeddingStore
-from imagebind.reading.cache import EmbeddingCache
+from imagebind.reading.cache import EmbeddingCache, NotACacheError
 from imagebind.reading.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
@@ -314,6 +314,7 @@ def open_file_embedder(
 
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
+        OptionError: the cache is no cache.
     """
     from imagebind.models.embedder import Embedder
 
@@ -322,7 +323,10 @@ def open_file_embedder(
     precision = choose_precision(options.precision, device)
     cache = None
     if options.cache_path is not None:
-        cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
+        try:
+            cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
+        except NotACacheError as e:
+            raise OptionError(str(e)) from e
     embedder = Embedder(model, device, precision)
     protocol = describe_protocol(weights, model.note, device, precision, n_files)
     return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol, weights)

@@ -36,7 +36,7 @@ from imagebind.evaluation.embedding import (
     start_workers,
 )
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, OptionError, Options
 from imagebind.evaluation.plan import plan_run
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
@@ -256,7 +256,7 @@ def open_together(
             )
             checkpoint = file_embedder.protocol["checkpoint"]["sha256"][:16]
             facts = {"checkpoint": checkpoint, "device": file_embedder.embedder.device.type}
-        except EvaluationError as e:
+        except (EvaluationError, OptionError) as e:
             error = str(e)
         states = job.all_gather((error, facts))
         for rank, (reason, others_facts) in enumerate(states):

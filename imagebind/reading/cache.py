@@ -1,8 +1,9 @@
 """A cache of embeddings on disk, so that no file is embedded twice by the same model.
 
 An embedding is found by what it was computed from: the content of the file, the modality, the checkpoint, the
-precision and the recipe of the inputs. Nothing in a cache file is trusted: an embedding whose checksum is
-wrong is not found, a file that is no cache is set aside, and one that cannot be written is only read.
+precision and the recipe of the inputs. Nothing in a cache file is trusted: a record whose checksum is wrong
+is not found, a cache that is damaged or of another version is set aside, and one that cannot be written is
+only read. A file that is no cache of this program is never touched.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import BinaryIO
 import numpy as np
 
 RECIPE = 2  # raised by whatever changes the embedding that a file should have
-SCHEMA = 1
+SCHEMA = 2
+APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
+SQLITE_MAGIC = b"SQLite format 3\0"
 BUSY_SECONDS = 30  # to wait while another process writes
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,10 @@ log = logging.getLogger(__name__)
 def hash_file(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file, as sha256sum prints it."""
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class NotACacheError(ValueError):
+    """A file that is no cache of this program."""
 
 
 class EmbeddingCache:
@@ -44,6 +51,9 @@ class EmbeddingCache:
         checkpoint: SHA-256 of the weights.
         precision: of the embeddings.
         part: what this process writes to: "" the main file, "1" or "3-of-64" the part of that name.
+
+    Raises:
+        NotACacheError: the file to write to is no cache.
     """
 
     def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, part: str = ""):
@@ -54,11 +64,12 @@ class EmbeddingCache:
         self._connections = {}  # path -> connection
         self._owner = None  # id of the process that opened them
         self._writable = True
+        check_is_cache(self.path)
         try:
             self._create()
         except sqlite3.OperationalError as e:  # no such directory, or no permission to write
             self._stop_writing(e)
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._set_aside()
 
     def get(self, content_hash: str, modality: str) -> np.ndarray | None:
@@ -68,24 +79,23 @@ class EmbeddingCache:
             " WHERE content = ? AND side = ? AND checkpoint = ? AND precision = ? AND recipe = ?"
         )
         for path in (self.path, *self.others):
+            key = content_hash, modality, *self.computed_by
             try:
-                key = content_hash, modality, *self.computed_by
-                found = self._open(path).execute(query, key).fetchone()
-            except sqlite3.Error:
+                row, checksum = self._open(path).execute(query, key).fetchone() or (None, None)
+                if row is not None and checksum == checksum_of(key, row):
+                    return np.frombuffer(row, np.float32)
+            except (sqlite3.Error, TypeError, ValueError):  # damage can put anything anywhere
                 continue
-            if found is not None and zlib.crc32(found[0]) == found[1]:
-                return np.frombuffer(found[0], np.float32)
         return None
 
     def put(self, modality: str, embeddings: Iterable[tuple[str, np.ndarray]]) -> None:
         """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns."""
         if not self._writable:
             return
-        records = [
-            (content_hash, modality, *self.computed_by, blob, zlib.crc32(blob))
-            for content_hash, embedding in embeddings
-            for blob in [embedding.astype(np.float32).tobytes()]
-        ]
+        records = []
+        for content_hash, embedding in embeddings:
+            key, row = (content_hash, modality, *self.computed_by), embedding.astype(np.float32).tobytes()
+            records.append((*key, row, checksum_of(key, row)))
         try:
             with self._open(self.path) as connection:
                 connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", records)
@@ -131,6 +141,7 @@ class EmbeddingCache:
                 " PRIMARY KEY (content, side, checkpoint, precision, recipe)) WITHOUT ROWID"
             )
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     def _set_aside(self) -> None:
         self.close()
@@ -146,6 +157,29 @@ class EmbeddingCache:
         log.warning("%s: cannot be written (%s); this run keeps no more embeddings", self.path, error)
         self.close()
         self._writable = False
+
+
+def checksum_of(key: tuple, row: bytes) -> int:
+    """Return the CRC-32 of a whole record: of the row alone, another file's would pass for this one's."""
+    return zlib.crc32(row, zlib.crc32(repr(key).encode()))
+
+
+def check_is_cache(path: Path) -> None:
+    """Raise a NotACacheError for an existing file that is not a cache of this program."""
+    if not path.exists():
+        return
+    reason = "is no cache of embeddings; name another file with --cache"
+    if not path.is_file():
+        raise NotACacheError(f"{path}: {reason}")
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+    except OSError:  # it cannot be read, and so neither be written
+        return
+    version, application = (int.from_bytes(header[i : i + 4]) for i in (60, 68))
+    is_earlier = version == 1 and application == 0  # which had no application id
+    if header and not (header.startswith(SQLITE_MAGIC) and (application == APPLICATION_ID or is_earlier)):
+        raise NotACacheError(f"{path}: {reason}")
 
 
 def part_of(main: Path, part: str) -> Path:
