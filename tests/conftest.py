@@ -212,6 +212,7 @@ class Program:
         inputs: other ones than audio/ and video/ there.
         limits: of the process, {resource.RLIMIT_...: number}.
         environment: variables beside those of this process.
+        checkpoint: of the model.
     """
 
     def __init__(
@@ -221,10 +222,12 @@ class Program:
         inputs: Sequence[str] = DIRS,
         limits: dict[int, int] | None = None,
         environment: dict[str, str] | None = None,
+        checkpoint: Path = DEMO / "imagebind_demo.pth",
     ):
         self.folder = folder
         self.logs = [f"{name}{next(N_PROGRAMS)}" for name in ("stdout", "stderr")]
-        arguments = folder, (*inputs, *argv), limits or {}, environment or {}, self.logs
+        argv = (*inputs, *argv, "--checkpoint", str(checkpoint), "--device", "cpu")
+        arguments = folder, argv, limits or {}, environment or {}, self.logs
         self.process = FORKSERVER.Process(target=run_program, args=arguments)
         self.process.start()
 
@@ -260,7 +263,7 @@ def run_program(
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    status = main([*argv, "--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu"])
+    status = main(argv)
     sys.stdout.flush()
     sys.exit(status)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
+import signal
 
 import pytest
 import torch
-from conftest import FORKSERVER
+from conftest import DEMO, FORKSERVER, Program, n_cached
 from test_model import TINY, released_state_dict
 
+from batch_inference import main
 from imagebind.models import checkpoints, imagebind_model
 from imagebind.models.checkpoints import CheckpointError
 from imagebind.models.imagebind_model import ImageBindModel, imagebind_huge, load_model, save_model
@@ -217,3 +221,64 @@ def test_of_several_processes_one_downloads(released, server, tmp_path):
     assert server["requests"] == 1
     assert path.read_bytes() == server["body"]
     assert os.listdir(path.parent) == ["imagebind_huge.pth"]
+
+
+# Weights that are not what they were
+
+
+def test_a_damaged_tensor_is_found(pairs, small_checkpoint, tmp_path, monkeypatch, capsys):
+    """A bit within a tensor, which its shape does not tell: the file's own checksum does. Each time."""
+    monkeypatch.chdir(pairs)
+    content = bytearray(small_checkpoint.read_bytes())
+    path = tmp_path / "x.pth"
+    for place in (0.1, 0.5, 0.9):
+        damaged = content.copy()
+        damaged[int(len(content) * place)] ^= 1
+        path.write_bytes(damaged)
+        argv = ["--audio_dir", "audio", "--video_dir", "video", "--device", "cpu", "--checkpoint", str(path)]
+        for _ in range(2):
+            assert main(argv) == 1
+            err = capsys.readouterr().err.splitlines()
+            assert err[-1] == f"error: {path}: truncated or damaged; download it again"
+    assert not (pairs / "outputs" / "embeddings.sqlite").exists()
+
+
+def test_the_digest_is_that_of_the_file_as_it_is_now(small_checkpoint, tmp_path):
+    path = tmp_path / "x.pth"
+    for content in (small_checkpoint.read_bytes(), small_checkpoint.read_bytes() + b" "):
+        path.write_bytes(content)
+        for _ in range(2):
+            assert checkpoints.verify(path).sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_digest_is_computed_once(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = checkpoints.verify(small_checkpoint)
+    monkeypatch.setattr(checkpoints, "hash_and_check", None)  # nobody may call it again
+    assert checkpoints.verify(small_checkpoint) == first
+    (tmp_path / "imagebind-av-consistency" / "checkpoints.json").write_text("[]")
+    with pytest.raises(TypeError):
+        checkpoints.verify(small_checkpoint)
+
+
+@pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
+def test_weights_that_change_during_a_run_end_it_before_a_row_is_kept(with_long, how):
+    path = with_long / "weights.pth"
+    shutil.copy(DEMO / "imagebind_demo.pth", path)
+    program = Program(with_long, "--num_workers", "2", "--batch_size", "1", checkpoint=path)
+    reader = program.reader_of(with_long / "audio" / "long.wav")
+    while n_cached(with_long) < 9:
+        program.process.join(0.1)
+        assert program.process.is_alive()
+    if how == "overwritten":
+        os.utime(path)
+    elif how == "replaced":
+        shutil.copy(path, with_long / "other.pth")
+        os.replace(with_long / "other.pth", path)
+    else:
+        path.unlink()
+    os.kill(reader, signal.SIGKILL)
+    status, out, err = program.wait()
+    assert (status, out) == (1, [])
+    assert err[-1] == f"error: {path}: changed during the run; run again"
+    assert n_cached(with_long) == 9

@@ -11,8 +11,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from av.stream import Disposition
-from conftest import RATE, picture, tone, write_audio, write_video
+from conftest import RATE, Program, failures, n_cached, picture, silence, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
 from imagebind import data
@@ -373,3 +374,65 @@ def test_an_address_is_a_file_name(tmp_path, monkeypatch):
     write_audio(tmp_path / "x.wav", tone(1))
     monkeypatch.chdir(tmp_path)
     assert reason(data.load_audio, "concat:x.wav") == "No such file or directory"
+
+
+# What is hashed is what is decoded
+
+
+def test_a_path_through_a_link_leads_where_the_kernel_says(pairs, small_checkpoint, monkeypatch):
+    """link/../video is beside what the link leads to, and not the directory `video` here."""
+    monkeypatch.chdir(pairs)
+    (pairs / "there" / "below").mkdir(parents=True)
+    for side in ("audio", "video"):
+        shutil.copytree(pairs / side, pairs / "there" / side)
+        suffix = "wav" if side == "audio" else "mp4"
+        shutil.copy(pairs / side / f"b.{suffix}", pairs / "there" / side / f"a.{suffix}")
+    (pairs / "link").symlink_to("there/below")
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "num_workers": 0}
+    direct = batch_inference_av_consistency("there/audio", "there/video", **options)
+    linked = batch_inference_av_consistency("link/../audio", "link/../video", cache="c.sqlite", **options)
+    for side in ("audio", "video"):
+        assert torch.equal(linked[f"{side}_embeddings"], direct[f"{side}_embeddings"])
+        assert not torch.equal(
+            direct[f"{side}_embeddings"],
+            batch_inference_av_consistency("audio", "video", **options)[f"{side}_embeddings"],
+        )
+
+
+@pytest.fixture
+def with_hour(pairs):
+    """`pairs`, and a fifth whose sound takes seconds to read."""
+    silence(pairs / "audio" / "long.wav", 1)
+    write_video(pairs / "video" / "long.mp4", pictures(20))
+    return pairs
+
+
+@pytest.mark.parametrize("how", ["replaced", "overwritten"])
+def test_a_file_that_changes_while_it_is_read_is_read_again(with_hour, how):
+    """Its row is that of the new content, and the old content has none."""
+    path = with_hour / "audio" / "long.wav"
+    write_audio(with_hour / "new.wav", tone(1, 700))
+    program = Program(with_hour, "--num_workers", "1")
+    program.reader_of(path)
+    if how == "replaced":
+        os.replace(with_hour / "new.wav", path)
+    else:
+        path.write_bytes((with_hour / "new.wav").read_bytes())
+    status, out, _ = program.wait()
+    assert (status, out[-1]) == (0, "evaluated 5 pairs, skipped 0 files, unmatched 0 files")
+    changed = np.load(with_hour / "outputs" / "audio_embeddings.npy")
+    assert Program(with_hour, "--no_cache", "--output_dir", "again").wait()[0] == 0
+    np.testing.assert_array_equal(np.load(with_hour / "again" / "audio_embeddings.npy"), changed)
+    assert n_cached(with_hour) == 10
+
+
+def test_a_file_that_never_stays_the_same_is_skipped(with_hour):
+    """Something writes to it all the time: it has no content that a row could belong to."""
+    path = with_hour / "audio" / "long.wav"
+    program = Program(with_hour, "--num_workers", "1")
+    program.reader_of(path)
+    while program.process.is_alive():
+        os.utime(path)
+        program.process.join(0.2)
+    assert failures(with_hour) == {"audio/long.wav": "it changed while it was read"}
+    assert n_cached(with_hour) == 9

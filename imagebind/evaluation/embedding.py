@@ -131,6 +131,7 @@ class FileEmbedder:
                     self._embed_batch(file.modality, waiting[file.modality])
             for modality, batch in waiting.items():
                 self._embed_batch(modality, batch)
+            self._check_weights()
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
         finally:
