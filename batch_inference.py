@@ -118,7 +118,7 @@ def batch_inference_av_consistency(
     options = Options(audio_paths, video_paths, device, batch_size, output_dir, retrieval_mode, **more)
     if job is not None and output_dir is None:
         raise OptionError("must be given for several processes", "output_dir")
-    with exclusive_use(output_dir, output_writers(options)):
+    with exclusive_use(output_dir, output_writers(options)) as lock:
         plan = plan_run(options)
         n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
         with start_workers(options, n_files, n_processes) as workers:
@@ -129,10 +129,11 @@ def batch_inference_av_consistency(
         with interruptible(lambda: embedded.summary):
             from imagebind.evaluation.results import build_results  # imports torch, which takes seconds
 
+            lock.renew()
             arrays = OutputArrays(output_dir)
             results = build_results(plan, embedded, arrays, options)
             if output_dir is not None:
-                write_outputs(results, arrays, options)
+                write_outputs(results, arrays, options, lock)
     return results
 
 

@@ -7,7 +7,11 @@ import re
 import shutil
 import signal
 
+import pytest
 from conftest import Program, contents, tone, with_mounts, write_audio
+
+from batch_inference import EvaluationError, batch_inference_av_consistency
+from imagebind.evaluation.outputs import exclusive_use
 
 
 def test_strict_is_status_3_with_all_outputs_written(pairs):
@@ -79,3 +83,28 @@ def test_a_second_run_keeps_out_of_an_output_directory_in_use(with_long):
     (with_long / "outputs" / ".metrics.json.tmp").write_text("half a file")
     assert Program(with_long, "--timeout", "1").wait()[0] == 0
     assert not any(name.startswith(".") for name in contents(with_long))
+
+
+def test_a_run_whose_directory_was_taken_leaves_it_alone(with_long):
+    """It was removed in mid-run, and a second run is in it: that one's files stay as they are."""
+    first = Program(with_long, "--cache", "cache.sqlite")
+    reader = first.reader_of(with_long / "audio" / "long.wav")
+    shutil.rmtree(with_long / "outputs")
+    second = Program(with_long, "--num_workers", "1", "--no_cache")
+    second_reader = second.reader_of(with_long / "audio" / "long.wav")
+    (with_long / "outputs" / ".metrics.json.tmp").write_text("of the second run")
+    os.kill(reader, signal.SIGKILL)
+    status, out, err = first.wait()
+    assert (status, out) == (1, [])
+    assert err[-1].startswith(f"error: ./outputs: in use by process {second.process.pid} on ")
+    assert (with_long / "outputs" / ".metrics.json.tmp").read_text() == "of the second run"
+    os.kill(second_reader, signal.SIGKILL)
+    assert second.wait()[0] == 0
+
+
+def test_two_runs_of_one_process_do_not_both_get_in(pairs, small_checkpoint):
+    with exclusive_use(pairs / "outputs", []), pytest.raises(EvaluationError, match="in use by process"):
+        batch_inference_av_consistency(
+            pairs / "audio", pairs / "video", "cpu", output_dir=pairs / "outputs", checkpoint=small_checkpoint
+        )
+    assert not (pairs / "outputs" / ".in_use").exists()
