@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import pytest
 import torch
 from conftest import DEMO, FORKSERVER, Program, n_cached
+from fuzz import fuzz_checkpoints
 from test_model import TINY, released_state_dict
 
 from batch_inference import main
@@ -254,8 +256,9 @@ def test_the_digest_is_that_of_the_file_as_it_is_now(small_checkpoint, tmp_path)
 def test_a_digest_is_computed_once(small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = checkpoints.verify(small_checkpoint)
+    checkpoints.remember_digest(first)
     monkeypatch.setattr(checkpoints, "hash_and_check", None)  # nobody may call it again
-    assert checkpoints.verify(small_checkpoint) == first
+    assert checkpoints.verify(small_checkpoint) == dataclasses.replace(first, is_known=True)
     (tmp_path / "imagebind-av-consistency" / "checkpoints.json").write_text("[]")
     with pytest.raises(TypeError):
         checkpoints.verify(small_checkpoint)
@@ -282,3 +285,21 @@ def test_weights_that_change_during_a_run_end_it_before_a_row_is_kept(with_long,
     assert (status, out) == (1, [])
     assert err[-1] == f"error: {path}: changed during the run; run again"
     assert n_cached(with_long) == 9
+
+
+def test_made_up_contents_load_or_are_refused_in_one_line(tmp_path):
+    outcomes, faults = fuzz_checkpoints.fuzz(0, 80, tmp_path)
+    assert faults == []
+    assert outcomes["loaded"] >= 5
+    assert outcomes["refused"] >= 40
+
+
+def test_a_checkpoint_is_a_regular_file(pairs, capsys, monkeypatch):
+    monkeypatch.chdir(pairs)
+    os.mkfifo("pipe")
+    for path in ("pipe", "/dev/zero", "audio"):
+        argv = ["--audio_dir", "audio", "--video_dir", "video", "--device", "cpu", "--checkpoint", path]
+        assert main(argv) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: {path}: not a regular file; name a checkpoint with --checkpoint PATH"
+        )

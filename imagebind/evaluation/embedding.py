@@ -346,6 +346,9 @@ def load_model(
     try:
         weights = checkpoints.verify(checkpoint or checkpoints.released_checkpoint())
         model = imagebind_model.load_model(weights.path)
+        if not weights.is_known:
+            checkpoints.check_finite(weights.path, model.state_dict())
+            checkpoints.remember_digest(weights)
     except checkpoints.CheckpointError as e:
         raise EvaluationError(str(e)) from e
     for modality in modalities:

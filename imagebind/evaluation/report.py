@@ -17,7 +17,7 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
     words = REPORT_WORDS[lang]
     counts, note = metrics["counts"], metrics["protocol"]["checkpoint"]["note"]
     lines = [REPORT_RULE, words["音频-视频一致性评估报告"], REPORT_RULE, ""]
-    lines += [f"{words['注意']}: {note}", ""] if note else []
+    lines += [f"{words['注意']}: {one_line(note)}", ""] if note else []
     for label, key in (("音频数量", "audio"), ("视频数量", "video"), ("配对数量", "pairs")):
         lines.append(f"{words[label]}: {counts[key]}")
     for title, rows in report_sections(metrics, lang).items():

@@ -15,15 +15,17 @@ import os
 import pickle
 import re
 import socket
+import stat
 import struct
 import urllib.error
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock
@@ -37,6 +39,8 @@ RELEASED_PATH = (
 )
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1 << 24
+MAX_NOTE = 1000  # characters
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 logging.getLogger("iopath").addHandler(logging.NullHandler())  # its errors are reported as ours
 
@@ -147,6 +151,7 @@ class Weights:
 
     path: Path
     sha256: str
+    is_known: bool  # whether it was checked before
     status: tuple[int, ...]  # what changes when the file does
 
     def check_unchanged(self) -> None:
@@ -158,7 +163,8 @@ class Weights:
 def verify(path: str | os.PathLike) -> Weights:
     """Hash a checkpoint and check its tensors against their CRC-32, in one pass.
 
-    The pass takes seconds for gigabytes, so its result is remembered for as long as the file is the same.
+    The pass takes seconds for gigabytes. What remember_digest has remembered is not read again, for as long
+    as the file is the same.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, or changes meanwhile.
@@ -169,10 +175,10 @@ def verify(path: str | os.PathLike) -> Weights:
         sha256 = recall_digest(path, status)
         if sha256 is None:
             sha256 = hash_and_check(path)
-            weights = Weights(path, sha256, status)
+            weights = Weights(path, sha256, False, status)
             weights.check_unchanged()
-            remember_digest(weights)
-        return Weights(path, sha256, status)
+            return weights
+        return Weights(path, sha256, True, status)
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
 
@@ -182,8 +188,11 @@ def file_status(path: Path) -> tuple[int, ...]:
 
     Raises:
         OSError: there is no such file.
+        CheckpointError: it is a directory, or something that has no end.
     """
     status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: not a regular file; name a checkpoint with --checkpoint PATH")
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -264,21 +273,58 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
     try:
-        content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
+            content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as e:
         reason = "holds more than tensors and plain values; refused" if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
     except Exception as e:  # a damaged file makes the reader fail in any way
         reason = "truncated or damaged; download it again" if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        try:
-            return Checkpoint(content["towers"], content["state_dict"], content["note"])
-        except KeyError as e:
-            raise CheckpointError(f"{path}: lacks its {e}") from e
+    if isinstance(content, Mapping) and str(content.get("format")) == FORMAT:
+        if missing := {"towers", "state_dict", "note"} - set(content):
+            raise CheckpointError(f"{path}: lacks its {', '.join(sorted(missing))}")
+        if not isinstance(content["note"], str):
+            raise CheckpointError(f"{path}: its note is not text")
+        check_tensors(path, content["state_dict"])
+        return Checkpoint(content["towers"], content["state_dict"], content["note"][:MAX_NOTE])
     if isinstance(content, Mapping) and all(torch.is_tensor(value) for value in content.values()):
-        return Checkpoint(None, _rename_released(content))
+        renamed = _rename_released({str(name): tensor for name, tensor in content.items()})
+        check_tensors(path, renamed)
+        return Checkpoint(None, renamed)
     raise CheckpointError(f"{path}: not a checkpoint of ImageBind")
+
+
+def check_tensors(path: str | os.PathLike, state_dict: Any) -> None:
+    """Check that a state dict holds plain tensors of real numbers.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"{path}: its state_dict is no mapping of names to tensors")
+    for name, tensor in state_dict.items():
+        is_plain = (
+            isinstance(name, str)
+            and torch.is_tensor(tensor)
+            and tensor.layout is torch.strided
+            and tensor.dtype in FLOAT_TYPES
+            and tensor.device.type == "cpu"
+        )
+        if not is_plain:
+            raise CheckpointError(f"{path}: {str(name)[:MAX_NOTE]} is no tensor of real numbers")
+
+
+def check_finite(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Read all tensors, and check that their numbers are finite.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for name, tensor in state_dict.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
 
 
 def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
 from imagebind.models import checkpoints
+
+MAX_SIZE = 1 << 20  # of anything in a tower
 
 
 class ModalityType:
@@ -48,6 +52,22 @@ class TowerConfig:
     bias_kv: bool = True  # a learned key and value appended to every sequence
     embedding: int = 1024  # E
     vocabulary: int | None = None  # for text, which has token embeddings and no convolution
+
+    def __post_init__(self):
+        """Raise a ValueError for sizes that no tower has."""
+        sizes = (*self.clip_shape, *self.kernel, *self.stride, self.width, self.n_blocks, self.n_heads)
+        sizes += (self.embedding, *([] if self.vocabulary is None else [self.vocabulary]))
+        if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
+            raise ValueError(f"sizes are whole numbers from 1 to {MAX_SIZE}")
+        n_axes = len(self.clip_shape) - 1
+        if not len(self.kernel) == len(self.stride) == n_axes or n_axes > 3 or (n_axes == 0) != self.is_text:
+            raise ValueError("kernel and stride have one size for each axis of a clip")
+        if any(kernel > size for kernel, size in zip(self.kernel, self.clip_shape[1:], strict=True)):
+            raise ValueError("a kernel is larger than the clip")
+        if self.width % self.n_heads:
+            raise ValueError(f"a width of {self.width} has no {self.n_heads} equal heads")
+        if not (type(self.scale) in (int, float) and 0 < self.scale < math.inf):
+            raise ValueError("the scale is a number above 0")
 
     @property
     def is_text(self) -> bool:
@@ -331,14 +351,24 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
             if not towers:
                 raise checkpoints.CheckpointError(f"{path}: not a checkpoint of ImageBind")
         else:
-            towers = {modality: TowerConfig(**row) for modality, row in checkpoint.towers.items()}
+            towers = {modality: config_of(row) for modality, row in checkpoint.towers.items()}
         with torch.device("meta"):
             model = ImageBindModel(towers, checkpoint.note)
-    except (TypeError, ValueError, KeyError, AttributeError) as e:
-        raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({e})") from e
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+        if isinstance(e, checkpoints.CheckpointError):
+            raise
+        reason = " ".join(str(e).split())[:200]
+        raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({reason})") from e
     checkpoints.check_state_dict(path, checkpoint.state_dict, model.state_dict())
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     return model.float().eval()
+
+
+def config_of(row: Mapping[str, Any]) -> TowerConfig:
+    """Make the sizes of a tower from a row of a checkpoint, where lists stand for tuples."""
+    if not isinstance(row, Mapping):
+        raise ValueError("the sizes of a tower are a mapping")
+    return TowerConfig(**{name: tuple(x) if isinstance(x, list) else x for name, x in row.items()})
 
 
 def save_model(model: ImageBindModel, path: str | os.PathLike) -> None:
