@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
-from imagebind.evaluation.errors import EvaluationError, NothingLeftError
+from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
-from imagebind.evaluation.options import GROUPS, SHARD, OptionError, Options, options_of
+from imagebind.evaluation.options import GROUPS, SHARD, Options, options_of
 from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.report import format_report

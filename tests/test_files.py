@@ -6,13 +6,14 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import unicodedata
 
 import pytest
 from conftest import Program
 
-from batch_inference import EvaluationError
-from imagebind.evaluation.files import SUFFIXES, MediaFiles, find_files, gather_files, read_list_file
+from batch_inference import EvaluationError, batch_inference_av_consistency, main
+from imagebind.evaluation.files import MediaFiles, gather_files, read_list_file
 
 
 def found(side: str, *keys: str) -> MediaFiles:
@@ -29,7 +30,7 @@ def make(folder, *names):
 def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path):
     make(tmp_path, "b.WAV", "a.wav", "sub/deep/c.Mp3", "sub/d.flac", "notes.txt", "x.mp4", "wav")
     make(tmp_path, ".hidden.wav", ".cache/e.wav", "sub/._d.flac")
-    paths = [os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path), SUFFIXES["audio"])]
+    paths = [os.path.relpath(path, tmp_path) for path in gather_files("audio", tmp_path).paths]
     assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
 
 
@@ -37,9 +38,7 @@ def test_links_to_directories_are_followed_once(tmp_path):
     make(tmp_path, "data/a.wav", "data/sub/b.wav", "elsewhere/c.wav")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
-    paths = [
-        os.path.relpath(path, tmp_path) for path in find_files(str(tmp_path / "data"), SUFFIXES["audio"])
-    ]
+    paths = [os.path.relpath(path, tmp_path) for path in gather_files("audio", tmp_path / "data").paths]
     assert paths == ["data/a.wav", "data/link/c.wav", "data/sub/b.wav"]
 
 
@@ -62,9 +61,11 @@ def test_videos_lend_their_sound_where_a_directory_has_no_audio(tmp_path, caplog
 
 
 def test_an_empty_directory_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(
-        EvaluationError, match=rf"^{tmp_path}: no video files \(\.mp4 .*\) in this directory$"
-    ):
+    message = rf"^{tmp_path}: no video files \(\.mp4 .*\) in this directory; it "
+    with pytest.raises(EvaluationError, match=rf"{message}is empty$"):
+        gather_files("video", tmp_path)
+    make(tmp_path, "a.m4v", "b.M4V", "c.txt", "LICENSE")
+    with pytest.raises(EvaluationError, match=rf"{message}has 2 \.m4v, 1 \.txt, 1 without suffix$"):
         gather_files("video", tmp_path)
     with pytest.raises(EvaluationError, match="no audio files given"):
         gather_files("audio", [])
@@ -172,3 +173,71 @@ def test_a_tree_of_200_000_files_and_a_loop_is_walked_once(pairs):
     status, out, _ = Program(pairs, limits=limits).wait()
     assert status == 0
     assert out[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 200000 files"
+
+
+def test_formats_that_are_left_out_are_counted_with_a_way_to_take_them(tmp_path, caplog):
+    make(tmp_path, "a.mp4", "b.m4v", "c.TS", "d.ts", "e.wav", "notes.txt")
+    assert len(gather_files("video", tmp_path).paths) == 1
+    (message,) = caplog.messages
+    start, command = message.split("a list file takes any format: ")
+    assert start == f"{tmp_path}: left out 2 .ts, 1 .m4v; "
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    listed = read_list_file(tmp_path / "list.txt")
+    assert sorted(map(os.path.basename, listed)) == ["a.mp4", "b.m4v", "c.TS", "d.ts"]
+
+
+def test_one_file_in_two_spellings_is_one_file():
+    files = gather_files("audio", ["a.wav", "./a.wav", "x//b.wav", "x/./b.wav", "/a.wav", "../a.wav"])
+    assert files.distinct == ("a.wav", "x//b.wav", "/a.wav", "../a.wav")
+    assert len(files.paths) == 6
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_lists_with_a_mark_are_read(tmp_path, encoding):
+    (tmp_path / "list.txt").write_bytes("\ufeff/a/eins.wav\r\n/b/\u56db.wav\r\n".encode(encoding))
+    assert read_list_file(tmp_path / "list.txt") == ["/a/eins.wav", "/b/\u56db.wav"]
+
+
+def test_blanks_and_quotes_around_a_path_are_left_out_where_it_is_a_file_without_them(tmp_path, caplog):
+    make(tmp_path, "a.wav", "b.wav", " c.wav")
+    lines = [f" {tmp_path}/a.wav  ", f'"{tmp_path}/b.wav"', f"{tmp_path}/ c.wav", "'nowhere.wav'"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    paths = [f"{tmp_path}/a.wav", f"{tmp_path}/b.wav", f"{tmp_path}/ c.wav", "'nowhere.wav'"]
+    assert read_list_file(tmp_path / "list.txt") == paths
+    assert f"blanks or quotes around a path are left out: {tmp_path}/a.wav, {tmp_path}/b.wav" in caplog.text
+
+
+def test_what_is_no_list_is_refused_in_one_line(pairs, capsys, monkeypatch):
+    monkeypatch.chdir(pairs)
+    os.mkfifo("pipe")
+    for path, reason in (
+        ("audio/a.wav", "is no text"),
+        ("pipe", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("audio", "not a regular file"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["--audio_file", path, "--video_dir", "video"])
+        assert caught.value.code == 2
+        assert (
+            capsys.readouterr()
+            .err.splitlines()[-1]
+            .endswith(f"argument --audio_file: {path}: {reason}; a text file with one path a line is wanted")
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("audio", "Is a directory; --audio_dir and --video_dir search one"),
+        ("~/x.wav", "No such file or directory; ~ is taken as it stands here"),
+        ("sounds/*.wav", "No such file or directory; no file fitted this pattern"),
+    ],
+)
+def test_paths_that_the_shell_left_alone_are_named(pairs, small_checkpoint, monkeypatch, path, reason):
+    monkeypatch.chdir(pairs)
+    videos = ["video/a.mp4", "video/b.mp4"]
+    results = batch_inference_av_consistency(
+        ["audio/a.wav", path], videos, "cpu", 4, None, True, checkpoint=small_checkpoint
+    )
+    assert [(f["path"], f["reason"]) for f in results["failures"]] == [(path, reason)]

@@ -112,7 +112,7 @@ SOUNDS = {
     "empty.wav": (lambda p, s: p.touch(), "the file is empty"),
     "text.wav": (lambda p, s: p.write_text("not a sound\n" * 50), BAD_DATA),
     "zeros.mp3": (lambda p, s: p.write_bytes(bytes(5000)), BAD_DATA),
-    "folder.wav": (lambda p, s: p.mkdir(), "Is a directory"),
+    "folder.wav": (lambda p, s: p.mkdir(), "Is a directory; --audio_dir and --video_dir search one"),
     "pipe.wav": (lambda p, s: os.mkfifo(p), "not a regular file"),
     "loop.wav": (lambda p, s: p.symlink_to(p), "Too many levels of symbolic links"),
     "unreadable.wav": (lambda p, s: p.symlink_to("/proc/self/mem"), "Input/output error"),
@@ -172,7 +172,7 @@ LOSSLESS = {"codec": "png", "pix_fmt": "rgb24"}
 VIDEOS = {
     "empty.mp4": (lambda p, s: p.touch(), "the file is empty"),
     "text.mp4": (lambda p, s: p.write_text("not a video\n" * 50), BAD_DATA),
-    "folder.mp4": (lambda p, s: p.mkdir(), "Is a directory"),
+    "folder.mp4": (lambda p, s: p.mkdir(), "Is a directory; --audio_dir and --video_dir search one"),
     "header.mp4": (lambda p, s: p.write_bytes(s.mp4.read_bytes()[:20]), BAD_DATA),
     "header.mkv": (lambda p, s: p.write_bytes(s.mkv.read_bytes()[:20]), BAD_DATA),
     "middle.mp4": (lambda p, s: cut(p, s.mp4, 0.5), BAD_DATA),  # its index is at the end
@@ -351,7 +351,7 @@ def test_a_file_that_is_no_media_gives_a_reason(tmp_path, load):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     assert reason(load, tmp_path / "missing.mp4") == "No such file or directory"
-    assert reason(load, tmp_path / "folder.mp4") == "Is a directory"
+    assert reason(load, tmp_path / "folder.mp4").startswith("Is a directory; ")
     assert reason(load, tmp_path / "text.mp4") == "Invalid data found when processing input"
     assert reason(load, tmp_path / "empty.mp4") == "the file is empty"
 

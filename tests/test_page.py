@@ -370,7 +370,7 @@ def test_without_pairs_the_matrix_is_shown_alone(browser, pairs, small_checkpoin
     for name in "bcd":
         os.remove(f"video/{name}.mp4")
     options = ["--checkpoint", str(small_checkpoint), "--device", "cpu", "--report_lang", "en"]
-    assert main(["--audio_dir", "audio", "--video_dir", "video", *options]) == 0
+    assert main(["--audio_dir", "audio", "--video_dir", "video", "--retrieval_mode", *options]) == 0
     browser.open(Path("outputs/report.html"))
     assert browser.complaints == []
     assert texts(browser, "h2")[0] == "Similarity matrix"

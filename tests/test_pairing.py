@@ -6,6 +6,7 @@ import unicodedata
 
 import pytest
 
+from batch_inference import main
 from imagebind.evaluation.files import MediaFiles
 from imagebind.evaluation.pairing import Pairing, pair_files
 
@@ -113,3 +114,30 @@ def test_one_name_in_two_spellings_of_unicode_pairs():
 def test_a_video_can_stand_on_both_sides():
     pairing = pair_files(listed("audio", "a.mp4", "b.mp4"), listed("video", "a.mp4", "b.mp4"))
     assert pairing == Pairing("stem", (("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")))
+
+
+# No pair at all
+
+
+@pytest.mark.parametrize(
+    ("audio", "video", "said"),
+    [
+        (["A", "b2"], ["a", "c"], "(A, b2 and a, c); A and a differ in upper and lower case alone; rename"),
+        (["x1", "x2"], ["x1_gen", "x2_gen"], "; x1 and x1_gen differ by the suffix _gen; rename"),
+        (["audio-1", "audio-2"], ["1", "2"], "; audio-1 and 1 differ by the prefix audio-; rename"),
+        (["1", "2", "3", "4"], ["10", "20"], "(1, 2, 3, ... and 10, 20); rename"),
+    ],
+)
+def test_names_that_match_nowhere_end_the_run_with_a_hint(pairs, capsys, monkeypatch, audio, video, said):
+    """Before the model runs; two directories do not pair by position."""
+    monkeypatch.chdir(pairs)
+    for side, names, suffix in (("a", audio, "wav"), ("v", video, "mp4")):
+        for name in names:
+            (pairs / side).mkdir(exist_ok=True)
+            (pairs / side / f"{name}.{suffix}").touch()
+    for more in ([], ["--strict"]):
+        assert main(["--audio_dir", "a", "--video_dir", "v", "--checkpoint", "none", *more]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: no file name is on both sides (")
+        assert said in line
+        assert line.endswith("or compare all with --retrieval_mode")

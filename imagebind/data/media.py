@@ -81,9 +81,16 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise a MediaError for a pipe, a socket or a device, which could block or never end."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
+    name = os.fspath(path)
+    if os.path.isdir(path):
+        raise MediaError(path, "Is a directory; --audio_dir and --video_dir search one")
+    if os.path.exists(path) and not os.path.isfile(path):
         raise MediaError(path, "not a regular file")
+    if not os.path.lexists(path) and name.startswith("~"):
+        raise MediaError(path, "No such file or directory; ~ is taken as it stands here")
+    if not os.path.lexists(path) and any(mark in name for mark in "*?"):
+        raise MediaError(path, "No such file or directory; no file fitted this pattern")
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.options import OptionError, Options
+from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.store import EmbeddingStore
 from imagebind.reading.cache import EmbeddingCache, NotACacheError

@@ -17,3 +17,15 @@ class NothingLeftError(EvaluationError):
     def __init__(self, counts: dict[str, int]):
         super().__init__(f"nothing is left to evaluate: {counts['failed']} files were skipped")
         self.counts = counts
+
+
+class OptionError(ValueError):
+    """An option with a value that it does not take.
+
+    Args:
+        sentence: what it takes, such as "must be a whole number from 1 to 4096, not 0".
+        name: of the option.
+    """
+
+    def __init__(self, sentence: str, name: str = ""):
+        super().__init__(f"{name} {sentence}".strip())

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.names import NAMES_SHOWN, shorten
 
 SUFFIXES = {
     "audio": (".wav", ".mp3", ".flac", ".m4a", ".ogg"),
     "video": (".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm"),
+}
+
+# Suffixes of the same kind of file that are left out of a directory, with a warning
+OTHER_SUFFIXES = {
+    "audio": (".aac", ".opus", ".wma", ".oga", ".aif", ".aiff", ".amr", ".ac3", ".caf", ".mka"),
+    "video": (
+        ".m4v",
+        ".ts",
+        ".mpg",
+        ".mpeg",
+        ".3gp",
+        ".wmv",
+        ".gif",
+        ".ogv",
+        ".mts",
+        ".m2ts",
+        ".vob",
+        ".mxf",
+    ),
 }
 
 Source = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
@@ -71,15 +92,22 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
     Raises:
         EvaluationError: there are none.
     """
-    if not isinstance(source, str | os.PathLike):
-        files = MediaFiles(tuple(map(os.fspath, source)))
-    elif os.path.isdir(source):
-        files = search_directory(modality, os.fspath(source))
-    else:
-        files = MediaFiles((os.fspath(source),))
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        return search_directory(modality, os.fspath(source))
+    paths = [source] if isinstance(source, str | os.PathLike) else source
+    files = MediaFiles(unify_spelling(map(os.fspath, paths)))
     if not files.paths:
         raise EvaluationError(f"no {modality} files given")
     return files
+
+
+def unify_spelling(paths: Iterable[str]) -> tuple[str, ...]:
+    """Give paths that differ in "./" and "//" alone the spelling of the first of them."""
+    spellings = {}
+    return tuple(
+        spellings.setdefault((path[:1] == "/", *(x for x in path.split("/") if x not in ("", "."))), path)
+        for path in paths
+    )
 
 
 def search_directory(modality: str, directory: str) -> MediaFiles:
@@ -88,22 +116,42 @@ def search_directory(modality: str, directory: str) -> MediaFiles:
     Raises:
         EvaluationError: it has none.
     """
-    found = find_files(directory, SUFFIXES[modality])
-    if not found and modality == "audio" and (found := find_files(directory, SUFFIXES["video"])):
+    by_suffix = find_files(directory)
+    found = select(by_suffix, SUFFIXES[modality])
+    if not found and modality == "audio" and (found := select(by_suffix, SUFFIXES["video"])):
         log.warning("%s: no audio files; the sound of its %d video files is used", directory, len(found))
+    left_out = {suffix: by_suffix[suffix] for suffix in OTHER_SUFFIXES[modality] if suffix in by_suffix}
     if not found:
-        suffixes = " ".join(SUFFIXES[modality])
-        raise EvaluationError(f"{directory}: no {modality} files ({suffixes}) in this directory")
+        message = f"{directory}: no {modality} files ({' '.join(SUFFIXES[modality])}) in this directory"
+        there = describe_suffixes(by_suffix)
+        raise EvaluationError(f"{message}; it has {there}" if by_suffix else f"{message}; it is empty")
+    if left_out:
+        pattern = " -o ".join(f"-iname '*{suffix}'" for suffix in (*SUFFIXES[modality], *left_out))
+        log.warning(
+            "%s: left out %s; a list file takes any format: find '%s' -type f \\( %s \\) > list.txt",
+            *(directory, describe_suffixes(left_out), directory, pattern),
+        )
     return MediaFiles(tuple(found), directory)
 
 
-def find_files(directory: str, suffixes: Sequence[str]) -> list[str]:
-    """List the files below a directory that end in one of `suffixes`, sorted, without hidden ones.
+def select(by_suffix: dict[str, list[str]], suffixes: Iterable[str]) -> list[str]:
+    """Return the files of some suffixes, sorted."""
+    return sorted(path for suffix in suffixes for path in by_suffix.get(suffix, ()))
+
+
+def describe_suffixes(by_suffix: dict[str, list[str]]) -> str:
+    """Count files by suffix, the most frequent first."""
+    counts = sorted(((len(paths), suffix) for suffix, paths in by_suffix.items()), reverse=True)
+    return ", ".join(f"{n} {suffix or 'without suffix'}" for n, suffix in counts[:NAMES_SHOWN])
+
+
+def find_files(directory: str) -> dict[str, list[str]]:
+    """List the files below a directory by their suffix in small letters, without hidden ones.
 
     Links to directories are followed; a directory that was searched already is not searched again, so that
     a link to a parent directory ends.
     """
-    found, searched = [], set()
+    found, searched = defaultdict(list), set()
 
     def warn(error: OSError) -> None:
         log.warning("%s: %s; nothing in it is used", error.filename, error.strerror)
@@ -116,20 +164,43 @@ def find_files(directory: str, suffixes: Sequence[str]) -> list[str]:
             continue
         searched.add(identity)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            os.path.join(folder, name)
-            for name in names
-            if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
-        ]
-    return sorted(found)
+        for name in names:
+            if not name.startswith("."):
+                found[os.path.splitext(name)[1].lower()].append(os.path.join(folder, name))
+    return dict(found)
 
 
 def read_list_file(path: str | os.PathLike) -> list[str]:
     """Read paths from a text file, one a line; blank lines and lines that start with # are ignored.
 
-    The file is UTF-8, with or without a byte order mark. Bytes that are not UTF-8 are kept, so that a list
-    made by `find` names every file.
+    The file is UTF-8, with or without a byte order mark, or UTF-16 with one. Bytes that are not UTF-8 are
+    kept, so that a list made by `find` names every file.
+
+    Raises:
+        OSError: it cannot be read.
+        OptionError: it is no such file.
     """
-    text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OptionError(f"{path}: not a regular file; a text file with one path a line is wanted")
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", errors="replace")
+    elif b"\0" in content[:100_000]:
+        raise OptionError(f"{path}: is no text; a text file with one path a line is wanted")
+    else:
+        text = content.decode("utf-8-sig", errors="surrogateescape")
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+    return trim([line for line in lines if line.strip() and not line.startswith("#")], path)
+
+
+def trim(lines: list[str], source: str | os.PathLike) -> list[str]:
+    """Take blanks and quotes from the ends of lines that name a file only without them."""
+    trimmed = []
+    for i, line in enumerate(lines):
+        bare = line.strip(" \t\"'")
+        if bare != line and os.path.exists(bare) and not os.path.exists(line):
+            lines[i] = bare
+            trimmed.append(bare)
+    if trimmed:
+        log.warning("%s: blanks or quotes around a path are left out: %s", source, shorten(trimmed))
+    return lines

@@ -35,8 +35,8 @@ from imagebind.evaluation.embedding import (
     open_file_embedder,
     start_workers,
 )
-from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, OptionError, Options
+from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.plan import plan_run
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from imagebind.evaluation.captions import CAPTION_SUFFIXES
+from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.words import LANGUAGES
 
@@ -20,18 +21,6 @@ GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
-
-
-class OptionError(ValueError):
-    """An option with a value that it does not take.
-
-    Args:
-        sentence: what it takes, such as "must be a whole number from 1 to 4096, not 0".
-        name: of the option.
-    """
-
-    def __init__(self, sentence: str, name: str = ""):
-        super().__init__(f"{name} {sentence}".strip())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import unicodedata
 from collections import defaultdict
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from imagebind.evaluation.files import MediaFiles, stem
 from imagebind.names import shorten
+
+NAMES_TRIED = 300  # of each modality, in search of two that nearly match
 
 log = logging.getLogger(__name__)
 
@@ -103,3 +106,28 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
                 log.warning("%d %s files without a partner: %s", len(others), modality, shorten(others))
     n_audio, n_video = len(audio.distinct), len(video.distinct)
     log.info("%d audio files, %d video files, %d pairs", n_audio, n_video, len(pairing.pairs))
+
+
+def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
+    """Say in one line that no file has a partner, with some names, and two that nearly match."""
+    left, right = ([stem(path) for path in files.distinct] for files in (audio, video))
+    names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))
+    return (
+        f"no file name is on both sides ({names}){near_match(left, right)}; rename the files, give two lists "
+        "of equal length, which pair by position, or compare all with --retrieval_mode"
+    )
+
+
+def near_match(left: Sequence[str], right: Sequence[str]) -> str:
+    """Name two that would match but for case, or for something before or after; "" where there are none."""
+    folded = {name.casefold(): name for name in right}
+    for name in left:
+        if other := folded.get(name.casefold()):
+            return f"; {name} and {other} differ in upper and lower case alone"
+    for name, other in itertools.product(left[:NAMES_TRIED], right[:NAMES_TRIED]):
+        short, long = sorted((name, other), key=len)
+        if long.startswith(short) and not long[len(short)].isalnum():
+            return f"; {name} and {other} differ by the suffix {long[len(short) :]}"
+        if long.endswith(short) and not long[-len(short) - 1].isalnum():
+            return f"; {name} and {other} differ by the prefix {long[: -len(short)]}"
+    return ""

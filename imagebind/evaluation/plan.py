@@ -9,7 +9,13 @@ from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import MediaFiles, gather_files
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.pairing import Pairing, pair_files, pair_with_own_sound, report_pairing
+from imagebind.evaluation.pairing import (
+    Pairing,
+    explain_no_pairs,
+    pair_files,
+    pair_with_own_sound,
+    report_pairing,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,10 @@ def plan_run(options: Options) -> Plan:
     else:
         audio = gather_files("audio", options.audio_paths)
         pairing = pair_files(audio, video)
+    if pairing.rule == "none" and not options.retrieval_mode:
+        raise EvaluationError(explain_no_pairs(audio, video))
     report_pairing(audio, video, pairing)
-    retrieval = options.retrieval_mode or pairing.rule == "none"
+    retrieval = options.retrieval_mode
     if retrieval:
         inputs = {"audio": audio.distinct, "video": video.distinct}
     elif not pairing.pairs:
