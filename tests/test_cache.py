@@ -181,6 +181,7 @@ def test_a_file_that_is_no_cache_is_never_touched(pairs, small_checkpoint, kind,
     elif kind == "another database":
         with contextlib.closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("CREATE TABLE rows (mine)")
+            connection.execute("PRAGMA user_version = 1")
     else:
         sources = {"weights": small_checkpoint, "sound": pairs / "audio" / "a.wav"}
         path.write_bytes(sources[kind].read_bytes() if kind in sources else b"not a database" * 100)
@@ -204,6 +205,15 @@ def test_a_damaged_cache_is_set_aside(cache, caplog):
     assert again.get("content", "audio") is None
     again.put("audio", [("content", ROW)])
     assert reopened(again).get("content", "audio") is not None
+
+
+def test_a_cache_of_the_first_version_is_set_aside(cache, caplog):
+    """It had no application id."""
+    with contextlib.closing(sqlite3.connect(cache.path)) as connection, connection:
+        connection.execute("PRAGMA application_id = 0")
+        connection.execute("PRAGMA user_version = 1")
+    assert reopened(cache).get("content", "audio") is None
+    assert "set aside as cache.sqlite.bad" in caplog.text
 
 
 def test_another_files_row_is_not_taken_for_its_own(cache):

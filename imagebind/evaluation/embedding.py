@@ -181,6 +181,7 @@ class FileEmbedder:
         """Embed the waiting files; files of the same content get the same embedding."""
         if not waiting:
             return
+        self._check_weights()  # before pages of theirs are used that may be gone
         inputs = [equal_files[0].input for equal_files in waiting.values()]
         embeddings = self.timing.measure("model", lambda: self.embedder(TOWERS[modality], inputs).numpy())
         finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}

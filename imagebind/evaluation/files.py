@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ def search_directory(modality: str, directory: str) -> MediaFiles:
     if left_out:
         pattern = " -o ".join(f"-iname '*{suffix}'" for suffix in (*SUFFIXES[modality], *left_out))
         log.warning(
-            "%s: left out %s; a list file takes any format: find '%s' -type f \\( %s \\) > list.txt",
-            *(directory, describe_suffixes(left_out), directory, pattern),
+            "%s: left out %s; a list file takes any format: find %s -type f \\( %s \\) > list.txt",
+            *(directory, describe_suffixes(left_out), shlex.quote(directory), pattern),
         )
     return MediaFiles(tuple(found), directory)
 

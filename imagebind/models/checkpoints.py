@@ -234,7 +234,7 @@ def stored_members(file: BinaryIO) -> list[tuple[int, int, int]]:
 
 
 def digests_path() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "imagebind-av-consistency", "checkpoints.json")
 
 
@@ -253,7 +253,7 @@ def remember_digest(weights: Weights) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             known = dict(json.loads(path.read_text()))
         known[os.path.realpath(weights.path)] = {"sha256": weights.sha256, "status": weights.status}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")

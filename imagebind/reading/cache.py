@@ -16,6 +16,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,7 @@ RECIPE = 2  # raised by whatever changes the embedding that a file should have
 SCHEMA = 2
 APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
 SQLITE_MAGIC = b"SQLite format 3\0"
+COLUMNS = ["content", "side", "checkpoint", "precision", "recipe", "row", "checksum"]
 BUSY_SECONDS = 30  # to wait while another process writes
 
 log = logging.getLogger(__name__)
@@ -176,10 +178,20 @@ def check_is_cache(path: Path) -> None:
             header = file.read(100)
     except OSError:  # it cannot be read, and so neither be written
         return
-    version, application = (int.from_bytes(header[i : i + 4]) for i in (60, 68))
-    is_earlier = version == 1 and application == 0  # which had no application id
-    if header and not (header.startswith(SQLITE_MAGIC) and (application == APPLICATION_ID or is_earlier)):
+    application = int.from_bytes(header[68:72])
+    is_ours = application == APPLICATION_ID or (application == 0 and is_first_version(path))
+    if header and not (header.startswith(SQLITE_MAGIC) and is_ours):
         raise NotACacheError(f"{path}: {reason}")
+
+
+def is_first_version(path: Path) -> bool:
+    """Whether a database is a cache of version 1, which had no application id."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            columns = connection.execute("SELECT name FROM pragma_table_info('rows')").fetchall()
+    except (sqlite3.Error, UnicodeDecodeError):
+        return False
+    return [name for (name,) in columns] == COLUMNS
 
 
 def part_of(main: Path, part: str) -> Path:

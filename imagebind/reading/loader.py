@@ -84,20 +84,31 @@ def _look_up_or_read(cache: EmbeddingCache | None, modality: str, path: str) -> 
     if modality == "text":
         return _look_up_or_read_text(cache, path)
     for _ in range(ATTEMPTS):
-        content_hash = None
         try:
             with media_errors(path):
                 check_is_file(path)
                 with hold_open(path) as file:
                     before = fingerprint(file)
-                    content_hash = None if cache is None else hash_file(file)
-                    embedding = None if cache is None else cache.get(content_hash, modality)
-                    read = READERS[modality](path) if embedding is None else None
+                    loaded = _look_up_or_read_file(cache, modality, path, file)
                     if fingerprint(file) == before:
-                        return LoadedFile(modality, path, content_hash, read, embedding)
+                        return loaded
         except data.MediaError as e:
-            return LoadedFile(modality, path, content_hash, reason=e.reason)
+            return LoadedFile(modality, path, reason=e.reason)
     return LoadedFile(modality, path, reason="it changed while it was read")
+
+
+def _look_up_or_read_file(
+    cache: EmbeddingCache | None, modality: str, path: str, file: BinaryIO
+) -> LoadedFile:
+    content_hash = None
+    try:
+        with media_errors(path):
+            content_hash = None if cache is None else hash_file(file)
+        embedding = None if cache is None else cache.get(content_hash, modality)
+        read = READERS[modality](path) if embedding is None else None
+        return LoadedFile(modality, path, content_hash, read, embedding)
+    except data.MediaError as e:
+        return LoadedFile(modality, path, content_hash, reason=e.reason)
 
 
 def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile:
