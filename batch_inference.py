@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -118,6 +119,8 @@ def batch_inference_av_consistency(
     options = Options(audio_paths, video_paths, device, batch_size, output_dir, retrieval_mode, **more)
     if job is not None and output_dir is None:
         raise OptionError("must be given for several processes", "output_dir")
+    if job is not None and not job.is_first:
+        raise OptionError("is for the first process; the others call embed_in_job", "job")
     with exclusive_use(output_dir, output_writers(options)) as lock:
         plan = plan_run(options)
         n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
@@ -292,6 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks
     try:
         if not is_first:  # signals end it at once: what it has embedded is in its cache
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
             return 0 if args.compare else help_embed(args, job)
         with logging_to_stderr(), stopped_by_signals() as signals:
             try:

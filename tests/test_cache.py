@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +218,33 @@ def test_a_cache_of_the_first_version_is_set_aside(cache, caplog):
     assert "set aside as cache.sqlite.bad" in caplog.text
 
 
+def test_odd_parts_cost_no_file_and_are_named(pairs, small_checkpoint, monkeypatch, caplog):
+    """Damaged in every way, unfinished, a pipe, a loop; and more of them than may be open at a time."""
+    monkeypatch.chdir(pairs)
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "num_workers": 1, "output_dir": "out"}
+    whole = batch_inference_av_consistency("audio", "video", **options)
+    content = bytearray(Path("out/embeddings.sqlite").read_bytes())
+    Path("out/embeddings.sqlite").unlink()
+    for i in range(1, 150):
+        Path(f"out/embeddings.{i}-of-200.sqlite").write_bytes(content)
+    for i in range(150, 160):  # in the text of its schema, which is then no UTF-8
+        damaged = content.copy()
+        at = damaged.index(b"CREATE TABLE")
+        damaged[at + i - 150 : at + i - 146] = b"\xff" * 4
+        Path(f"out/embeddings.{i}-of-200.sqlite").write_bytes(damaged)
+    os.mkfifo("out/embeddings.160-of-200.sqlite")
+    Path("out/embeddings.161-of-200.sqlite").symlink_to("embeddings.161-of-200.sqlite")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, before[1]))
+    try:
+        again = batch_inference_av_consistency("audio", "video", **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert same_rows(again, whole)
+    assert again["failures"] == []
+    assert "embeddings.150-of-200.sqlite: cannot be read (" in caplog.text
+
+
 def test_another_files_row_is_not_taken_for_its_own(cache):
     """As after a flipped bit in a key: the row's own checksum would be right."""
     with sqlite3.connect(cache.path) as connection:
@@ -264,8 +293,6 @@ def test_damage_within_is_met_later_and_ends_nothing(cache, caplog):
 
 def test_a_full_disk_ends_the_cache_and_not_the_run(pairs, tmp_path):
     """A file may grow to 100 kB alone: the cache hits that limit, the outputs do not."""
-    import resource
-
     for i in range(20):
         write_audio(pairs / "audio" / f"more{i}.wav", tone(0.2, 300 + i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"more{i}.mp4")

@@ -30,7 +30,7 @@ class Processes:
     """A job of n processes on this host, without torchrun around them."""
 
     def __init__(self, folder: Path, n: int, *argv: str, limits: dict[int, dict[int, int]] | None = None):
-        environment = address() | {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+        environment = address() | {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "GROUP_RANK": "0"}
         self.programs = [
             Program(
                 folder,
@@ -198,7 +198,7 @@ def test_ctrl_c_stops_a_job_that_waits(pairs):
         os.kill(program.process.pid, signal.SIGINT)
     status, out, err = job.programs[0].wait()
     assert (status, out) == (130, [])
-    kept = "interrupted: 6 of 6 files are embedded and kept in outputs/embeddings.sqlite"
+    kept = "interrupted: 6 of 6 files of the first process are embedded and kept in outputs/embeddings.sqlite"
     assert err[-1] == f"{kept}; the same command goes on from there"
     job.programs[1].process.join(60)
     assert not job.programs[1].process.is_alive()
@@ -228,7 +228,12 @@ def test_a_process_that_does_not_see_the_directory_is_named(pairs):
     if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
         skip("no leave to mount")
     (pairs / "outputs").mkdir()
-    environment = address() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment = address() | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": "0",
+    }
     first = Program(pairs, environment=environment | {"RANK": "0"})
     script = 'mount -t tmpfs none outputs && exec "$@"'
     other = subprocess.Popen(
@@ -295,11 +300,41 @@ def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs):
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_shares_are_balanced_and_whole(n):
     sizes = np.random.default_rng(0).gamma(0.5, size=1000)
-    shares = [share_of(sizes, i, n) for i in range(n)]
+    order = np.argsort(sizes, kind="stable")
+    shares = [share_of(order, i, n) for i in range(n)]
     assert sorted(k for share in shares for k in share) == list(range(1000))
     for costs in (sizes, np.sqrt(sizes), np.ones(1000)):  # whatever a byte costs, and a file
         sums = [costs[share].sum() for share in shares]
         assert max(sums) - min(sums) <= costs.max()
+
+
+def test_an_error_of_another_process_alone_is_said(pairs):
+    """A directory that one host does not have; the first process waits, and is ended by torchrun."""
+    environment = address() | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    other = Program(
+        pairs,
+        inputs=("--audio_dir", "nowhere", "--video_dir", "video"),
+        environment=environment | {"RANK": "1", "LOCAL_RANK": "1"},
+    )
+    status, out, err = other.wait()
+    assert (status, out) == (2, [])
+    (line,) = err
+    assert line.startswith("process 1: ")
+    assert line.endswith("argument --audio_dir: nowhere: no such directory")
+
+
+def test_processes_that_cannot_meet_say_so(pairs):
+    environment = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+    }
+    status, out, err = Program(pairs, environment=environment).wait()
+    assert (status, out) == (1, [])
+    assert err[-1].startswith("error: cannot meet the other processes of the job (")
+    assert "MASTER_ADDR" in err[-1]
 
 
 # Shares of an array

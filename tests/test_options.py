@@ -43,6 +43,17 @@ def test_a_wrong_value_is_named_as_the_caller_wrote_it(name, value, text, senten
     assert capsys.readouterr().err.splitlines()[-1].endswith(said)
 
 
+def test_flags_are_true_or_false():
+    with pytest.raises(OptionError, match="^retrieval_mode must be True or False, not 'no'$"):
+        Options(None, "x.mp4", retrieval_mode="no")
+
+
+@pytest.mark.parametrize("cache", [None, ""])
+def test_no_name_of_a_cache_is_the_usual_one(cache):
+    assert Options(None, "x.mp4", output_dir="out", cache=cache).cache_path == "out/embeddings.sqlite"
+    assert Options(None, "x.mp4", cache=cache).cache_path is None
+
+
 def test_the_limits_are_allowed():
     for name, values in {
         "batch_size": (1, 4096),

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,7 @@ class FileEmbedder:
         self.embedder, self.cache, self.batch_size, self.workers = embedder, cache, batch_size, workers
         self.protocol, self.weights = protocol, weights
         self.kept_in = None if cache is None else cache.path  # for the user to know
+        self.scope = ""  # whose files these are, if not all
         self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
@@ -158,7 +159,7 @@ class FileEmbedder:
         progress = self.progress.values()
         n_embedded = sum(p.counts["done"] - p.counts["skipped"] for p in progress)
         kept = "" if self.kept_in is None else f" and kept in {self.kept_in}"
-        return f"{n_embedded} of {sum(p.total for p in progress)} files are embedded{kept}"
+        return f"{n_embedded} of {sum(p.total for p in progress)} files{self.scope} are embedded{kept}"
 
     def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:
         """Skip a file that failed, store an embedding that is known, or let the file wait for the model."""
@@ -325,6 +326,8 @@ def open_file_embedder(
     precision = choose_precision(options.precision, device)
     cache = None
     if options.cache_path is not None:
+        with suppress(OSError):  # which the cache itself reports
+            os.makedirs(os.path.dirname(options.cache_path) or ".", exist_ok=True)
         try:
             cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
         except NotACacheError as e:

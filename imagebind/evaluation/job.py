@@ -12,11 +12,12 @@ import io
 import logging
 import os
 import socket
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -36,12 +37,14 @@ from imagebind.evaluation.embedding import (
     start_workers,
 )
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.plan import plan_run
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
+CONNECT_LIMIT = timedelta(minutes=2)
+MEET_SECONDS = 600  # for all processes to have started
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 10  # for the first process to say why the job ends
 
@@ -72,10 +75,11 @@ class Job:
     @classmethod
     def from_torchrun(cls) -> Job | None:
         """Read torchrun's environment; None where this process runs by itself."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        values = [os.environ.get(name, "") for name in names]
+        if not all(value.isdigit() for value in values) or values[1] == "1":
             return None
-        return cls(*(int(os.environ[name]) for name in names))
+        return cls(*map(int, values[:4]))
 
     @property
     def is_first(self) -> bool:
@@ -88,12 +92,15 @@ class Job:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Write nothing to stderr, and leave wrong usage to the first process to report."""
+        """Write nothing, and leave wrong usage to the first process to report, if that finds it too."""
+        said = io.StringIO()
         try:
-            with redirect_stderr(io.StringIO()):
+            with redirect_stderr(said), redirect_stdout(io.StringIO()):
                 yield
-        except SystemExit:
-            self.let_first_report()
+        except SystemExit as e:
+            if e.code:
+                self.let_first_report()
+                print(f"process {self.rank}: {said.getvalue().splitlines()[-1]}", file=sys.stderr)
             raise
 
     def let_first_report(self) -> None:
@@ -109,10 +116,13 @@ class Job:
         """
         import torch.distributed as dist
 
-        with connection_errors():
-            store, rank, n_ranks = next(dist.rendezvous("env://", timeout=LIMIT))
+        try:
+            store, rank, n_ranks = next(dist.rendezvous("env://", timeout=CONNECT_LIMIT))
             store = dist.PrefixStore(self._meet(store), store)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks, timeout=LIMIT)
+        except (RuntimeError, ValueError) as e:
+            reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
+            raise JobError(f"cannot meet the other processes of the job ({reason})") from e
         try:
             yield
         finally:
@@ -124,11 +134,11 @@ class Job:
 
         After a restart the store still holds the addresses of processes that were killed.
         """
-        name = uuid.uuid4().hex
+        name, deadline = uuid.uuid4().hex, time.monotonic() + MEET_SECONDS
         if not self.is_first:
             store.set(f"name of {self.rank}", name)
             while not store.check([f"answer to {name}"]):
-                time.sleep(POLL_SECONDS)
+                wait_until(deadline)
             session = store.get(f"answer to {name}").decode()
             store.add(f"processes of {session}", 1)
             return session
@@ -136,7 +146,7 @@ class Job:
             for rank in range(1, self.n_ranks):
                 if store.check([f"name of {rank}"]):
                     store.set(f"answer to {store.get(f'name of {rank}').decode()}", name)
-            time.sleep(POLL_SECONDS)
+            wait_until(deadline)
         return name
 
     def all_gather(self, value: Any) -> list[Any]:
@@ -154,6 +164,13 @@ class Job:
             barrier.wait()
             dist.all_gather_object(values, value)
         return values
+
+
+def wait_until(deadline: float) -> None:
+    """Wait for a moment, or raise a RuntimeError after the deadline."""
+    if time.monotonic() > deadline:
+        raise RuntimeError(f"not all have come after {MEET_SECONDS} s")
+    time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -208,6 +225,7 @@ def embed_in_job(
         with collected_warnings() as warnings, job.connected():
             file_embedder, share = open_together(job, options, workers, inputs)
             file_embedder.kept_in = None if is_temporary else file_embedder.kept_in
+            file_embedder.scope = " of the first process"
             with interruptible(file_embedder.summary):
                 file_embedder.embed(share)
                 file_embedder.cache.close()  # before the others read it
@@ -275,8 +293,9 @@ def shared_marker(directory: Path) -> Iterator[str]:
     Raises:
         EvaluationError: the directory cannot be written to.
     """
-    marker = directory / f".job-{uuid.uuid4().hex}"
+    marker = directory / f"{MARKER_PREFIX}{uuid.uuid4().hex}"
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         marker.touch()
     except OSError as e:
         raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
@@ -376,24 +395,30 @@ class collected_warnings(logging.Handler):  # noqa: N801 (used as a context mana
 # Shares
 
 
-def split_inputs(inputs: Inputs, n_shares: int) -> list[Inputs]:
-    """Split files into shares of equal number and size: for each share modality -> paths."""
-    shares = [{} for _ in range(n_shares)]
+def split_inputs(inputs: Inputs, n_shares: int, wanted: Iterable[int] | None = None) -> list[Inputs]:
+    """Split files into shares of equal number and size.
+
+    Args:
+        wanted: which shares to return, counted from 0; None returns all.
+    """
+    wanted = range(n_shares) if wanted is None else list(wanted)
+    shares = [{} for _ in wanted]
     for modality, paths in inputs.items():
         sizes = np.fromiter(map(len if modality == "text" else file_size, paths), np.int64, len(paths))
-        for i, share in enumerate(shares):
-            share[modality] = [paths[k] for k in share_of(sizes, i, n_shares)]
+        order = np.argsort(sizes, kind="stable")
+        for i, share in zip(wanted, shares, strict=True):
+            share[modality] = [paths[k] for k in share_of(order, i, n_shares)]
     return shares
 
 
-def share_of(sizes: np.ndarray, i: int, n_shares: int) -> list[int]:
-    """Return the indices of share i, counted from 0: every n-th file in the order of size.
+def share_of(order: np.ndarray, i: int, n_shares: int) -> list[int]:
+    """Return the indices of share i, counted from 0: every n-th file in an order, that of size.
 
-    >>> sizes = np.array([1, 8, 9, 1, 1, 1])
-    >>> [share_of(sizes, i, 2) for i in (0, 1)]
+    >>> order = np.argsort([1, 8, 9, 1, 1, 1], kind="stable")
+    >>> [share_of(order, i, 2) for i in (0, 1)]
     [[0, 1, 4], [2, 3, 5]]
     """
-    return np.sort(np.argsort(sizes, kind="stable")[i::n_shares]).tolist()
+    return np.sort(order[i::n_shares]).tolist()
 
 
 def file_size(path: str) -> int:
@@ -421,7 +446,7 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
-    inputs = split_inputs(plan_run(options).inputs, n_shares)[i - 1]
+    (inputs,) = split_inputs(plan_run(options).inputs, n_shares, [i - 1])
     with start_workers(options, sum(map(len, inputs.values()))) as workers:
         file_embedder = open_file_embedder(
             options, count_inputs(inputs), workers, directory, f"{i}-of-{n_shares}"

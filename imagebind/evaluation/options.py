@@ -20,6 +20,7 @@ from imagebind.evaluation.words import LANGUAGES
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
+MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
 
 
@@ -227,15 +228,17 @@ class Options:
             value, rule = getattr(self, f.name), f.metadata.get("rule")
             if rule is not None and not (value is None and f.default is None):
                 rule.check(value, f.name)
+            if f.default is False and value not in (True, False):
+                raise OptionError(f"must be True or False, not {value!r}", f.name)
 
     @property
     def cache_path(self) -> str | os.PathLike | None:
         """Where embeddings are kept; None where they are not."""
         if self.no_cache:
             return None
-        if self.cache is None and self.output_dir is not None:
+        if not self.cache and self.output_dir is not None:
             return os.path.join(self.output_dir, CACHE_NAME)
-        return self.cache
+        return self.cache or None
 
 
 def options_of(group: str) -> list[Field]:

@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.options import TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
 from imagebind.names import field
@@ -210,7 +210,11 @@ def write_files(
 def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:
     """Remove the temporary files of these outputs, which a run that was killed may have left."""
     leftovers = [temporary_path(output_dir, name) for name in names]
-    for path in (*leftovers, *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME))):
+    leftovers += [
+        *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME)),
+        *Path(output_dir).glob(f"{MARKER_PREFIX}*"),
+    ]
+    for path in leftovers:
         with suppress(OSError):
             path.unlink()
 

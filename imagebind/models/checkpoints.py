@@ -9,6 +9,7 @@ tower of which it has no tensor is not built. A checkpoint of our own is in plai
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import logging
 import os
@@ -108,7 +109,7 @@ def download(url: str, path: Path) -> None:
                     download_locked(url, path)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, http.client.HTTPException) as e:
         if isinstance(e, urllib.error.HTTPError):
             e.close()  # the error is also the open answer
         raise CheckpointError(
@@ -123,7 +124,8 @@ def download_locked(url: str, path: Path) -> None:
         OSError: as download.
     """
     part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)  # of a download that was killed
+    for leftover in (part, part.with_name(f"{part.name}.tmp")):  # of a download that was killed
+        leftover.unlink(missing_ok=True)
     try:
         with connection_timeout():
             iopath_download(url, str(path.parent), filename=part.name)

@@ -28,6 +28,7 @@ APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
 SQLITE_MAGIC = b"SQLite format 3\0"
 COLUMNS = ["content", "side", "checkpoint", "precision", "recipe", "row", "checksum"]
 BUSY_SECONDS = 30  # to wait while another process writes
+MAX_OPEN = 64  # parts at a time in one process; open files are few
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class EmbeddingCache:
 
     def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, part: str = ""):
         main = Path(path)
+        if main.is_dir():
+            raise NotACacheError(f"{path}: is no cache of embeddings; name another file with --cache")
         self.path = part_of(main, part) if part else main
         self.others = [other for other in find_parts(main) if other != self.path]
         self.computed_by = (checkpoint, precision, RECIPE)
@@ -73,6 +76,7 @@ class EmbeddingCache:
             self._stop_writing(e)
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._set_aside()
+        self._warn_of_unreadable_parts()
 
     def get(self, content_hash: str, modality: str) -> np.ndarray | None:
         """Look up an embedding, (E,) float32; None if there is none."""
@@ -104,6 +108,15 @@ class EmbeddingCache:
         except sqlite3.Error as e:
             self._stop_writing(e)
 
+    def _warn_of_unreadable_parts(self) -> None:
+        """Warn of parts that a killed process left in the middle of a transaction, and of damaged ones."""
+        for path in self.others:
+            try:
+                self._open(path).execute("SELECT content FROM rows LIMIT 1").fetchone()
+            except (sqlite3.Error, ValueError) as e:
+                again = "repeat the run that wrote it, or what it holds is computed again"
+                log.warning("%s: cannot be read (%s); %s", path, e, again)
+
     def close(self) -> None:
         """Close the files in this process; they are opened again when they are used."""
         if self._owner == os.getpid():
@@ -118,6 +131,8 @@ class EmbeddingCache:
         if self._owner != os.getpid():
             self._connections, self._owner = {}, os.getpid()
         if path not in self._connections:
+            if len(self._connections) >= MAX_OPEN:
+                self._connections.pop(next(iter(self._connections))).close()
             mode = "rw" if self._writable and path == self.path else "ro"
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             self._connections[path] = sqlite3.connect(
@@ -203,4 +218,4 @@ def find_parts(main: Path) -> list[Path]:
     """List the files of a cache, the main one and its parts."""
     pattern = re.compile(rf"{re.escape(main.stem)}(\.\d+(-of-\d+)?)?{re.escape(main.suffix)}")
     candidates = main.parent.glob(f"{glob.escape(main.stem)}*{glob.escape(main.suffix)}")
-    return sorted(path for path in candidates if pattern.fullmatch(path.name))
+    return sorted(path for path in candidates if pattern.fullmatch(path.name) and path.is_file())
