@@ -44,7 +44,7 @@ def test_a_wrong_value_is_named_as_the_caller_wrote_it(name, value, text, senten
 
 
 def test_flags_are_true_or_false():
-    with pytest.raises(OptionError, match="^retrieval_mode must be True or False, not 'no'$"):
+    with pytest.raises(OptionError, match=r"^retrieval_mode must be True or False, not 'no'$"):
         Options(None, "x.mp4", retrieval_mode="no")
 
 
