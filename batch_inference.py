@@ -46,7 +46,13 @@ from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.report import format_report
 from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
-from imagebind.evaluation.terminal import logging_to_stderr, print_error, print_results, stopped_by_signals
+from imagebind.evaluation.terminal import (
+    logging_to_stderr,
+    prepare_streams,
+    print_error,
+    print_results,
+    stopped_by_signals,
+)
 from imagebind.names import one_line
 
 __all__ = [
@@ -291,8 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_first = job is None or job.is_first  # the first process of a job alone prints
     with nullcontext() if is_first else job.silent():
         args = parse_args(argv, job)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks
+    prepare_streams()
     try:
         if not is_first:  # signals end it at once: what it has embedded is in its cache
             for number in (signal.SIGINT, signal.SIGTERM):

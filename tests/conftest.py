@@ -31,6 +31,7 @@ import torch
 from reference.weights import fill
 
 from batch_inference import main
+from imagebind.data import MediaError
 from imagebind.data.audio import decode_audio, resample
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model
 
@@ -72,6 +73,15 @@ def load_waveform(path: Path) -> torch.Tensor:
     """Decode and resample a whole sound: (C, T) at 16 kHz."""
     pieces, rates = zip(*decode_audio(path), strict=True)
     return resample(torch.cat(pieces, dim=1), rates[0], RATE)
+
+
+def reason(load, path) -> str:
+    """Read a file that gives no input, and give the reason, which is one line."""
+    with pytest.raises(MediaError) as caught:
+        load(path)
+    assert caught.value.path == str(path)
+    assert "\n" not in caught.value.reason
+    return caught.value.reason
 
 
 def write_audio(path: Path, samples: np.ndarray, rate: int = RATE, codec: str = "pcm_f32le") -> Path:

@@ -10,7 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from conftest import MEDIA, RATE, TESTS, load_waveform, picture, silence, tone, write_audio
+from conftest import MEDIA, RATE, TESTS, load_waveform, picture, reason, silence, tone, write_audio
 from test_media import noise
 
 from imagebind import data
@@ -138,14 +138,6 @@ def test_hours_of_sound_are_read_in_under_a_gigabyte(tmp_path):
     kilobytes, *deviations = map(float, result.stdout.split())
     assert kilobytes < 1e6
     assert deviations == pytest.approx([0.5 / 2**0.5] * 3, rel=1e-3)
-
-
-def reason(load, path) -> str:
-    with pytest.raises(data.MediaError) as caught:
-        load(path)
-    assert caught.value.path == str(path)
-    assert "\n" not in caught.value.reason
-    return caught.value.reason
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -117,6 +117,13 @@ def test_what_is_no_table_of_captions_is_refused_in_one_line(tmp_path, name, con
     assert "\n" not in str(caught.value)
 
 
+def test_a_caption_has_a_bound(tmp_path, caplog):
+    texts = {"a": "x" * 10_000, "b": "x" * 10_001}
+    rows = "".join(f"{name},{text}\n" for name, text in texts.items())
+    assert list(read_captions(write(tmp_path / "x.csv", f"name,caption\n{rows}")).texts) == ["a"]
+    assert caplog.messages == [f"{tmp_path}/x.csv: a caption of over 10000 characters: skipped row 3"]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EvaluationError, match=r"none\.csv: No such file"):
         read_captions(tmp_path / "none.csv")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from conftest import MEDIA
+from conftest import MEDIA, reason
 from PIL import Image
 
 from imagebind import data
@@ -40,14 +39,6 @@ def test_released_options_are_taken():
     assert audio.shape == (1, 2, 1, 64, 100)
     video = data.load_and_transform_video_data([MEDIA / "square_mpeg4_6s.avi"], "cpu", clips_per_video=2)
     assert video.shape == (1, 6, 3, 2, 224, 224)
-
-
-def reason(load, path) -> str:
-    with pytest.raises(data.MediaError) as caught:
-        load(path)
-    assert caught.value.path == str(path)
-    assert "\n" not in caught.value.reason
-    return caught.value.reason
 
 
 def test_an_image_that_is_none_gives_a_reason(tmp_path):

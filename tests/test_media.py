@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
-from conftest import RATE, Program, failures, n_cached, picture, silence, tone, write_audio, write_video
+from conftest import (
+    RATE,
+    Program,
+    failures,
+    n_cached,
+    picture,
+    reason,
+    silence,
+    tone,
+    write_audio,
+    write_video,
+)
 
 from batch_inference import batch_inference_av_consistency
 from imagebind import data
@@ -335,14 +346,6 @@ def test_no_file_costs_another(evening):
     assert results["audio_embeddings"].isfinite().all()
     assert results["video_embeddings"].isfinite().all()
     assert not any("crashed" in reason or "killed" in reason for reason in reasons.values())
-
-
-def reason(load, path) -> str:
-    with pytest.raises(data.MediaError) as caught:
-        load(path)
-    assert caught.value.path == str(path)
-    assert "\n" not in caught.value.reason
-    return caught.value.reason
 
 
 @pytest.mark.parametrize("load", [data.load_audio, data.load_video])

@@ -100,6 +100,11 @@ def test_what_is_no_finished_run_is_refused(systems):
     shutil.copy("one/pair_scores.csv", "two/pair_scores.csv")
     with pytest.raises(EvaluationError, match=r"two: no finished run .*its files are of different runs"):
         compare_systems(["one", "two"])
+    metrics = json.loads(Path("one", "metrics.json").read_text())
+    for protocol in (None, [], "x"):
+        Path("one", "metrics.json").write_text(json.dumps(metrics | {"protocol": protocol}))
+        with pytest.raises(EvaluationError, match="one: no finished run of this version"):
+            compare_systems(["one", "two"])
     Path("one", "metrics.json").write_text("{}")
     with pytest.raises(EvaluationError, match="one: no finished run of this version"):
         compare_systems(["one", "two"])

@@ -75,3 +75,20 @@ def test_standard_output_that_takes_no_more_is_one_line(pairs, redirection, reas
     result = subprocess.run(["bash", "-c", command], cwd=pairs, capture_output=True, text=True)
     assert result.stderr.splitlines()[-1] == f"error: cannot write to standard output ({reason})"
     assert len(contents(pairs)) == 11
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">&-", 1, ["error: cannot write to standard output (it is closed)"]),
+        ("2>&-", 0, []),
+        ("2> /dev/full", 0, []),
+        (">&- 2>&-", 1, []),
+    ],
+)
+def test_a_terminal_that_is_gone_costs_no_output(pairs, redirection, status, said):
+    command = " ".join(map(str, PROGRAM)) + f" --num_workers 1 {redirection}"
+    result = subprocess.run(["bash", "-c", command], cwd=pairs, capture_output=True, text=True)
+    assert result.returncode == status
+    assert result.stderr.splitlines()[-1:] == said
+    assert len(contents(pairs)) == 11

@@ -27,6 +27,7 @@ from imagebind.names import shorten
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
+MAX_CAPTION = 10_000  # characters
 CAPTION_SUFFIXES = (*DIALECTS, ".jsonl")
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ def find_fault(row: Row) -> str | None:
         return "a name or a caption that is no text"
     if not row.name.strip():
         return "no name"
+    if len(row.caption) > MAX_CAPTION:
+        return f"a caption of over {MAX_CAPTION} characters"
     return None if row.caption.strip() else "an empty caption"
 
 

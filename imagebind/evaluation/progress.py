@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -35,8 +36,9 @@ class Progress:
             disabled = not sys.stderr.isatty()
             self.bar = tqdm(desc=self.modality, total=self.total, unit="file", disable=disabled)
         n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))
-        self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
-        self.bar.update(1)
+        with suppress(OSError):  # a terminal that is gone must not end the run
+            self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
+            self.bar.update(1)
         now = time.monotonic()
         if self.bar.disable and now - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = now
@@ -53,7 +55,8 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it is."""
         if self.bar is not None:
-            self.bar.close()
+            with suppress(OSError):
+                self.bar.close()
 
 
 class MatrixProgress:

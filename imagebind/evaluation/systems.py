@@ -115,6 +115,8 @@ def read_run(run: str) -> tuple[dict[str, Any], dict[str, dict[tuple[str, int], 
             of_text = [agreement for agreement in ("text_audio", "text_video") if agreement in metrics]
             columns = ["name", *(AGREEMENTS[agreement] for agreement in of_text)]
             pairs = [[row[column] for column in columns] for row in csv.DictReader(file)]
+        if not isinstance(metrics["protocol"], dict):
+            raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])
         if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
@@ -128,7 +130,7 @@ def read_run(run: str) -> tuple[dict[str, Any], dict[str, dict[tuple[str, int], 
                     scores[agreement][key] = float(text)
     except OSError as e:
         raise EvaluationError(f"{run}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
-    except (ValueError, KeyError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
         raise EvaluationError(f"{run}: no finished run of this version ({e})") from e
     if not pairs:
         raise EvaluationError(f"{run}: has no pairs to compare")

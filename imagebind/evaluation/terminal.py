@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +22,8 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        tqdm.write(level + one_line(record.getMessage()), file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone must not end the run
+            tqdm.write(level + one_line(record.getMessage()), file=sys.stderr)
 
 
 @contextmanager
@@ -58,15 +59,28 @@ def stopped_by_signals() -> Iterator[list[int]]:
 
 def print_results(*lines: str) -> int:
     """Print to stdout, after all outputs are written; return the exit status."""
+    if sys.stdout is None:
+        print_error("cannot write to standard output (it is closed)")
+        return 1
     try:
         print(*lines, sep="\n", flush=True)
     except OSError as e:  # a full disk, or a reader that is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: cannot write to standard output ({e.strerror})", file=sys.stderr)
+        print_error(f"cannot write to standard output ({e.strerror})")
         return 1
     return 0
 
 
 def print_error(message: str) -> None:
     """Print the one line that says why a run could not be done."""
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"error: {one_line(message)}", file=sys.stderr)
+
+
+def prepare_streams() -> None:
+    """Let every character be printed in some way, and what goes to a closed stderr be lost."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")
