@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from conftest import Program, contents, tone, with_mounts, write_audio
 
 from batch_inference import EvaluationError, batch_inference_av_consistency
-from imagebind.evaluation.outputs import exclusive_use
+from imagebind.evaluation.outputs import exclusive_use, write_csv
+from imagebind.evaluation.results import PairScores
 
 
 def test_strict_is_status_3_with_all_outputs_written(pairs):
@@ -108,3 +110,24 @@ def test_two_runs_of_one_process_do_not_both_get_in(pairs, small_checkpoint):
             pairs / "audio", pairs / "video", "cpu", output_dir=pairs / "outputs", checkpoint=small_checkpoint
         )
     assert not (pairs / "outputs" / ".in_use").exists()
+
+
+def test_a_table_keeps_its_digits_and_splits_at_commas_alone():
+    file = io.BytesIO()
+    rows = [
+        ("a;b", 123456.5, 1234567.0, 0.12345678, True, None),
+        ('"q",', 99999.5, 1.0, float("nan"), False, "x\ty"),
+    ]
+    write_csv(("name", "rank", "large", "score", "pair", "text"), rows, file)
+    assert file.getvalue().decode("utf-8-sig").splitlines() == [
+        '"name","rank","large","score","pair","text"',
+        '"a;b","123456.5","1234567","0.123457","yes",""',
+        '"""q"",","99999.5","1","","no","x\\ty"',
+    ]
+
+
+def test_one_long_caption_does_not_make_all_of_them_long():
+    captions = ["x" * 10_000, *[""] * 100_000]
+    scores = PairScores(captions, [("", "")] * len(captions), {"caption": captions})
+    assert scores.columns["caption"].nbytes < 1_000_000
+    assert scores[0]["caption"] == "x" * 10_000

@@ -120,14 +120,15 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: Binar
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, float):
-            return "" if math.isnan(value) else f"{value:.6g}"
+            digits = 6 if abs(value) < 1e5 else 12  # a rank of a large set is whole or a half
+            return "" if math.isnan(value) else f"{value:.{digits}g}"
         if not isinstance(value, str):
             return value
         text = field(value)
         return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # so that a spreadsheet splits at no other mark
     writer.writerow(columns)
     writer.writerows([cell(value) for value in row] for row in rows)
     text.detach()

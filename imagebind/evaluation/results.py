@@ -257,7 +257,11 @@ class PairScores(Sequence):
         self.names, self.pairs = names, pairs
         self.caption_columns = CAPTION_COLUMNS if "caption" in columns else ()
         self.written_columns = PAIR_COLUMNS + self.caption_columns
-        self.columns = {c: np.asarray(columns[c]) for c in self.written_columns if c in columns}
+        self.columns = {  # texts as objects: an array of strings gives each the room of the longest
+            c: np.asarray(columns[c], object if c == "caption" else None)
+            for c in self.written_columns
+            if c in columns
+        }
 
     def __len__(self) -> int:
         return len(self.names)
