@@ -332,7 +332,7 @@ def test_no_cell_of_the_table_is_a_formula(run, pairs):
         for old, new in (("a", "=1+1"), ("b", "@x"), ("c", "-y"), ("d", '+,"z"')):
             (pairs / side / f"{old}{suffix}").rename(pairs / side / f"{new}{suffix}")
     _, outputs, _, _ = run()
-    assert (outputs.folder / "pair_scores.csv").read_bytes().startswith(b"\xef\xbb\xbfname,audio,")
+    assert (outputs.folder / "pair_scores.csv").read_bytes().startswith(b'\xef\xbb\xbf"name","audio",')
     table = pair_scores(outputs)
     assert {row["name"] for row in table} == {"'=1+1", "'@x", "'-y", '\'+,"z"'}
     assert all(not value.startswith(("=", "@", "+")) for row in table for value in row.values())
