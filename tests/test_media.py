@@ -429,6 +429,24 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(with_hour, how):
     assert n_cached(with_hour) == 10
 
 
+def test_a_link_that_is_changed_while_it_is_read_leads_where_it_led(with_hour):
+    """The file itself is as it was: hashed and decoded is what was opened."""
+    path = with_hour / "audio" / "long.wav"
+    path.rename(with_hour / "hour.wav")
+    write_audio(with_hour / "new.wav", tone(1, 700))
+    path.symlink_to(with_hour / "hour.wav")
+    program = Program(with_hour, "--num_workers", "1")
+    program.reader_of(with_hour / "hour.wav")
+    (with_hour / "link").symlink_to(with_hour / "new.wav")
+    os.replace(with_hour / "link", path)
+    assert program.wait()[0] == 0
+    read = np.load(with_hour / "outputs" / "audio_embeddings.npy")
+    path.unlink()
+    (with_hour / "hour.wav").rename(path)
+    assert Program(with_hour, "--no_cache", "--output_dir", "again").wait()[0] == 0
+    np.testing.assert_array_equal(np.load(with_hour / "again" / "audio_embeddings.npy"), read)
+
+
 def test_a_file_that_never_stays_the_same_is_skipped(with_hour):
     """Something writes to it all the time: it has no content that a row could belong to."""
     path = with_hour / "audio" / "long.wav"
