@@ -169,13 +169,19 @@ def test_what_a_process_could_not_keep_is_embedded_again(pairs):
     assert again in err[0]
 
 
-def test_a_process_that_dies_ends_the_job_and_what_is_embedded_is_kept(pairs):
+def job_with_all_but_one_embedded(pairs):
+    """A job of two processes: the first is done with its share, the second reads a sound of ten hours."""
     add_slow_sound(pairs, hours=10)
     job = Processes(pairs, 2, "--batch_size", "1")
     job.programs[1].reader_of(pairs / "audio" / "z.wav")
     while len(cached(pairs / "outputs")) < 8:
         job.programs[0].process.join(0.1)
         assert job.programs[0].process.is_alive()
+    return job
+
+
+def test_a_process_that_dies_ends_the_job_and_what_is_embedded_is_kept(pairs):
+    job = job_with_all_but_one_embedded(pairs)
     job.programs[1].process.kill()
     status, out, err = job.programs[0].wait()
     assert (status, out) == (1, [])
@@ -188,12 +194,7 @@ def test_a_process_that_dies_ends_the_job_and_what_is_embedded_is_kept(pairs):
 
 def test_ctrl_c_stops_a_job_that_waits(pairs):
     """The first process is done with its share, and waits for the second."""
-    add_slow_sound(pairs, hours=10)
-    job = Processes(pairs, 2, "--batch_size", "1")
-    job.programs[1].reader_of(pairs / "audio" / "z.wav")
-    while len(cached(pairs / "outputs")) < 8:
-        job.programs[0].process.join(0.1)
-        assert job.programs[0].process.is_alive()
+    job = job_with_all_but_one_embedded(pairs)
     for program in job.programs:
         os.kill(program.process.pid, signal.SIGINT)
     status, out, err = job.programs[0].wait()
