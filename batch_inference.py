@@ -327,6 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(e, NothingLeftError):
             print(summary(e.counts))
         return 1
+    except MemoryError as e:
+        print_error(str(e) or "out of memory")
+        return 1
 
 
 def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:

@@ -579,11 +579,16 @@ def test_an_output_directory_that_cannot_be_used_is_status_1(run, pairs):
 
 
 def test_a_device_without_memory_is_status_1(run, monkeypatch):
-    def no_memory(self, inputs):
+    def no_memory(*args):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(imagebind_model.ImageBindModel, "forward", no_memory)
-    assert_one_line_error(run(), "error: cpu: one file does not fit into memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(imagebind_model.Tower, "forward", no_memory)
+        assert_one_line_error(run(), "error: cpu: one file does not fit into memory")
+    monkeypatch.setattr(imagebind_model.Tower, "copy_to", no_memory)
+    assert_one_line_error(
+        run(), "error: cpu: no room for the ", " tower; free some, or name another --device"
+    )
 
 
 def test_outputs_are_written_whole_or_not_at_all(run, pairs):

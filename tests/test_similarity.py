@@ -77,6 +77,53 @@ def test_a_row_of_zeros_is_like_nothing():
     assert cosine_similarity(np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)).tolist() == [[0]]
 
 
+def test_the_cpu_goes_on_where_a_device_runs_out_of_memory(monkeypatch, caplog):
+    """In the middle of the scan; torch's "meta" device stands for a GPU."""
+    rng = np.random.default_rng(0)
+    audio, video = (rng.standard_normal((n, 64)).astype(np.float32) for n in (37, 50))
+    pairs = look_up(audio, video, np.stack([np.arange(37)] * 2, axis=1))
+    expected, counted = scan(audio, video, pairs), []
+    multiply = torch.mm
+
+    def little_memory(a, b, out):
+        if a.device.type == "meta":
+            raise torch.OutOfMemoryError("no room")
+        return multiply(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", little_memory)
+    matrix = np.empty((37, 50), np.float32)
+    found = scan(audio, video, pairs, matrix, counted.append, "meta")
+    for name, values in fields_of(expected).items():
+        np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
+    np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))
+    assert counted[-1] == 37 * 50
+    message = "meta: out of memory; similarities are computed on the CPU"
+    assert [r.getMessage() for r in caplog.records] == [message]
+
+
+def test_a_cpu_without_memory_ends_the_scan():
+    code = """
+import resource
+import numpy as np
+from pathlib import Path
+from imagebind.evaluation.similarity import look_up, scan
+
+rows = np.random.default_rng(0).standard_normal((5_000, 8), dtype=np.float32)
+pairs = look_up(rows, rows, np.stack([np.arange(len(rows))] * 2, axis=1))
+scan(rows[:2], rows[:2], look_up(rows, rows, np.zeros((1, 2), int)))  # threads have their stacks
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 20_000_000, -1))
+try:
+    scan(rows, rows, pairs)
+except MemoryError:  # numpy's, or from torch
+    print("out of memory")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "out of memory\n"
+
+
 def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
     """20,000 x 20,000 cosines are 1.6 GB; in a process of its own, whose peak is its alone."""
     code = """

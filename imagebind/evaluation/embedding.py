@@ -332,6 +332,7 @@ def open_file_embedder(
             cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
         except NotACacheError as e:
             raise OptionError(str(e)) from e
+        cache.warn_of_unreadable_parts()
     embedder = Embedder(model, device, precision)
     protocol = describe_protocol(weights, model.note, device, precision, n_files)
     return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol, weights)

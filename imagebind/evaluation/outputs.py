@@ -249,7 +249,7 @@ class OutputLock:
         Raises:
             EvaluationError: it does.
         """
-        if self.output_dir is None or self.is_held():
+        if self.output_dir is None or not self.lock.is_locked or self.is_held():
             return
         self.lock.release()
         self._acquire()

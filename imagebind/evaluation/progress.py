@@ -67,12 +67,11 @@ class MatrixProgress:
     """
 
     def __init__(self, shape: tuple[int, int]):
-        self.shape, self.n_done, self.last_logged = shape, 0, time.monotonic()
+        self.shape, self.last_logged = shape, time.monotonic()
 
     def update(self, n_cells: int) -> None:
-        """Count cells."""
-        self.n_done += n_cells
+        """Show how many cells are counted."""
         if time.monotonic() - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = time.monotonic()
-            share = min(100 * self.n_done / (self.shape[0] * self.shape[1]), 100)
+            share = 100 * n_cells / (self.shape[0] * self.shape[1])
             log.info("similarity: %.1f %% of %d x %d", share, *self.shape)

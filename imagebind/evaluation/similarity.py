@@ -9,6 +9,7 @@ Letters in shapes: N rows, M columns, P pairs, C cells, E embedding width.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import deque
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from imagebind.evaluation.keys import BINS, KEY_BITS, KEYS_PER_BIN, Cells, bin_of, from_keys, rebin
+from imagebind.memory import free_unused_memory, unless_out_of_memory
 
 UNIT_BITS = 26
 TILE = 1024, 2048  # rows and columns
@@ -34,6 +36,8 @@ QUEUED_TILES = 4  # for each thread
 TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
 HELD_CELLS = 2**24  # that are collected before they are counted by key
+
+log = logging.getLogger(__name__)
 
 
 def unit_rows(rows: np.ndarray) -> torch.Tensor:
@@ -342,14 +346,38 @@ def scan(
     Args:
         pairs: P cells, which other cells are compared with.
         matrix: (N, M) float32, to be filled in; or None.
-        progress: called with the number of cells that were counted.
-        device: that computes the tiles.
+        progress: called with the number of cells that are counted so far.
+        device: that computes the tiles; where it runs out of memory, the CPU does.
+
+    Raises:
+        MemoryError: the CPU has none left.
     """
-    device = torch.device(device)
+    device, cpu = torch.device(device), torch.device("cpu")
+    scan_on = partial(_scan, rows, columns, pairs, matrix, progress)
+    found = unless_out_of_memory(partial(scan_on, device))
+    if found is None and device.type != "cpu":
+        log.warning("%s: out of memory; similarities are computed on the CPU", device)
+        free_unused_memory(device)
+        found = unless_out_of_memory(partial(scan_on, cpu))
+    if found is None:
+        raise MemoryError(f"out of memory, comparing {len(rows)} with {len(columns)} rows")
+    return found
+
+
+def _scan(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pairs: Cells,
+    matrix: np.ndarray | None,
+    progress: Callable[[int], None] | None,
+    device: torch.device,
+) -> Scan:
     height, width = GPU_TILE if device.type == "cuda" else TILE
     scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, matrix)
+    n_cells = 0
 
     def tiles(row_blocks: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:
+        nonlocal n_cells
         for block in blocks(len(columns), width):
             units = unit_rows(columns[block])
             if row_blocks[0][0] == 0:
@@ -357,8 +385,9 @@ def scan(
             units = units.to(device)
             for row, of_row in row_blocks:
                 yield partial(scanner.count, row, block.start, of_row, units)
+                n_cells += len(of_row) * len(units)
                 if progress is not None:
-                    progress(len(of_row) * len(units))
+                    progress(n_cells)
 
     with tile_threads(device) as run:
         for group in blocks(len(rows), height * ROW_BLOCKS_PER_GROUP):

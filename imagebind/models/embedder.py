@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 from imagebind.data import AudioInput, TextInput, VideoInput
+from imagebind.memory import free_unused_memory, unless_out_of_memory
 from imagebind.models.imagebind_model import ImageBindModel, Tower
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Input = AudioInput | VideoInput | TextInput
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ class Embedder:
     """ImageBind, ready to embed batches of files.
 
     Args:
-        model: a tower is moved and converted, in place, when it is first used.
+        model: in float32; it stays as it is. A tower is copied to the device when it is first used.
         device: that computes.
         precision: of matrix multiplications, a key of DTYPES.
     """
@@ -29,65 +32,88 @@ class Embedder:
         self.model = model
         self.device = device
         self.precision = precision
-        self._ready: set[str] = set()  # towers
+        self._towers: dict[str, Tower] = {}
         # Files in one forward pass; None is no limit. More than one gain nothing on a CPU, and one by one an
         # embedding is the same bit for bit whatever else is in the run.
-        self.max_files = 1 if device.type == "cpu" else None
+        self.max_files = dict.fromkeys(model.towers, 1 if device.type == "cpu" else None)
+        self._in_fp32: Embedder | None = None  # for what is not finite in 16 bits
 
     @torch.inference_mode()
-    def __call__(self, modality: str, inputs: Sequence[AudioInput | VideoInput | TextInput]) -> torch.Tensor:
+    def __call__(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
         """Embed a batch of files.
+
+        What is not finite in 16 bits is computed in 32.
 
         Returns:
             (B, E) float32 on the CPU.
 
         Raises:
-            MemoryError: one file does not fit into the device's memory.
+            MemoryError: the tower, or one file, does not fit into the device's memory.
         """
         self.tower(modality)
-        rows, done = [], 0
+        embeddings, done = [], 0
         while done < len(inputs):
-            part = inputs[done : done + (self.max_files or len(inputs))]
-            try:
-                with float32_precision(self.precision):
-                    rows.append(self._embed(modality, part).cpu())
-            except RuntimeError as e:
-                if not is_out_of_memory(e):
-                    raise
-                if len(part) == 1:
-                    raise MemoryError(f"{self.device}: one file does not fit into memory") from e
-                if self.max_files is None:
-                    log.warning(
-                        "%s: out of memory with %d files, going on with fewer", self.device, len(part)
-                    )
-                self.max_files = len(part) // 2
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-            else:
+            part = inputs[done : done + (self.max_files[modality] or len(inputs))]
+            embedded = self._embed_if_it_fits(modality, part)
+            if embedded is not None:
+                embeddings.append(embedded)
                 done += len(part)
-        return torch.cat(rows)
+                continue
+            free_unused_memory(self.device)
+            if len(part) == 1:
+                raise MemoryError(f"{self.device}: one file does not fit into memory")
+            if self.max_files[modality] is None:
+                log.warning(
+                    "%s: out of memory with %d %s files, going on with fewer",
+                    *(self.device, len(part), modality),
+                )
+            self.max_files[modality] = len(part) // 2
+        embeddings = torch.cat(embeddings)
+        if DTYPES[self.precision] != torch.float32:
+            self._repair(modality, inputs, embeddings)
+        return embeddings
 
     def tower(self, modality: str) -> Tower:
-        """Return a tower, on the device and in the precision."""
-        tower = self.model.towers[modality]
-        if modality not in self._ready:
-            tower.to(self.device).set_dtype(DTYPES[self.precision])
-            self._ready.add(modality)
-        return tower
+        """Return the copy of a tower that is on the device and in the precision.
 
-    def _embed(self, modality: str, inputs: Sequence[AudioInput | VideoInput | TextInput]) -> torch.Tensor:
+        Raises:
+            MemoryError: it does not fit into the device's memory.
+        """
+        if modality not in self._towers:
+            tower = unless_out_of_memory(
+                lambda: self.model.towers[modality].copy_to(self.device, DTYPES[self.precision])
+            )
+            if tower is None:
+                free_unused_memory(self.device)
+                raise MemoryError(
+                    f"{self.device}: no room for the {modality} tower; free some, or name another --device"
+                )
+            self._towers[modality] = tower
+        return self._towers[modality]
+
+    def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
+        with float32_precision(self.precision):
+            return unless_out_of_memory(lambda: self._embed(modality, inputs).cpu())
+
+    def _embed(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
         """Embed each distinct clip once, and weight it by how many of the file's clips are equal to it."""
         clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
-        rows = self.model({modality: torch.cat(clips)})[modality].split([len(c) for c in clips])
+        rows = self.tower(modality)(torch.cat(clips)).split([len(c) for c in clips])
         counts = [torch.tensor(list(file.counts.values()), device=self.device) for file in inputs]  # (D,)
         return torch.stack(
             [count.float() @ row / count.sum() for row, count in zip(rows, counts, strict=True)]
         )
 
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error is a lack of memory, of a GPU or of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    def _repair(self, modality: str, inputs: Sequence[Input], embeddings: torch.Tensor) -> None:
+        """Compute embeddings (B, E) that are not finite again in float32, in place."""
+        broken = (~embeddings.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if not broken:
+            return
+        if self._in_fp32 is None:
+            log.info("an embedding is not finite in %s; such ones are computed in fp32", self.precision)
+            self._in_fp32 = Embedder(self.model, self.device, "fp32")
+        with suppress(MemoryError):  # they stay as they are, which their files are then skipped for
+            embeddings[broken] = self._in_fp32(modality, [inputs[i] for i in broken])
 
 
 @contextmanager

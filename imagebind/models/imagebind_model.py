@@ -237,14 +237,21 @@ class Tower(nn.Module):
             return self.stem(clips)
         return self.stem(clips.to(self.stem.weight.dtype)).float().flatten(2).transpose(1, 2)
 
-    def set_dtype(self, dtype: torch.dtype) -> Tower:
-        """Convert the weights of stem and blocks; norms, positions and head stay in float32."""
-        if not self.config.is_text:  # whose stem is a lookup
-            self.stem.to(dtype)
-        for block in self.blocks:
-            block.attn.to(dtype)
-            block.mlp.to(dtype)
-        return self
+    def copy_to(self, device: torch.device, dtype: torch.dtype) -> Tower:
+        """Return a copy on a device, with the weights of stem and blocks converted to a type.
+
+        Norms, positions and head stay in float32, and so does the stem of text, which is a lookup. Where
+        neither the device nor the type is another, the copy shares its memory with this tower.
+        """
+        with torch.device("meta"):
+            tower = Tower(self.config)
+        converted = () if self.config.is_text else ("stem.",)
+        weights = {}
+        for name, tensor in self.state_dict().items():  # one by one: none is on the device in both types
+            is_converted = name.startswith(converted) or ".attn." in name or ".mlp." in name
+            weights[name] = tensor.to(device).to(dtype if is_converted else tensor.dtype)
+        tower.load_state_dict(weights, assign=True)
+        return tower.eval()
 
     @property
     def scale(self) -> torch.Tensor | float:

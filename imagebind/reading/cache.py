@@ -61,22 +61,20 @@ class EmbeddingCache:
 
     def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, part: str = ""):
         main = Path(path)
-        if main.is_dir():
-            raise NotACacheError(f"{path}: is no cache of embeddings; name another file with --cache")
         self.path = part_of(main, part) if part else main
         self.others = [other for other in find_parts(main) if other != self.path]
         self.computed_by = (checkpoint, precision, RECIPE)
         self._connections = {}  # path -> connection
         self._owner = None  # id of the process that opened them
         self._writable = True
-        check_is_cache(self.path)
+        for file in (main, self.path):
+            check_is_cache(file)
         try:
             self._create()
         except sqlite3.OperationalError as e:  # no such directory, or no permission to write
             self._stop_writing(e)
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._set_aside()
-        self._warn_of_unreadable_parts()
 
     def get(self, content_hash: str, modality: str) -> np.ndarray | None:
         """Look up an embedding, (E,) float32; None if there is none."""
@@ -108,7 +106,7 @@ class EmbeddingCache:
         except sqlite3.Error as e:
             self._stop_writing(e)
 
-    def _warn_of_unreadable_parts(self) -> None:
+    def warn_of_unreadable_parts(self) -> None:
         """Warn of parts that a killed process left in the middle of a transaction, and of damaged ones."""
         for path in self.others:
             try:

@@ -41,8 +41,14 @@ class LoadedFile:
     seconds: float = 0.0  # spent on it
 
     def pin_memory(self) -> LoadedFile:
-        """Return a copy with its input in page-locked memory, which is copied to a GPU asynchronously."""
-        return self if self.input is None else replace(self, input=self.input.pin_memory())
+        """Return a copy with its input in page-locked memory, which is copied to a GPU asynchronously.
+
+        Where there is no such memory left, return the file as it is.
+        """
+        try:
+            return self if self.input is None else replace(self, input=self.input.pin_memory())
+        except RuntimeError:
+            return self
 
 
 def load_files(
