@@ -369,7 +369,13 @@ def run_shard(args: argparse.Namespace) -> int:
 def run_comparison(args: argparse.Namespace) -> int:
     """Compare finished runs, and print the comparison."""
     rows = compare_systems(
-        args.compare, args.output_dir, args.force, args.seed, args.report_lang, args.no_html
+        args.compare,
+        args.output_dir,
+        args.force,
+        args.seed,
+        args.report_lang,
+        args.no_html,
+        args.group_by,
     )
     where = Path(args.output_dir, COMPARISON_NAME)
     return print_results(format_comparison(rows), f"results: {one_line(str(where))}")

@@ -3,6 +3,8 @@
     .csv, .tsv  a table whose first line names its columns: `name` and `caption`, in any order among others
     .jsonl      an object with the keys `name` and `caption` on each line
 
+A column or key `group` names what belongs together beyond the pair, such as the prompt of several clips.
+
 Files are UTF-8. A row that cannot be used is skipped and named by its line; a file that is no such table is
 refused.
 """
@@ -26,6 +28,7 @@ from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
 from imagebind.names import shorten
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
+GROUP = "group"
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 MAX_CAPTION = 10_000  # characters
 CAPTION_SUFFIXES = (*DIALECTS, ".jsonl")
@@ -43,6 +46,7 @@ class Row:
     line: str  # its number; of a mapping its name
     name: Any = None
     caption: Any = None
+    group: Any = None
     fault: str | None = None  # why it cannot be used
 
 
@@ -51,6 +55,7 @@ class Captions:
     """Texts by name, as they were read."""
 
     texts: dict[str, str]  # name, in Unicode's NFC -> text, in the order of the source
+    groups: dict[str, str]  # name -> its group, where it has one
     n_skipped: int = 0  # rows that could not be used
 
 
@@ -86,6 +91,7 @@ def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
     if missing := [column for column in COLUMNS if column not in columns]:
         raise csv.Error(f"has no column {' and no column '.join(missing)}; its first line is to name them")
     name, caption = map(columns.index, COLUMNS)
+    group = columns.index(GROUP) if GROUP in columns else None
     while True:
         line = reader.line_num + 1
         try:
@@ -95,7 +101,7 @@ def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
         except csv.Error as e:
             raise csv.Error(f"line {line}: {e}") from e
         if len(row) == len(columns):
-            yield Row(f"{line}", row[name], row[caption])
+            yield Row(f"{line}", row[name], row[caption], None if group is None else row[group])
         elif row:
             yield Row(f"{line}", fault="another number of columns than in the first line")
 
@@ -107,7 +113,7 @@ def json_rows(file: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             row = json.loads(text)
-            yield Row(f"{line}", row[NAME], row[CAPTION])
+            yield Row(f"{line}", row[NAME], row[CAPTION], row.get(GROUP))
         except (ValueError, RecursionError):
             yield Row(f"{line}", fault="no JSON")
         except (KeyError, TypeError):
@@ -120,7 +126,7 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
     Raises:
         EvaluationError: no row can be used.
     """
-    texts, skipped = {}, defaultdict(list)
+    texts, groups, skipped = {}, {}, defaultdict(list)
     for row in rows:
         fault = row.fault or find_fault(row)
         name = None if fault else unicodedata.normalize("NFC", row.name.strip())
@@ -130,11 +136,13 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
             skipped[fault].append(row.line)
         else:
             texts[name] = row.caption
+            if row.group not in (None, ""):
+                groups[name] = str(row.group)
     for fault, lines in skipped.items():
         log.warning("%s: %s: skipped row %s", source, fault, shorten(lines))
     if not texts:
         raise EvaluationError(f"{source}: has no captions")
-    return Captions(texts, sum(map(len, skipped.values())))
+    return Captions(texts, groups, sum(map(len, skipped.values())))
 
 
 def find_fault(row: Row) -> str | None:
@@ -167,6 +175,7 @@ class MatchedCaptions:
     """Which caption belongs to which file."""
 
     texts: dict[str, str]  # name -> text, of all captions
+    groups: dict[str, str]  # name -> its group, where it has one
     of_pair: dict[tuple[str, str], str]  # (audio path, video path) -> name of its caption
     of_file: dict[str, dict[str, str]]  # modality -> path -> name of its caption
     n_skipped: int  # rows that could not be used
@@ -202,9 +211,8 @@ def match_captions(
     else:
         of_audio = {audio_path: name for (audio_path, _), name in of_pair.items()}
         of_video = {video_path: name for (_, video_path), name in of_pair.items()}
-    matched = MatchedCaptions(
-        captions.texts, of_pair, {"audio": of_audio, "video": of_video}, captions.n_skipped
-    )
+    of_file = {"audio": of_audio, "video": of_video}
+    matched = MatchedCaptions(captions.texts, captions.groups, of_pair, of_file, captions.n_skipped)
     report_captions(matched, pairs, retrieval)
     return matched
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from imagebind.evaluation.metrics import Candidates
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
@@ -123,25 +124,27 @@ def spread(n: int, k: int) -> list[int]:
     return np.linspace(0, n - 1, min(n, k)).round().astype(int).tolist()
 
 
-def recall_chart(directions: dict[str, tuple[np.ndarray, int]], lang: str) -> go.Figure:
+def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:
     """Draw Recall@K over K.
 
     Args:
-        directions: such as "audio to video" -> ranks (P,) and the number of candidates.
+        directions: such as "audio_to_video" -> what each pair competes with.
     """
     texts = PAGE_WORDS[lang]
     figure = go.Figure()
     drawn = {"mode": "lines", "hovertemplate": "K = %{x}<br>%{y:.1%}"}
-    one_chance = len({n for _, n in directions.values()}) == 1
-    for i, (direction, (ranks, n)) in enumerate(directions.items()):
-        k = np.unique(np.geomspace(1, n, CURVE_POINTS).round().astype(int))
-        recall = np.searchsorted(np.sort(ranks), k, "right") / len(ranks)
+    longest = max(int(candidates.n.max()) for candidates in directions.values())
+    ks = np.unique(np.geomspace(1, longest, CURVE_POINTS).round().astype(int))
+    chances = [np.array([candidates.recall_chance(k) for k in ks]) for candidates in directions.values()]
+    one_chance = all(np.array_equal(chance, chances[0]) for chance in chances)
+    for i, (direction, candidates) in enumerate(directions.items()):
+        recall = [candidates.hits(k).mean() for k in ks]
         line = {"color": COLORS[i], "width": 2.5}
-        figure.add_scatter(x=k, y=recall, name=texts[direction], line=line, **drawn)
+        figure.add_scatter(x=ks, y=recall, name=texts[direction], line=line, **drawn)
         if i == 0 or not one_chance:
             name = texts["chance"] if one_chance else f"{texts['chance']}, {texts[direction]}"
             line = {"color": GRAY, "dash": "dash"}
-            figure.add_scatter(x=k, y=k / n, name=name, line=line, **drawn)
+            figure.add_scatter(x=ks, y=chances[i], name=name, line=line, **drawn)
     figure.update_layout(
         height=420,
         xaxis={"title": "K", "type": "log", "dtick": "D1"},

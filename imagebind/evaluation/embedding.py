@@ -104,7 +104,6 @@ class FileEmbedder:
         self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
-        self.by_content: dict[tuple[str, str], np.ndarray] = {}  # (modality, content hash) -> embedding
         self.progress: dict[str, Progress] = {}  # by modality
         self.timing = Timing()
 
@@ -122,7 +121,7 @@ class FileEmbedder:
 
         files = [(modality, path) for modality, paths in inputs.items() for path in paths]
         self.progress = {m: Progress(m, len(paths)) for m, paths in inputs.items() if paths}
-        waiting = {modality: {} for modality in inputs}  # modality -> content hash or path -> equal files
+        waiting = {modality: {} for modality in inputs}  # modality -> content hash -> equal files
         ahead, on_gpu = 2 * self.batch_size, self.embedder.device.type == "cuda"
         loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
         try:
@@ -168,14 +167,14 @@ class FileEmbedder:
             log.warning("%s", warning)
         if file.is_truncated:
             self.truncated_texts.add(file.path)
-        known = self.by_content.get((file.modality, file.content_hash))
+        known = self.stores[file.modality].find(file.content_hash)
         embedding = known if file.embedding is None else file.embedding
         if file.reason is not None:
             self._skip(file, file.reason)
         elif embedding is not None:
             self._store(file, embedding)
         else:
-            equal_files = waiting.setdefault(file.content_hash or file.path, [])
+            equal_files = waiting.setdefault(file.content_hash, [])
             equal_files.append(replace(file, input=None) if equal_files else file)  # one input is enough
 
     def _embed_batch(self, modality: str, waiting: dict[str, list[LoadedFile]]) -> None:
@@ -206,9 +205,7 @@ class FileEmbedder:
                 raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
 
     def _store(self, file: LoadedFile, embedding: np.ndarray) -> None:
-        stored = self.stores[file.modality].add(file.path, embedding, file.content_hash)
-        if file.content_hash is not None:
-            self.by_content[file.modality, file.content_hash] = stored
+        self.stores[file.modality].add(file.path, embedding, file.content_hash)
         self.progress[file.modality].update(skipped=False, cached=file.embedding is not None)
 
     def _skip(self, file: LoadedFile, reason: str) -> None:

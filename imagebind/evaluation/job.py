@@ -360,7 +360,7 @@ def take_reports(
             for path, content_hash in hashes:
                 embedding = part.get(content_hash, modality)
                 if embedding is not None:
-                    file_embedder.stores[modality].add(path, embedding)
+                    file_embedder.stores[modality].add(path, embedding, content_hash)
         part.close()
     failed = {(failure.modality, failure.path) for failure in file_embedder.failures}
     missing = {

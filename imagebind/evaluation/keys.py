@@ -20,6 +20,7 @@ class Cells:
 
     index: np.ndarray  # (C, 2) row and column
     keys: np.ndarray  # (C,) of their cosines
+    cosines: np.ndarray  # (C,) not rounded
 
 
 def from_keys(keys: np.ndarray) -> np.ndarray:
@@ -32,9 +33,13 @@ def bin_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.divmod(keys.astype(np.int64) + 2**KEY_BITS, KEYS_PER_BIN)
 
 
-def histogram_of(keys: np.ndarray, n: int) -> np.ndarray:
-    """Count cells by their keys (C,) in n equal bins from -1 to 1, n a power of two."""
-    return rebin(np.bincount(bin_of(keys)[0], minlength=BINS), n)
+def histogram_of(keys: np.ndarray, n: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Count cells by their keys (C,) in n equal bins from -1 to 1, n a power of two.
+
+    Args:
+        weights: (C,) how often each counts.
+    """
+    return rebin(np.bincount(bin_of(keys)[0], weights, minlength=BINS).astype(np.int64), n)
 
 
 def rebin(bins: np.ndarray, n: int) -> np.ndarray:

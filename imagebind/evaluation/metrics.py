@@ -1,6 +1,6 @@
 """Counts -> figures: pure functions on arrays, each with its definition and source.
 
-Letters in shapes: N rows, M columns, P pairs, C cells of a similarity matrix.
+Letters in shapes: N rows, M columns, P pairs, S sampled mismatches.
 """
 
 from __future__ import annotations
@@ -11,73 +11,122 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagebind.evaluation.intervals import auc_interval, bootstrap_mean, share_interval
 from imagebind.evaluation.keys import Cells, from_keys, histogram_of
+from imagebind.evaluation.suspects import Sample, can_tell, find_suspects, rank_products
+from imagebind.evaluation.truth import TrueCells
 
 if TYPE_CHECKING:
     from imagebind.evaluation.similarity import Scan
 
+DEFINITIONS = 2  # of the figures; raised when one changes its meaning
 RECALL_AT = (1, 5, 10)
 QUARTILES = ("q1", "median", "q3")
-FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
-BOOTSTRAP_SAMPLES = 10_000
 HISTOGRAM_BINS = 512  # from -1 to 1
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is known of a similarity matrix (N, M)."""
+
+    scan: Scan
+    pairs: Cells  # P of them; a cell may occur twice
+    true: TrueCells
+    sample: Sample  # of mismatches
+    groups: np.ndarray | None = None  # (P,) number of the group of each pair; None: each is its own
+
+    @property
+    def n_mismatches(self) -> int:
+        """All cells that are not true."""
+        return math.prod(self.scan.shape) - int(self.true.truth.n_cells.sum())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the partner of each pair competes with in its line: the mismatches there.
+
+    Other true matches of the line are no competitors (the "filtered" rank of Bordes et al. 2013). Equal ones
+    are taken in a random order, and figures are expectations over it (McSherry and Najork 2008), so a model
+    that finds everything equally similar scores as by chance.
+    """
+
+    n_better: np.ndarray  # (P,)
+    n_equal: np.ndarray  # (P,) with the partner itself
+    n: np.ndarray  # (P,) with the partner itself
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """(P,) expected rank of the partner: 1 is best."""
+        return self.n_better + (self.n_equal + 1) / 2
+
+    def hits(self, k: int) -> np.ndarray:
+        """(P,) probability that the partner is among the first k."""
+        return ((k - self.n_better) / self.n_equal).clip(0, 1)
+
+    def recall_chance(self, k: int) -> float:
+        """The same for a random order of all candidates."""
+        return float((k / self.n).clip(max=1).mean())
+
+    def mean_reciprocal_rank(self) -> float:
+        """The mean expectation of 1 / rank."""
+        harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (self.n_better + self.n_equal).max())))
+        sums = harmonic[self.n_better + self.n_equal] - harmonic[self.n_better]
+        return float((sums / self.n_equal).mean())
+
+
 def compute_metrics(
-    found: Scan, pairs: Cells, non_mismatches: Cells, seed: int, modalities: tuple[str, str]
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    found: Found, seed: int, modalities: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Candidates]]:
     """Describe a similarity matrix; standard deviations are those of the population (divided by the number).
 
     Args:
-        found: what was counted over the matrix (N, M).
-        pairs: the true pairs; without any, the figures that need them are left out.
-        non_mismatches: as in compare_with_mismatches.
+        found: what is known of it; without pairs, the figures that need them are left out.
         seed: of the bootstrap.
         modalities: of the rows and of the columns.
 
     Returns:
         the figures of metrics.json, where ranks are those of a column for its row, and those of a row for its
         column are under "video_to_audio" (by the names of the modalities); the columns of pair_scores.csv;
-        and the histograms of the page.
+        the histograms of the page; and the candidates by direction.
     """
-    mismatches = compare_with_mismatches(found, pairs, non_mismatches)
+    pairs, n_mismatches = found.pairs, found.n_mismatches
     histograms = {
         "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
         "paired": histogram_of(pairs.keys, HISTOGRAM_BINS),
-        "mismatched": mismatches.histogram,
+        "mismatched": found.scan.histogram(HISTOGRAM_BINS)
+        - histogram_of(found.true.cells.keys, HISTOGRAM_BINS, found.true.truth.n_cells),
     }
-    metrics = matrix_metrics(found)
+    metrics = matrix_metrics(found.scan)
     if not len(pairs.keys):
-        return metrics, {}, histograms
-    similarity = from_keys(pairs.keys).astype(np.float64)
-    # 1 + better + half of the equal others: where all are equal, that is the middle rank
-    column_ranks, row_ranks = 1 + found.n_above + (found.n_equal - 1) / 2
+        return metrics, {}, histograms, {}
     rows, columns = modalities
-    scores = {"similarity": similarity, f"{columns}_rank": column_ranks, f"{rows}_rank": row_ranks}
-    metrics |= pair_metrics(similarity, seed)
-    if mismatches.n:
-        mismatch_figures, mismatch_scores = mismatch_metrics(similarity, mismatches)
+    similarity = from_keys(pairs.keys).astype(np.float64)
+    of_rows, of_columns = (candidates_of(found, axis) for axis in (0, 1))
+    scores = {"similarity": similarity, f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
+    metrics |= pair_metrics(similarity, seed, found.groups)
+    if n_mismatches:
+        mismatch_figures, mismatch_scores = mismatch_metrics(found, similarity, of_rows, of_columns, seed)
         metrics |= mismatch_figures
         scores |= mismatch_scores
     metrics |= {
         "paired_similarities": similarity.tolist(),
-        **retrieval_metrics(column_ranks, found.shape[1]),
-        f"{columns}_to_{rows}": retrieval_metrics(row_ranks, found.shape[0]),
+        **retrieval_metrics(of_rows, found.groups),
+        f"{columns}_to_{rows}": retrieval_metrics(of_columns, found.groups),
     }
-    return metrics, scores, histograms
+    return metrics, scores, histograms, {f"{rows}_to_{columns}": of_rows, f"{columns}_to_{rows}": of_columns}
 
 
-def matrix_metrics(found: Scan) -> dict[str, float]:
+def matrix_metrics(scan: Scan) -> dict[str, float]:
     """Return mean and standard deviation of all cosines."""
-    n_cells = math.prod(found.shape)
-    mean, mean_square = found.sum / n_cells, math.fsum(found.squares) / n_cells
+    n_cells = math.prod(scan.shape)
+    mean, mean_square = scan.sum / n_cells, math.fsum(scan.squares) / n_cells
     return {
         "similarity_matrix_mean": mean,
         "similarity_matrix_std": math.sqrt(max(mean_square - mean**2, 0)),
     }
 
 
-def pair_metrics(similarity: np.ndarray, seed: int) -> dict[str, Any]:
+def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -> dict[str, Any]:
     """Describe the similarities (P,) of the pairs."""
     quartiles = np.percentile(similarity, [25, 50, 75])
     return {
@@ -86,140 +135,77 @@ def pair_metrics(similarity: np.ndarray, seed: int) -> dict[str, Any]:
         "paired_similarity_min": float(similarity.min()),
         "paired_similarity_max": float(similarity.max()),
         **{f"paired_similarity_{name}": float(q) for name, q in zip(QUARTILES, quartiles, strict=True)},
-        "paired_similarity_interval": bootstrap_interval(similarity, seed),
+        "paired_similarity_interval": bootstrap_mean(similarity, seed, groups).interval,
         "bootstrap_seed": seed,
+        **({} if groups is None else {"groups": len(np.unique(groups))}),
     }
 
 
-def bootstrap_interval(values: np.ndarray, seed: int) -> list[float] | None:
-    """Return the 95 % percentile bootstrap interval of a mean (Efron 1979); None for a single value."""
-    if len(values) < 2:
-        return None
-    generator, n = np.random.default_rng(seed), len(values)
-    n_samples = max(BOOTSTRAP_SAMPLES * 10_000 // max(n, 10_000), 1000)
-    means = [values[generator.integers(0, n, n)].mean() for _ in range(n_samples)]
-    return np.percentile(means, [2.5, 97.5]).tolist()
+def candidates_of(found: Found, axis: int) -> Candidates:
+    """Count the candidates of each pair in its row (axis 0) or its column (1)."""
+    n_true, n_true_better, n_true_equal = found.true.count_in_lines(found.pairs, axis)
+    return Candidates(
+        found.scan.n_above[axis] - n_true_better,
+        found.scan.n_equal[axis] - n_true_equal + 1,
+        found.scan.shape[1 - axis] - n_true + 1,
+    )
 
 
-def retrieval_metrics(ranks: np.ndarray, n_candidates: int) -> dict[str, float]:
-    """Return mean and median rank, mean reciprocal rank, and Recall@K with its value by chance.
+def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) -> dict[str, Any]:
+    """Return mean and median rank, mean reciprocal rank, and Recall@K with its interval and value by chance.
 
-    Recall@K is the share of ranks that are K or better.
-
-    >>> retrieval_metrics(np.array([1, 2, 6]), 10)["recall_at_5"]
-    0.6666666666666666
+    >>> figures = retrieval_metrics(Candidates(np.array([0, 1, 5]), np.array([1, 2, 1]), np.array([9, 9, 9])))
+    >>> figures["mean_rank"], figures["recall_at_5"]
+    (3.1666666666666665, 0.6666666666666666)
     """
+    hits = {k: candidates.hits(k) for k in RECALL_AT}
     return {
-        "mean_rank": float(ranks.mean()),
-        "median_rank": float(np.median(ranks)),
-        "mean_reciprocal_rank": float((1 / ranks).mean()),
-        **{f"recall_at_{k}": float((ranks <= k).mean()) for k in RECALL_AT},
-        **{f"recall_at_{k}_chance": min(k / n_candidates, 1.0) for k in RECALL_AT},
+        "mean_rank": float(candidates.ranks.mean()),
+        "median_rank": float(np.median(candidates.ranks)),
+        "mean_reciprocal_rank": candidates.mean_reciprocal_rank(),
+        **{f"recall_at_{k}": float(hits[k].mean()) for k in RECALL_AT},
+        **{f"recall_at_{k}_interval": share_interval(hits[k], groups) for k in RECALL_AT},
+        **{f"recall_at_{k}_chance": candidates.recall_chance(k) for k in RECALL_AT},
     }
-
-
-@dataclass(frozen=True)
-class MismatchCounts:
-    """The mismatches of a similarity matrix, and how the pairs compare with them."""
-
-    n: int
-    mean: float  # NaN where there are none
-    std: float
-    n_above: np.ndarray  # (P,) mismatches that are more similar than the pair
-    n_equal: np.ndarray  # (P,) and as similar
-    n_lower_in_lines: np.ndarray  # (P,) mismatches of the pair's own row and column that are less similar
-    n_in_lines: np.ndarray  # (P,) all mismatches of these
-    histogram: np.ndarray  # (HISTOGRAM_BINS,)
-
-    @property
-    def auc(self) -> float:
-        """Probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)."""
-        return 1 - float((self.n_above + self.n_equal / 2).mean()) / self.n
-
-    @property
-    def p_values(self) -> np.ndarray:
-        """(P,) (1 + mismatches at least as similar as the pair) / (1 + all mismatches)."""
-        return (1 + self.n_above + self.n_equal) / (1 + self.n)
 
 
 def mismatch_metrics(
-    similarity: np.ndarray, mismatches: MismatchCounts
+    found: Found, similarity: np.ndarray, of_rows: Candidates, of_columns: Candidates, seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Compare the similarities (P,) of the pairs with the mismatches: figures, and scores of each pair."""
-    p_values = mismatches.p_values
+    n, n_pairs = found.n_mismatches, len(similarity)
+    mean, std = mismatch_mean_and_std(found)
+    n_above, n_equal = (
+        counts - true_counts
+        for counts, true_counts in zip(
+            found.scan.count_from(found.pairs.keys), found.true.count_from(found.pairs.keys), strict=True
+        )
+    )
+    # probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)
+    auc = 1 - float((n_above + n_equal / 2).mean()) / n
+    n_others = of_rows.n + of_columns.n - 2
+    n_lower = n_others - sum(c.n_better + (c.n_equal - 1) / 2 for c in (of_rows, of_columns))
     with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
-        percentile = mismatches.n_lower_in_lines / mismatches.n_in_lines
-    scores = {"percentile": percentile, "p_value": p_values}
-    if 1 / (1 + mismatches.n) <= FALSE_DISCOVERY_RATE:  # otherwise there are too few mismatches to tell
-        scores["suspect"] = benjamini_hochberg_suspects(p_values)
+        scores = {"percentile": n_lower / n_others}
+    shares = [(c.n_better + c.n_equal) / c.n for c in (of_rows, of_columns)]
+    p_values = found.sample.p_values(shares[0] * shares[1], rank_products(found.sample, found.true))
+    scores["p_value"] = p_values
+    if can_tell(n, n_pairs):
+        scores["suspect"] = find_suspects(p_values)
     figures = {
-        "mismatched_similarity_mean": mismatches.mean,
-        "mismatched_similarity_std": mismatches.std,
-        "margin": float(similarity.mean()) - mismatches.mean,
-        "auc": mismatches.auc,
+        "mismatched_similarity_mean": mean,
+        "mismatched_similarity_std": std,
+        "margin": float(similarity.mean()) - mean,
+        "auc": auc,
+        "auc_interval": auc_interval(auc, found.pairs, found.sample.cells, found.groups, seed),
         "suspects": int(scores["suspect"].sum()) if "suspect" in scores else None,
     }
     return figures, scores
 
 
-def benjamini_hochberg_suspects(p_values: np.ndarray, rate: float = FALSE_DISCOVERY_RATE) -> np.ndarray:
-    """Find the pairs that Benjamini and Hochberg's procedure (1995) does not tell from mismatches.
-
-    Returns:
-        (P,) bool.
-
-    >>> benjamini_hochberg_suspects(np.array([0.01, 0.5, 0.03]))
-    array([False,  True, False])
-    """
-    order = np.argsort(p_values, kind="stable")
-    passes = p_values[order] <= rate * np.arange(1, len(order) + 1) / len(order)
-    n_discoveries = np.flatnonzero(passes)[-1] + 1 if passes.any() else 0
-    is_discovery = np.zeros(len(order), bool)
-    is_discovery[order[:n_discoveries]] = True
-    return ~is_discovery
-
-
-def compare_with_mismatches(found: Scan, pairs: Cells, non_mismatches: Cells) -> MismatchCounts:
-    """Compare the pairs with all cells that are mismatches.
-
-    Args:
-        found: what was counted over the matrix.
-        pairs: a cell may occur twice.
-        non_mismatches: the pairs, and the other cells that compare files of a pair, where a file has several
-            rows; each once.
-    """
-    n = math.prod(found.shape) - len(non_mismatches.keys)
-    cosines = from_keys(non_mismatches.keys).astype(np.float64)
-    mean = (found.sum - math.fsum(cosines)) / n if n else math.nan
-    mean_square = (math.fsum(found.squares) - math.fsum(cosines**2)) / n if n else math.nan
-    n_above, n_equal = found.count_from(pairs.keys)
-    ordered = np.sort(non_mismatches.keys)
-    first, last = (np.searchsorted(ordered, pairs.keys, side) for side in ("left", "right"))
-    n_lower_in_lines, n_in_lines = np.zeros((2, len(pairs.keys)), np.int64)
-    for axis in (0, 1):
-        n_other, n_other_lower = count_in_lines(pairs, non_mismatches, axis)
-        length = found.shape[1 - axis]
-        n_in_lines += length - n_other
-        n_lower_in_lines += length - found.n_above[axis] - found.n_equal[axis] - n_other_lower
-    return MismatchCounts(
-        n,
-        mean,
-        math.sqrt(max(mean_square - mean**2, 0)) if n else math.nan,
-        n_above - (len(ordered) - last),
-        n_equal - (last - first),
-        n_lower_in_lines,
-        n_in_lines,
-        found.histogram(HISTOGRAM_BINS) - histogram_of(non_mismatches.keys, HISTOGRAM_BINS),
-    )
-
-
-def count_in_lines(pairs: Cells, cells: Cells, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count the cells in the row (axis 0) or column (1) of each pair, and those less similar than it."""
-
-    def ordered(cells: Cells) -> np.ndarray:
-        return (cells.index[:, axis].astype(np.int64) << 32) + cells.keys + 2**31
-
-    lines = pairs.index[:, axis].astype(np.int64) << 32
-    every = np.sort(ordered(cells))
-    begin, end = np.searchsorted(every, lines), np.searchsorted(every, lines + 2**32)
-    return end - begin, np.searchsorted(every, ordered(pairs)) - begin
+def mismatch_mean_and_std(found: Found) -> tuple[float, float]:
+    """Return mean and standard deviation of the cosines of all mismatches."""
+    cosines, n_cells, n = found.true.cells.cosines, found.true.truth.n_cells, found.n_mismatches
+    mean = (found.scan.sum - math.fsum(cosines * n_cells)) / n
+    mean_square = (math.fsum(found.scan.squares) - math.fsum(cosines**2 * n_cells)) / n
+    return mean, math.sqrt(max(mean_square - mean**2, 0))

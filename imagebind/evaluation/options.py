@@ -15,6 +15,7 @@ from typing import Any
 from imagebind.evaluation.captions import CAPTION_SUFFIXES
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
+from imagebind.evaluation.groups import compile_group_by
 from imagebind.evaluation.words import LANGUAGES
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
@@ -100,6 +101,15 @@ def read_captions_path(text: str) -> str:
     return text
 
 
+def read_group_by(text: str) -> str:
+    compile_group_by(text)
+    return text
+
+
+def is_group_by(value: Any) -> bool:
+    return isinstance(value, str) and bool(compile_group_by(value))
+
+
 def read_shard(text: str) -> tuple[int, int]:
     if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
         raise ValueError(text)
@@ -108,6 +118,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
+GROUP_BY = Rule("must be a regular expression", read_group_by, is_group_by, "REGEX")
 SHARD = Rule(
     "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
 )
@@ -212,10 +223,18 @@ class Options:
         "Default: %(default)s.",
         number(0, 1_000_000, "GB"),
     )
+    group_by: str | None = option(
+        None,
+        "outputs",
+        "Intervals are computed over groups of pairs, such as the clips of one prompt. Regular expression on "
+        r"names; what its first parentheses match names the group, as in '(.+)_\d+'.",
+        GROUP_BY,
+    )
     seed: int = option(
         0,
         "outputs",
-        "Seed of the bootstrap that gives the confidence interval of the mean. Default: %(default)s.",
+        "Seed of the bootstrap that gives the intervals, and of the sample of mismatches. "
+        "Default: %(default)s.",
         whole(0, 2**32 - 1),
     )
     report_lang: str = option(

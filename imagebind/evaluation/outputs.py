@@ -119,6 +119,8 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: Binar
     def cell(value: Any) -> Any:
         if isinstance(value, bool):
             return "yes" if value else "no"
+        if isinstance(value, np.float32):  # as many digits as tell it from its neighbours
+            return "" if np.isnan(value) else str(value)
         if isinstance(value, float):
             digits = 6 if abs(value) < 1e5 else 12  # a rank of a large set is whole or a half
             return "" if math.isnan(value) else f"{value:.{digits}g}"
@@ -138,7 +140,12 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
     """Write pair_scores.csv: a line for each pair."""
     scores = results["pair_scores"]
     columns = ("name", "audio", "video", *scores.written_columns)
-    write_csv(columns, ([pair.get(column) for column in columns] for pair in scores), file)
+
+    def value(pair: dict[str, Any], column: str) -> Any:
+        is_similarity = column.endswith("similarity") and column in pair
+        return np.float32(pair[column]) if is_similarity else pair.get(column)
+
+    write_csv(columns, ([value(pair, column) for column in columns] for pair in scores), file)
 
 
 def write_top_matches(results: Results, file: BinaryIO) -> None:

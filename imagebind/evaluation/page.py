@@ -28,6 +28,7 @@ from imagebind.evaluation.charts import (
     recall_chart,
     sample_cells,
 )
+from imagebind.evaluation.report import format_interval
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
@@ -142,11 +143,7 @@ def write_report_page(
     parts.append(matrix_part(results, lang))
     if results["pairs"]:
         scores = results["pair_scores"]
-        ranks = {
-            "audio to video": (scores.columns["video_rank"], metrics["counts"]["video"]),
-            "video to audio": (scores.columns["audio_rank"], metrics["counts"]["audio"]),
-        }
-        parts.append(chart(texts["recall"], texts["recall how"], recall_chart(ranks, lang)))
+        parts.append(chart(texts["recall"], texts["recall how"], recall_chart(results["candidates"], lang)))
         parts.append(pair_table(scores, texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
@@ -163,14 +160,10 @@ def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Par
     texts, key = PAGE_WORDS[lang], f"text_{modality}"
     if key not in results or not len(results[key]["pair_rows"]):
         return []
-    of_text, counts = results[key], results["metrics"]["counts"]
-    ranks = {
-        f"text to {modality}": (of_text[f"{modality}_rank"], counts[modality]),
-        f"{modality} to text": (of_text["text_rank"], counts["text"]),
-    }
+    of_text = results[key]
     return [
         chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang)),
-        chart("", "", recall_chart(ranks, lang)),
+        chart("", "", recall_chart(of_text["candidates"], lang)),
     ]
 
 
@@ -187,8 +180,12 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
 
     def mean_tile(label: str, figures: dict[str, Any]) -> tuple[str, Any, str]:
         interval = figures["paired_similarity_interval"]
-        detail = texts["interval"].format(*interval) if interval else ""
+        detail = texts["interval"].format(format_interval(interval)) if interval else ""
         return label, figures["paired_similarity_mean"], detail
+
+    def beside(interval: list[float] | None, chance: float) -> str:
+        parts = [texts["interval"].format(format_interval(interval))] if interval else []
+        return ", ".join([*parts, texts["of chance"].format(chance)])
 
     chosen = [mean_tile(texts["mean of pairs"], metrics)]
     if "margin" in metrics:
@@ -199,15 +196,15 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
                 metrics["mismatched_similarity_mean"],
                 texts["deviation"].format(metrics["mismatched_similarity_std"]),
             ),
-            (texts["auc"], metrics["auc"], texts["of chance"].format(0.5)),
+            (texts["auc"], metrics["auc"], beside(metrics["auc_interval"], 0.5)),
             (
                 texts["suspects"],
                 "–" if suspects is None else suspects,
                 texts["too few"] if suspects is None else texts["of pairs"].format(counts["pairs"]),
             ),
         ]
-    chance = texts["of chance"].format(metrics["recall_at_1_chance"])
-    chosen.append(("Recall@1", metrics["recall_at_1"], chance))
+    detail = beside(metrics["recall_at_1_interval"], metrics["recall_at_1_chance"])
+    chosen.append(("Recall@1", metrics["recall_at_1"], detail))
     for key in ("text_audio", "text_video"):
         of_text = metrics.get(key, {})
         if "paired_similarity_mean" in of_text:
@@ -241,17 +238,19 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
+    others = ("best_other_video", "best_other_audio")
     said = {None: None, True: texts["yes"], False: texts["no"]}
     rows = (
         (
             *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
+            *(pair.get(column) for column in others),
             *(pair.get(figure) for figure in figures),
             *(linked(pair[modality], folder) for modality in ("audio", "video")),
             *(pair[column] for column in scores.caption_columns),
         )
         for pair in lowest
     )
-    kinds = ("text", "number", "text", *["number"] * len(figures), "file", "file")
+    kinds = ("text", "number", "text", "text", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
     if scores.caption_columns:
         columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
@@ -320,6 +319,7 @@ def compared_parts(
         drawn = interval_chart(told, texts["difference"])
         parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
     columns = {"system": texts["system"], "minus": texts["minus"], **interval, "mean": texts["difference"]}
+    columns |= {key: texts[key] for row in told for key in row if key in texts and key not in columns}
     kinds = {"system": "text", "minus": "text"}
     parts.append(
         table(
@@ -340,7 +340,7 @@ def figure_label(key: str, texts: dict[str, str]) -> str:
     """
     if "recall_at_" in key:
         k, back = key.rpartition("_")[2], key.startswith("video_to_audio")
-        return f"Recall@{k}, {texts['video to audio' if back else 'audio to video']}"
+        return f"Recall@{k}, {texts['video_to_audio' if back else 'audio_to_video']}"
     return {"auc": "AUC", "suspects": texts["suspects"], "skipped": texts["skipped files"]}[key]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import MediaFiles, gather_files
+from imagebind.evaluation.groups import find_groups
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.pairing import (
     Pairing,
@@ -28,6 +29,7 @@ class Plan:
     retrieval: bool  # all files are compared; otherwise pairs alone
     captions: MatchedCaptions | None
     inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
+    groups: dict[tuple[str, str], str | None] | None  # pair -> its group; None: each pair is its own
 
 
 def plan_run(options: Options) -> Plan:
@@ -58,4 +60,8 @@ def plan_run(options: Options) -> Plan:
         captions = match_captions(options.captions, audio, video, pairing.pairs, retrieval)
         used = (text for name, text in captions.texts.items() if name in captions.used)
         inputs["text"] = tuple(dict.fromkeys(used))
-    return Plan(audio, video, pairing, retrieval, captions, inputs)
+    names = [audio.names[audio_path] for audio_path, _ in pairing.pairs]
+    of_captions = captions and [captions.groups.get(captions.of_pair.get(pair)) for pair in pairing.pairs]
+    groups = find_groups(names, options.group_by, of_captions)
+    of_pair = None if groups is None else dict(zip(pairing.pairs, groups, strict=True))
+    return Plan(audio, video, pairing, retrieval, captions, inputs, of_pair)

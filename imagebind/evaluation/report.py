@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from imagebind.evaluation.intervals import digits_of
 from imagebind.evaluation.metrics import RECALL_AT
 from imagebind.evaluation.words import REPORT_WORDS
 from imagebind.names import one_line
@@ -54,52 +55,87 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
             why = words["每一对都有文件被跳过" if metrics["failures"] else "没有能够确定的配对"]
         return {"配对一致性": {"无": why}, "检索性能": {"无": why}}
 
-    def retrieval(ranks: dict[str, Any]) -> dict[str, str]:
+    def retrieval(ranks: dict[str, Any], direction: str = "") -> dict[str, str]:
+        # The guide's labels stand once at the start of a line: scripts look for them.
         return {
-            "平均排名": f"{ranks['mean_rank']:.2f}",
-            "中位数排名": f"{ranks['median_rank']:.2f}",
-            **{f"Recall@{k}": f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
+            f"{direction}平均排名": f"{ranks['mean_rank']:.2f}",
+            f"{direction}中位数排名": f"{ranks['median_rank']:.2f}",
+            **{f"{direction} Recall@{k}".strip(): f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
         }
 
     return {
         "配对一致性": {
-            "平均配对相似度": mean_and_std(metrics, "paired"),
+            "平均配对相似度": mean_and_std(metrics, "paired", words),
             "最小值": f"{metrics['paired_similarity_min']:.4f}",
             "最大值": f"{metrics['paired_similarity_max']:.4f}",
         },
         "检索性能": retrieval(metrics),
-        "检索性能 (视频到音频)": retrieval(metrics["video_to_audio"]),
+        "检索性能 (视频到音频)": retrieval(metrics["video_to_audio"], "视频到音频"),
         "与不成对的组合相比": against_mismatches(metrics, words),
     }
 
 
-def mean_and_std(figures: dict[str, Any], which: str) -> str:
+def mean_and_std(figures: dict[str, Any], which: str, words: dict[str, str]) -> str:
     """Format the mean and the standard deviation of the "paired" or the "mismatched" similarities."""
-    return f"{figures[f'{which}_similarity_mean']:.4f} ± {figures[f'{which}_similarity_std']:.4f}"
+    mean, std = (figures[f"{which}_similarity_{figure}"] for figure in ("mean", "std"))
+    return f"{mean:.4f} ± {std:.4f} {words['(标准差)']}"
+
+
+def format_interval(interval: list[float]) -> str:
+    """Format an interval in as many digits as it deserves."""
+    return "[{0:.{2}f}, {1:.{2}f}]".format(*interval, digits_of(interval))
 
 
 def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
     """Describe the confidence interval of the pairs' mean, and how the pairs compare with mismatches."""
-    rows = {}
-    if interval := metrics["paired_similarity_interval"]:
-        rows["平均配对相似度的 95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
+    interval = metrics["paired_similarity_interval"]
+    too_few = words["无 (独立的配对太少，或多数相等)"]
+    rows = {"配对平均值的 95% 置信区间": format_interval(interval) if interval else too_few}
+    if "groups" in metrics:
+        rows["分组"] = metrics["groups"]
     if "margin" not in metrics:
-        return rows or {"无": words["只有一对"]}
+        return rows
+    auc = f"{metrics['auc']:.4f}"
     rows |= {
-        "不成对组合的平均相似度": mean_and_std(metrics, "mismatched"),
+        "不成对组合的平均相似度": mean_and_std(metrics, "mismatched", words),
         "差距": f"{metrics['margin']:.4f}",
-        "配对高于不成对组合的概率 (AUC)": f"{metrics['auc']:.4f}",
+        "配对高于不成对组合的概率 (AUC)": " ".join(
+            [auc, *map(format_interval, filter(None, [metrics["auc_interval"]]))]
+        ),
     }
-    chance = ", ".join(f"Recall@{k} {metrics[f'recall_at_{k}_chance']:.4f}" for k in RECALL_AT)
-    rows["随机水平"] = chance
+    directions = {"音频到视频": metrics, "视频到音频": metrics["video_to_audio"]}
+    for direction, figures in directions.items():
+        rows[f"召回率的 95% 置信区间 ({direction})"] = ", ".join(
+            f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
+        )
+    for direction, figures in directions.items():
+        rows[f"随机水平 ({direction})"] = ", ".join(
+            f"Recall@{k} {figures[f'recall_at_{k}_chance']:.4f}" for k in RECALL_AT
+        )
+    return rows | suspect_rows(metrics, words)
+
+
+def suspect_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, Any]:
+    """Count the suspects, name the first of them with what fits better, and say what they are."""
     if metrics["suspects"] is None:
-        rows["可疑配对"] = words["不成对的组合太少，无法判断"]
-    else:
-        rows["可疑配对"] = metrics["suspects"]
-        rows |= {f"  {one_line(s['name'])}": f"{s['similarity']:.4f}" for s in metrics["lowest_suspects"]}
-        if len(metrics["lowest_suspects"]) < metrics["suspects"]:
-            rows["  ..."] = words["其余见 pair_scores.csv"]
-    return rows
+        return {"可疑配对": words["配对太少，无法判断"]}
+
+    def describe(suspect: dict[str, Any]) -> str:
+        video, audio = (
+            suspect[name] if suspect[name] and suspect[f"{name}_similarity"] > suspect["similarity"] else None
+            for name in ("best_other_video", "best_other_audio")
+        )
+        better = {"更好的组合": (video, audio), "更好的视频": (video,), "更好的音频": (audio,)}
+        fitting = next((key for key, names in better.items() if all(names)), None)
+        text = words[fitting].format(*map(one_line, better[fitting])) if fitting else ""
+        return f"{suspect['similarity']:.4f}{text}"
+
+    listed = metrics["lowest_suspects"]
+    rows = {"可疑配对": metrics["suspects"]}
+    rows |= {f"  {one_line(suspect['name'])}": describe(suspect) for suspect in listed}
+    if len(listed) < metrics["suspects"]:
+        rows["  ..."] = words["其余见 pair_scores.csv"]
+    return rows | {"可疑的含义": words["含义"]}
 
 
 def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -119,11 +155,11 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
             sections[f"文本-{name}一致性"] = {"无": words["没有文本属于它们"]}
             continue
         rows = {"有文本的数量": len(figures["paired_similarities"])}
-        rows["平均值"] = mean_and_std(figures, "paired")
+        rows["平均值"] = mean_and_std(figures, "paired", words)
         if interval := figures["paired_similarity_interval"]:
-            rows["95% 置信区间"] = "[{:.4f}, {:.4f}]".format(*interval)
+            rows["95% 置信区间"] = format_interval(interval)
         if "margin" in figures:
-            rows["不成对组合的平均相似度"] = mean_and_std(figures, "mismatched")
+            rows["不成对组合的平均相似度"] = mean_and_std(figures, "mismatched", words)
             rows["配对高于不成对组合的概率 (AUC)"] = f"{figures['auc']:.4f}"
         rows[f"检索 (文本到{name})"] = retrieval(figures)
         rows[f"检索 ({name}到文本)"] = retrieval(figures[f"{modality}_to_text"])

@@ -13,21 +13,31 @@ import torch
 
 from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
-from imagebind.evaluation.metrics import compute_metrics
+from imagebind.evaluation.groups import number_groups
+from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.progress import MatrixProgress
-from imagebind.evaluation.rows import CaptionRows, find_non_mismatches, order_captions, order_rows
-from imagebind.evaluation.similarity import Top, look_up, scan
+from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
+from imagebind.evaluation.similarity import Top, count_at_least, look_up, scan
 from imagebind.evaluation.store import OutputArrays
+from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, Sample, sample_mismatches
+from imagebind.evaluation.truth import TrueCells, Truth, find_truth
 from imagebind.names import shorten
 
 MATRIX_NAME = "similarity_matrix.npy"
 SUSPECTS_LISTED = 10  # in metrics.json and the report
+OTHER_COLUMNS = (  # of suspects
+    *("best_other_video", "best_other_video_similarity"),
+    *("best_other_audio", "best_other_audio_similarity"),
+)
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
+    *OTHER_COLUMNS,
+    *("audio_key", "video_key"),
 )
+GROUP_COLUMNS = ("group",)  # after these, where there are groups
 CAPTION_COLUMNS = (  # after these, where there are captions
     *("caption", "text_audio_similarity", "text_video_similarity", "text_audio_rank", "text_video_rank"),
 )
@@ -72,18 +82,29 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         rows["text"] = captions.texts
         counts |= count_captions(plan, captions, pairs, embedded.truncated_texts)
     embeddings = copy_embeddings(rows, embedded, arrays)
+    contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
-    comparison = Comparison(rows, embeddings, embedded.device, options.seed)
-    metrics, scores, histograms, top = comparison.compare_modalities(
-        "audio", "video", pairs, pair_cells, matrix
+    groups = number_groups(plan.groups and [plan.groups[pair] for pair in pairs])
+    comparison = Comparison(contents, embeddings, embedded.device, options.seed)
+    compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
+    metrics, scores = compared.metrics, compared.scores
+    audio_names, video_names = (
+        [files.names[path] for path in paths]
+        for files, paths in ((plan.audio, audio_paths), (plan.video, video_paths))
     )
-    for modality, indices in zip(MEDIA_MODALITIES, pair_cells.T, strict=True):
+    scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
+    for modality, files, indices in zip(
+        MEDIA_MODALITIES, (plan.audio, plan.video), pair_cells.T, strict=True
+    ):
         # 1 where all clips of the file have the same embedding, less the more they differ
         norms = row_norms(embeddings[modality], indices)
         scores[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
+        scores[f"{modality}_key"] = [files.key(rows[modality][i]) for i in indices.tolist()]
+    if plan.groups is not None:
+        scores["group"] = [plan.groups[pair] for pair in pairs]
     of_captions = {}
     if captions is not None:
-        figures, agreements = compare_captions(comparison, captions)
+        figures, agreements = compare_captions(comparison, captions, groups_of_rows(groups, pair_cells, rows))
         metrics |= figures
         scores |= caption_scores(captions, agreements, pair_cells)
         of_captions = {"text_names": captions.names, **agreements}
@@ -95,23 +116,25 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     metrics = {
         "mode": "retrieval" if plan.retrieval else "pairing",
         "pairing_rule": plan.pairing.rule,
+        "definitions": DEFINITIONS,
         "counts": counts,
         **metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
-        "protocol": embedded.protocol,
+        "protocol": embedded.protocol | {"suspects": describe_sample(compared.n_sampled, options.seed)},
     }
     return {
         **{f"{modality}_embeddings": torch.from_numpy(array) for modality, array in embeddings.items()},
         **of_captions,
         "similarity_matrix": None if matrix is None else torch.from_numpy(matrix),
         "metrics": metrics,
-        "audio_names": [plan.audio.names[path] for path in audio_paths],
-        "video_names": [plan.video.names[path] for path in video_paths],
+        "audio_names": audio_names,
+        "video_names": video_names,
         "pairs": pairs,
         "pair_rows": pair_cells,
-        "top_matches": dict(zip(MEDIA_MODALITIES, top, strict=True)),
-        "histograms": histograms,
+        "top_matches": dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
+        "histograms": compared.histograms,
+        "candidates": compared.candidates,
         "pair_scores": pair_scores,
         "failures": failures,
     }
@@ -148,40 +171,115 @@ def row_norms(rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What the comparison of two modalities gives."""
+
+    metrics: dict[str, Any]
+    scores: dict[str, np.ndarray]  # of the pairs
+    histograms: dict[str, np.ndarray]
+    candidates: dict[str, Candidates]  # direction -> what each pair competes with
+    top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
+    truth: Truth
+    n_sampled: int  # mismatches
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Comparisons between the modalities of a run."""
 
-    rows: dict[str, Sequence[str]]  # modality -> the paths or texts behind its rows
+    contents: dict[str, Sequence[int]]  # modality -> for each row a number, the same for equal contents
     embeddings: dict[str, np.ndarray]  # modality -> (N, E)
     device: torch.device
-    seed: int  # of the bootstrap
+    seed: int  # of the bootstrap and of the sample
 
     def compare_modalities(
         self,
         modality: str,
         other: str,
-        pairs: Sequence[tuple[str, str]],
         pair_cells: np.ndarray,
+        groups: Sequence[int] | None,
         matrix: np.ndarray | None = None,
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], tuple[Top, Top]]:
+    ) -> Compared:
         """Compare all rows of one modality with all rows of another.
 
         Args:
-            pairs: the paths or texts that belong together.
-            pair_cells: (P, 2) their rows.
+            pair_cells: (P, 2) the rows that belong together.
+            groups: (P,) number of the group of each pair; None: each is its own.
             matrix: to be filled in.
-
-        Returns:
-            metrics, scores of the pairs and histograms, as compute_metrics; and the best matches of both.
         """
         rows, columns = self.embeddings[modality], self.embeddings[other]
-        non_mismatch_cells = find_non_mismatches(self.rows[modality], self.rows[other], pairs, pair_cells)
-        found_pairs, non_mismatches = (
-            look_up(rows, columns, cells) for cells in (pair_cells, non_mismatch_cells)
+        contents = self.contents[modality], self.contents[other]
+        truth = find_truth(*contents, ((contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()))
+        pairs, true = (look_up(rows, columns, index) for index in (pair_cells, truth.index))
+        shape = len(rows), len(columns)
+        found = scan(rows, columns, pairs, matrix, MatrixProgress(shape).update, self.device)
+        sampled = (
+            sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)
         )
-        progress = MatrixProgress((len(rows), len(columns)))
-        found = scan(rows, columns, found_pairs, matrix, progress.update, self.device)
-        return *compute_metrics(found, found_pairs, non_mismatches, self.seed, (modality, other)), found.top
+        sample = look_up(rows, columns, sampled)
+        n_at_least = count_at_least(rows, columns, sample, self.device)
+        metrics, scores, histograms, candidates = compute_metrics(
+            Found(
+                found,
+                pairs,
+                TrueCells(truth, true),
+                Sample(sample, n_at_least, shape),
+                None if groups is None else np.asarray(groups),
+            ),
+            self.seed,
+            (modality, other),
+        )
+        return Compared(metrics, scores, histograms, candidates, found.top, truth, len(sampled))
+
+
+def find_best_others(
+    compared: Compared, pair_cells: np.ndarray, names: tuple[Sequence[str], Sequence[str]]
+) -> dict[str, Sequence[Any]]:
+    """Find for each suspect the mismatch of its row, and of its column, that is the most similar.
+
+    Args:
+        names: of the rows and of the columns.
+
+    Returns:
+        columns of pair_scores.csv; empty where a pair is no suspect, or the TOP best are all true.
+    """
+    columns, suspects = {}, np.flatnonzero(compared.scores.get("suspect", ()))
+    for axis, modality in ((0, "video"), (1, "audio")):
+        found, similarities = [None] * len(pair_cells), np.full(len(pair_cells), np.nan)
+        lines = pair_cells[suspects, axis]
+        matches, scores = compared.top[axis].indices[lines], compared.top[axis].similarities[lines]
+        cells = np.stack([np.broadcast_to(lines[:, None], matches.shape), matches], axis=-1).reshape(-1, 2)
+        is_true = compared.truth.contains(cells if axis == 0 else cells[:, ::-1]).reshape(matches.shape)
+        is_wrong = ~is_true & (matches >= 0)
+        first = is_wrong.argmax(1)
+        for i in np.flatnonzero(is_wrong.any(1)).tolist():
+            pair, match = suspects[i], matches[i, first[i]]
+            found[pair], similarities[pair] = names[1 - axis][match], scores[i, first[i]]
+        columns |= {f"best_other_{modality}": found, f"best_other_{modality}_similarity": similarities}
+    return columns
+
+
+def groups_of_rows(
+    groups: Sequence[int] | None, pair_cells: np.ndarray, rows: dict[str, Sequence[str]]
+) -> dict[str, list[int]] | None:
+    """Number the group of each row of a modality: that of its first pair, or its own."""
+    if groups is None:
+        return None
+    numbered = {}
+    for axis, modality in enumerate(MEDIA_MODALITIES):
+        group_of = dict(zip(pair_cells[::-1, axis].tolist(), groups[::-1], strict=True))
+        numbered[modality] = [group_of.get(row, -1 - row) for row in range(len(rows[modality]))]
+    return numbered
+
+
+def describe_sample(n_sampled: int, seed: int) -> dict[str, Any]:
+    """Describe for the protocol how suspects are found."""
+    return {
+        "statistic": "rank product",
+        "mismatches": n_sampled,
+        "seed": seed,
+        "false_discovery_rate": FALSE_DISCOVERY_RATE,
+    }
 
 
 # Captions
@@ -205,20 +303,28 @@ def count_captions(
 
 
 def compare_captions(
-    comparison: Comparison, captions: CaptionRows
+    comparison: Comparison, captions: CaptionRows, groups: dict[str, list[int]] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
+
+    Args:
+        groups: modality -> the group of each row.
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
     """
     metrics, agreements = {}, {}
     for modality in MEDIA_MODALITIES if captions.texts else ():
-        cells, paths = captions.cells[modality], comparison.rows[modality]
-        pairs = [(captions.texts[text], paths[file]) for text, file in cells.tolist()]
-        figures, scores, histograms, _ = comparison.compare_modalities("text", modality, pairs, cells)
-        metrics[f"text_{modality}"] = figures
-        agreements[f"text_{modality}"] = {"pair_rows": cells, **scores, "histograms": histograms}
+        cells = captions.cells[modality]
+        of_pairs = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
+        compared = comparison.compare_modalities("text", modality, cells, of_pairs)
+        metrics[f"text_{modality}"] = compared.metrics
+        agreements[f"text_{modality}"] = {
+            "pair_rows": cells,
+            **compared.scores,
+            "histograms": compared.histograms,
+            "candidates": compared.candidates,
+        }
     return metrics, agreements
 
 
@@ -256,9 +362,10 @@ class PairScores(Sequence):
     ):
         self.names, self.pairs = names, pairs
         self.caption_columns = CAPTION_COLUMNS if "caption" in columns else ()
-        self.written_columns = PAIR_COLUMNS + self.caption_columns
+        group_columns = GROUP_COLUMNS if "group" in columns else ()
+        self.written_columns = PAIR_COLUMNS + group_columns + self.caption_columns
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
-            c: np.asarray(columns[c], object if c == "caption" else None)
+            c: np.asarray(columns[c], object if isinstance(columns[c], list) else None)
             for c in self.written_columns
             if c in columns
         }
@@ -276,7 +383,13 @@ class PairScores(Sequence):
         return [self[i] for i in np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()]
 
     def lowest_suspects(self) -> list[dict[str, Any]]:
-        """Return names and similarities of the suspects, the lowest first."""
+        """Return names, similarities and best other matches of the suspects, the lowest first."""
         suspects = np.flatnonzero(self.columns.get("suspect", ()))
-        lowest = sorted((float(self.columns["similarity"][i]), self.names[i]) for i in suspects)
-        return [{"name": name, "similarity": value} for value, name in lowest[:SUSPECTS_LISTED]]
+        if not len(suspects):
+            return []
+        listed = ("name", "similarity", *OTHER_COLUMNS)
+        lowest = suspects[np.argsort(self.columns["similarity"][suspects], kind="stable")]
+        pairs = (self[i] for i in lowest[:SUSPECTS_LISTED].tolist())
+        return [
+            {c: None if pair[c] != pair[c] else pair[c] for c in listed} for pair in pairs
+        ]  # NaN: unknown

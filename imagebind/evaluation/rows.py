@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -83,28 +82,3 @@ def order_captions(
         for modality in rows
     }
     return CaptionRows(names, [captions.texts[name] for name in names], cells)
-
-
-def find_non_mismatches(
-    row_paths: Sequence[str],
-    column_paths: Sequence[str],
-    pairs: Iterable[tuple[str, str]],
-    pair_cells: np.ndarray,
-) -> np.ndarray:
-    """Return the cells (C, 2) that compare the two files of a pair, each once, in order.
-
-    These are more than the pairs' own cells where a file has several rows.
-
-    Args:
-        row_paths, column_paths: what is behind the rows and the columns of the similarity matrix.
-        pairs: (path of a row, path of a column).
-        pair_cells: (P, 2) of the pairs.
-    """
-    if len(set(row_paths)) == len(row_paths) and len(set(column_paths)) == len(column_paths):
-        return np.unique(pair_cells, axis=0)
-    rows_of, columns_of = defaultdict(list), defaultdict(list)
-    for indices, paths in ((rows_of, row_paths), (columns_of, column_paths)):
-        for i, path in enumerate(paths):
-            indices[path].append(i)
-    cells = {(i, j) for row, column in pairs for i in rows_of[row] for j in columns_of[column]}
-    return to_cells(sorted(cells))

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,10 @@ ROW_BLOCKS_PER_GROUP = 32  # that are held in memory while the columns pass by
 QUEUED_TILES = 4  # for each thread
 TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
+CHUNK_CELLS, CHUNK_WIDTH = 1024, 8192  # of count_at_least
 HELD_CELLS = 2**24  # that are collected before they are counted by key
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +53,22 @@ def unit_rows(rows: np.ndarray) -> torch.Tensor:
 
 def look_up(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> Cells:
     """Compute cells (C, 2) of the similarity matrix of rows (N, E) and columns (M, E)."""
-    keys = [np.empty(0, np.int32)]
+    keys, cosines = np.empty(len(cells), np.int32), np.empty(len(cells))
     for block in blocks(len(cells), TILE[0]):
         i_row, i_column = cells[block].T
-        cosines = (unit_rows(rows[i_row]) * unit_rows(columns[i_column])).sum(1)
-        keys.append(cosines.mul_(2**KEY_BITS).float().round_().int().numpy())
-    return Cells(cells, np.concatenate(keys))
+        found = (unit_rows(rows[i_row]) * unit_rows(columns[i_column])).sum(1)
+        cosines[block] = found.numpy()
+        keys[block] = to_keys(found.mul_(2**KEY_BITS)).int().numpy()
+    return Cells(cells, keys, cosines)
+
+
+def to_keys(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Round cosines times 2^24, float64, to keys in float32.
+
+    Rounding the units may take a cosine beyond 1 or -1, by less than 2^-23.
+    """
+    keys = scaled.float() if out is None else out.copy_(scaled)
+    return keys.round_().clamp_(-(2**KEY_BITS), 2**KEY_BITS)
 
 
 def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -63,7 +77,7 @@ def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     Returns:
         (N, M) float32.
     """
-    keys = (unit_rows(rows) @ unit_rows(columns).T).mul_(2**KEY_BITS).float().round_()
+    keys = to_keys((unit_rows(rows) @ unit_rows(columns).T).mul_(2**KEY_BITS))
     return keys.mul_(2**-KEY_BITS).numpy()
 
 
@@ -197,7 +211,7 @@ class Scanner:
         cosines, keys = buffers["cosines"], buffers["keys"]  # (n, m)
         torch.mm(rows, columns.T, out=cosines)
         squares = math.fsum(torch.linalg.vector_norm(cosines, dim=1).square_().tolist())
-        keys.copy_(cosines).round_()
+        to_keys(cosines, out=keys)
         begins = (row, column)
         in_lines = [self._in_lines(axis, begins[axis], keys, buffers["marks"]) for axis in (0, 1)]
         best = self._candidates(begins, keys, buffers["marks"], buffers["chosen"])
@@ -352,15 +366,23 @@ def scan(
     Raises:
         MemoryError: the CPU has none left.
     """
-    device, cpu = torch.device(device), torch.device("cpu")
-    scan_on = partial(_scan, rows, columns, pairs, matrix, progress)
-    found = unless_out_of_memory(partial(scan_on, device))
+    return on_device(partial(_scan, rows, columns, pairs, matrix, progress), device)
+
+
+def on_device(compute: Callable[[torch.device], T], device: str | torch.device) -> T:
+    """Compute on a device, or on the CPU where it runs out of memory.
+
+    Raises:
+        MemoryError: the CPU has none left.
+    """
+    device = torch.device(device)
+    found = unless_out_of_memory(partial(compute, device))
     if found is None and device.type != "cpu":
         log.warning("%s: out of memory; similarities are computed on the CPU", device)
         free_unused_memory(device)
-        found = unless_out_of_memory(partial(scan_on, cpu))
+        found = unless_out_of_memory(partial(compute, torch.device("cpu")))
     if found is None:
-        raise MemoryError(f"out of memory, comparing {len(rows)} with {len(columns)} rows")
+        raise MemoryError("out of memory while similarities are computed")
     return found
 
 
@@ -400,3 +422,39 @@ def _scan(
             run(tiles(row_blocks))
     scanner.count_held()
     return scanner.found
+
+
+def count_at_least(
+    rows: np.ndarray, columns: np.ndarray, cells: Cells, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Count the cells of the row, and of the column, of each of C cells that are at least as similar.
+
+    Args:
+        rows, columns, device: as in scan.
+
+    Returns:
+        (2, C) int64, each with the cell itself.
+    """
+    counts = [
+        on_device(partial(_count_at_least, of_lines, others, cells.index[:, axis], cells.keys), device)
+        for axis, (of_lines, others) in enumerate(((rows, columns), (columns, rows)))
+    ]
+    return np.stack(counts)
+
+
+def _count_at_least(
+    of_lines: np.ndarray, others: np.ndarray, lines: np.ndarray, keys: np.ndarray, device: torch.device
+) -> np.ndarray:
+    order, counts, chunks = np.argsort(lines, kind="stable"), np.zeros(len(lines), np.int64), []
+    for block in blocks(len(order), CHUNK_CELLS):  # cells of one line side by side: it is computed once
+        cells = order[block]
+        distinct, index = np.unique(lines[cells], return_inverse=True)
+        of_cells = unit_rows(of_lines[distinct]).mul_(2**KEY_BITS).to(device)
+        wanted = torch.from_numpy(keys[cells].astype(np.float32)).to(device)[:, None]
+        chunks.append((cells, of_cells, torch.from_numpy(index).to(device), wanted))
+    for block in blocks(len(others), CHUNK_WIDTH):
+        units = unit_rows(others[block]).to(device)
+        for cells, of_cells, index, wanted in chunks:
+            line_keys = to_keys(of_cells @ units.T)
+            counts[cells] += (line_keys[index] >= wanted).sum(1).cpu().numpy()
+    return counts

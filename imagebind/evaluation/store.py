@@ -36,21 +36,31 @@ class EmbeddingStore:
     def __init__(self, n_files: int, directory: str | os.PathLike | None):
         self.n_files, self.directory = n_files, directory
         self.row_of: dict[str, int] = {}  # path -> row number
-        self.content_hashes: list[str | None] = []  # of each row; None where there is no cache
+        self.content_hashes: list[str] = []  # of each row
+        self.first_row: dict[str, int] = {}  # content hash -> row of the first file of that content
         self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
 
     def __contains__(self, path: str) -> bool:
         return path in self.row_of
 
-    def add(self, path: str, embedding: np.ndarray, content_hash: str | None = None) -> np.ndarray:
-        """Store the embedding (E,) of a file, and return it as a view of the array."""
+    def add(self, path: str, embedding: np.ndarray, content_hash: str) -> None:
+        """Store the embedding (E,) of a file; files of one content get that of the first, bit for bit."""
         if self.array is None:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
-        stored = self.array[len(self.row_of)]
-        stored[:] = embedding
+        known = self.find(content_hash)
+        self.array[len(self.row_of)] = embedding if known is None else known
+        self.first_row.setdefault(content_hash, len(self.row_of))
         self.row_of[path] = len(self.row_of)
         self.content_hashes.append(content_hash)
-        return stored
+
+    def find(self, content_hash: str | None) -> np.ndarray | None:
+        """Return the embedding (E,) of a content, or None if there is none yet."""
+        row = self.first_row.get(content_hash)
+        return None if row is None else self.array[row]
+
+    def content_of(self, path: str) -> int:
+        """Return a number that is the same for all files of one content."""
+        return self.first_row[self.content_hashes[self.row_of[path]]]
 
     def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
         """Copy the embeddings of some files, in their order, to an array (N, E)."""

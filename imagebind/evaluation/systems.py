@@ -6,17 +6,20 @@ import csv
 import itertools
 import json
 import logging
-import math
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.metrics import RECALL_AT, bootstrap_interval
+from imagebind.evaluation.groups import group_names, number_groups
+from imagebind.evaluation.intervals import bootstrap_mean, holm, share_interval
+from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import METRICS_NAME, exclusive_use, write_csv, write_files
 from imagebind.names import one_line
 
@@ -31,7 +34,11 @@ COMPARED = {  # column of comparison.csv -> where it is in metrics.json
     "suspects": ("suspects",),
     "skipped": ("counts", "failed"),
 }
-COMPARISON_COLUMNS = ("system", "minus", "pairs", "mean", "low", "high", *COMPARED, "agreement")
+DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
+COMPARISON_COLUMNS = (
+    *("system", "minus", "pairs", "mean", "low", "high"),
+    *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS),
+)
 # Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair. The figures of
 # captions are in metrics.json under the same keys.
 AGREEMENTS = {
@@ -43,6 +50,29 @@ AGREEMENTS = {
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A pair of a finished run."""
+
+    audio_key: str  # what stays the same from system to system: the path below the searched directory
+    video_key: str
+    group: str | None
+    similarities: dict[str, float]  # of those AGREEMENTS that it has
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    metrics: dict[str, Any]
+    pairs: list[Pair]
+
+    def having(self, agreement: str) -> list[Pair]:
+        """The pairs that have a similarity of this kind."""
+        return [pair for pair in self.pairs if agreement in pair.similarities]
+
+
 def compare_systems(
     runs: Sequence[str | os.PathLike],
     output_dir: str | os.PathLike | None = None,
@@ -50,6 +80,7 @@ def compare_systems(
     seed: int = 0,
     report_lang: str = "zh",
     no_html: bool = False,
+    group_by: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compare finished runs, such as those of several generators on the same prompts.
 
@@ -60,36 +91,30 @@ def compare_systems(
         seed: of the bootstrap.
         report_lang: of comparison.html, "zh" or "en".
         no_html: leave comparison.html out.
+        group_by: as in Options, on the keys of the videos; None takes the groups of the runs.
 
     Returns:
         the rows of comparison.csv: one for each system, and one for every two systems, of the mean difference
-        on the pairs that both have, matched by name; where there are captions, the same for text_audio and
-        text_video.
+        on the pairs that both have; where there are captions, the same for text_audio and text_video.
 
     Raises:
-        EvaluationError: a run is not finished or has no pairs, or the protocols differ.
+        EvaluationError: a run is not finished, has no pairs or is named twice, or the protocols differ.
+        OptionError: group_by is no regular expression with a group.
     """
-    names = [os.fspath(run) for run in runs]
-    metrics, scores = zip(*map(read_run, names), strict=True)
-    difference = find_difference(names, [m["protocol"] for m in metrics])
+    for folder, n_uses in Counter(map(os.path.realpath, runs)).items():
+        if n_uses > 1:
+            raise EvaluationError(f"{folder}: named twice")
+    found = [read_run(os.fspath(run)) for run in runs]
+    if group_by is not None:
+        found = [regroup(run, group_by) for run in found]
+    difference = find_difference(found)
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    rows = []
-    for agreement in AGREEMENTS:
-        having = [i for i in range(len(names)) if scores[i][agreement]]
-        for i in having:
-            mean = describe_mean(list(scores[i][agreement].values()), seed)
-            figures = compared_figures(metrics[i] if agreement == "audio_video" else metrics[i][agreement])
-            rows.append({"agreement": agreement, "system": names[i], **mean, **figures})
-        for i, j in itertools.combinations(having, 2):
-            ours, theirs = scores[i][agreement], scores[j][agreement]
-            differences = [score - theirs[key] for key, score in ours.items() if key in theirs]
-            mean = describe_mean(differences, seed)
-            rows.append({"agreement": agreement, "system": names[i], "minus": names[j], **mean})
+    rows = [row for agreement in AGREEMENTS for row in compare_agreement(found, agreement, seed)]
     if output_dir is not None:
-        similarities = [np.array(m["paired_similarities"]) for m in metrics]
+        similarities = [np.array(list(values_of(run.having("audio_video"), "audio_video"))) for run in found]
 
         def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
             from imagebind.evaluation import page  # plotly is slow to import
@@ -102,57 +127,153 @@ def compare_systems(
     return rows
 
 
-def read_run(run: str) -> tuple[dict[str, Any], dict[str, dict[tuple[str, int], float]]]:
-    """Read a finished run.
+def compare_agreement(runs: Sequence[Run], agreement: str, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of comparison.csv for one of AGREEMENTS."""
+    having = [(run, pairs) for run in runs if (pairs := run.having(agreement))]
+    rows = []
+    for run, pairs in having:
+        mean = describe_mean(values_of(pairs, agreement), groups_of(pairs), seed)
+        del mean["p_value"]
+        metrics = run.metrics if agreement == "audio_video" else run.metrics[agreement]
+        rows.append({"agreement": agreement, "system": run.name, **mean, **compared_figures(metrics)})
+    differences = []
+    for (run, pairs), (other, other_pairs) in itertools.combinations(having, 2):
+        matched = match_pairs(pairs, other_pairs)
+        if len(matched) < max(len(pairs), len(other_pairs)) and agreement == "audio_video":
+            log.warning(
+                "%s and %s: %d pairs are in both; %d and %d are in one alone, and not in the difference",
+                *(run.name, other.name, len(matched)),
+                *(len(pairs) - len(matched), len(other_pairs) - len(matched)),
+            )
+        ours, theirs = [pairs[i] for i, _ in matched], [other_pairs[j] for _, j in matched]
+        names = {"agreement": agreement, "system": run.name, "minus": other.name}
+        differences.append(names | describe_difference(ours, theirs, agreement, seed))
+    told = [row for row in differences if row.get("p_value") is not None]
+    for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
+        row["p_value_holm"] = p_value
+    return rows + differences
+
+
+def values_of(pairs: Iterable[Pair], agreement: str) -> np.ndarray:
+    """Return the similarities (P,) of some pairs."""
+    return np.array([pair.similarities[agreement] for pair in pairs])
+
+
+def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
+    """Number the groups of some pairs, (P,); None where they have none."""
+    groups = [pair.group for pair in pairs]
+    return None if all(group is None for group in groups) else np.array(number_groups(groups))
+
+
+def describe_mean(values: np.ndarray, groups: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """Return the number of values (P,), their mean, its interval, and its p-value of being zero."""
+    found = bootstrap_mean(values, seed, groups)
+    low, high = found.interval or (None, None)
+    return {"pairs": len(values), "mean": found.mean, "low": low, "high": high, "p_value": found.p_value}
+
+
+def describe_difference(
+    ours: Sequence[Pair], theirs: Sequence[Pair], agreement: str, seed: int
+) -> dict[str, Any]:
+    """Describe by how much, and how often, the pairs of one system are more similar than those of another."""
+    if not ours:
+        return {"pairs": 0}
+    differences, groups = values_of(ours, agreement) - values_of(theirs, agreement), groups_of(ours)
+    wins = (np.sign(differences) + 1) / 2  # ties count half
+    low, high = share_interval(wins, groups)
+    win_rate = {"win_rate": float(wins.mean()), "win_rate_low": low, "win_rate_high": high}
+    return describe_mean(differences, groups, seed) | {"p_value_holm": None} | win_rate
+
+
+def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int, int]]:
+    """Find the pairs that two systems have in common.
+
+    Pairs of the same audio and video key match, then among the others those of the same video key, then those
+    of the same audio key; always only if there is one such pair on either side. So systems match that name
+    their sounds in their own ways.
 
     Returns:
-        its metrics; and for each of AGREEMENTS the similarity of each pair that has one. The key of a pair is
-        its name, and how many pairs of that name come before it.
+        indices into both, in the order of `ours`.
+    """
+    matched = []
+    left, right = range(len(ours)), range(len(theirs))
+    for key in (lambda pair: (pair.audio_key, pair.video_key), *map(attrgetter, ("video_key", "audio_key"))):
+        groups = defaultdict(lambda: ([], []))
+        for i, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
+            for index in indices:
+                groups[key(pairs[index])][i].append(index)
+        found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
+        matched += found
+        left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
+    return sorted(matched)
+
+
+def regroup(run: Run, group_by: str) -> Run:
+    """Put the pairs of a run into other groups."""
+    groups = group_names([pair.video_key for pair in run.pairs], group_by)
+    pairs = [replace(pair, group=group) for pair, group in zip(run.pairs, groups, strict=True)]
+    return replace(run, pairs=pairs)
+
+
+def read_run(name: str) -> Run:
+    """Read a finished run.
+
+    Raises:
+        EvaluationError: it is none, or has no pairs.
     """
     try:
-        metrics = json.loads(Path(run, METRICS_NAME).read_bytes())
-        with open(Path(run, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
-            of_text = [agreement for agreement in ("text_audio", "text_video") if agreement in metrics]
-            columns = ["name", *(AGREEMENTS[agreement] for agreement in of_text)]
-            pairs = [[row[column] for column in columns] for row in csv.DictReader(file)]
+        metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
+        with open(Path(name, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
+            pairs = [read_pair(row) for row in csv.DictReader(file)]
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])
         if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
-        scores, seen = {agreement: {} for agreement in AGREEMENTS}, Counter()
-        for (name, *texts), similarity in zip(pairs, similarities, strict=True):
-            key = name, seen[name]
-            seen[name] += 1
-            scores["audio_video"][key] = similarity  # in all its digits
-            for agreement, text in zip(of_text, texts, strict=True):
-                if text:
-                    scores[agreement][key] = float(text)
+        for agreement in AGREEMENTS:  # which texts are in pair_scores.csv, and not here?
+            if agreement not in metrics and agreement != "audio_video":
+                for pair in pairs:
+                    pair.similarities.pop(agreement, None)
     except OSError as e:
-        raise EvaluationError(f"{run}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
+        raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
-        raise EvaluationError(f"{run}: no finished run of this version ({e})") from e
+        raise EvaluationError(f"{name}: no finished run of this version ({e})") from e
     if not pairs:
-        raise EvaluationError(f"{run}: has no pairs to compare")
-    return metrics, scores
+        raise EvaluationError(f"{name}: has no pairs to compare")
+    return Run(name, metrics, pairs)
 
 
-def find_difference(names: Sequence[str], protocols: Sequence[dict[str, Any]]) -> str | None:
-    """Describe the first difference between protocols; None if there is none."""
-    for name, protocol in zip(names[1:], protocols[1:], strict=True):
+def read_pair(row: dict[str, str]) -> Pair:
+    """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys."""
+    similarities = {agreement: row.get(column) for agreement, column in AGREEMENTS.items()}
+    return Pair(
+        row.get("audio_key", row["name"]),
+        row.get("video_key", row["name"]),
+        row.get("group") or None,
+        {agreement: float(text) for agreement, text in similarities.items() if text},
+    )
+
+
+def find_difference(runs: Sequence[Run]) -> str | None:
+    """Describe the first difference between the protocols of runs; None if there is none."""
+    for run in runs:
+        if run.metrics.get("definitions") != DEFINITIONS:
+            return f"{run.name}: its figures follow other definitions; evaluate it again with this version"
+    protocols = [comparable(run.metrics["protocol"]) for run in runs]
+    for run, protocol in zip(runs[1:], protocols[1:], strict=True):
         for key in COMPARABLE:
-            if protocol.get(key) != protocols[0].get(key):
-                ways = ", ".join(json.dumps(p.get(key), ensure_ascii=False) for p in (protocols[0], protocol))
-                return f"{names[0]} and {name} differ in {key}: {ways}"
+            if protocol[key] != protocols[0][key]:
+                ways = ", ".join(json.dumps(p[key], ensure_ascii=False) for p in (protocols[0], protocol))
+                return f"{runs[0].name} and {run.name} differ in {key}: {ways}"
     return None
 
 
-def describe_mean(values: Sequence[float], seed: int) -> dict[str, Any]:
-    """Return the number of values, their mean, and its 95 % bootstrap interval."""
-    if not values:
-        return {"pairs": 0}
-    low, high = bootstrap_interval(np.array(values), seed) or (None, None)
-    return {"pairs": len(values), "mean": math.fsum(values) / len(values), "low": low, "high": high}
+def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a protocol that have to be equal; of the checkpoint its content, not its name."""
+    parts = {key: protocol.get(key) for key in COMPARABLE}
+    if isinstance(parts["checkpoint"], dict):
+        parts["checkpoint"] = {key: parts["checkpoint"].get(key) for key in ("sha256", "note")}
+    return parts
 
 
 def compared_figures(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -196,5 +317,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
             lines += table({"system": "system", **mean, **figures}, systems)
         if differences:
             lines += ["", "Difference on the pairs that both have:"]
-            lines += table({"system": "system", "minus": "minus", **mean}, differences)
+            tests = {"p_value": "p", "p_value_holm": "p (Holm)", "win_rate": "wins"}
+            ends = {"win_rate_low": "95% low", "win_rate_high": "95% high"}
+            lines += table({"system": "system", "minus": "minus", **mean, **tests, **ends}, differences)
     return "\n".join(lines)

@@ -13,29 +13,46 @@ ENGLISH = {
     "视频数量": "Video files",
     "配对数量": "Pairs",
     "相似度统计": "Similarity of all combinations",
-    "平均相似度": "Mean",
+    "平均相似度": "Mean similarity",
     "标准差": "Standard deviation",
     "配对一致性": "Similarity of pairs",
-    "平均配对相似度": "Mean",
+    "平均配对相似度": "Mean similarity of pairs",
+    "(标准差)": "(standard deviation)",
     "最小值": "Minimum",
     "最大值": "Maximum",
     "检索性能": "Retrieval, audio to video",
     "检索性能 (视频到音频)": "Retrieval, video to audio",
     "平均排名": "Mean rank",
     "中位数排名": "Median rank",
+    "视频到音频平均排名": "Video to audio, mean rank",
+    "视频到音频中位数排名": "Video to audio, median rank",
+    **{f"视频到音频 Recall@{k}": f"Video to audio, Recall@{k}" for k in (1, 5, 10)},
     "无": "None",
     "两侧没有相同的文件名，不知道哪些文件成对": "no file name is on both sides, so the pairs are not known",
     "每一对都有文件被跳过": "every pair lost a file that was skipped",
     "没有能够确定的配对": "no two files can be paired without doubt",
     "与不成对的组合相比": "Against mismatched combinations",
-    "平均配对相似度的 95% 置信区间": "95% interval of the mean of pairs",
-    "只有一对": "there is but one pair",
+    "配对平均值的 95% 置信区间": "95% interval of the mean of pairs",
+    "无 (独立的配对太少，或多数相等)": "none (too few independent pairs, or most are equal)",
+    "分组": "Groups of pairs, over which intervals are computed",
     "不成对组合的平均相似度": "Mean of mismatched combinations",
     "差距": "Margin",
     "配对高于不成对组合的概率 (AUC)": "Probability that a pair is above a mismatch (AUC)",
-    "随机水平": "By chance",
-    "可疑配对": "Pairs that cannot be told from chance",
-    "不成对的组合太少，无法判断": "too few mismatched combinations to tell",
+    "召回率的 95% 置信区间 (音频到视频)": "95% interval, audio to video",
+    "召回率的 95% 置信区间 (视频到音频)": "95% interval, video to audio",
+    "随机水平 (音频到视频)": "By chance, audio to video",
+    "随机水平 (视频到音频)": "By chance, video to audio",
+    "可疑配对": "Suspects: pairs that cannot be told from mismatches",
+    "配对太少，无法判断": "too few pairs to tell",
+    "可疑的含义": "What suspect means",
+    "含义": (
+        "among the pairs that are not suspects, at most 5 % are expected to be wrong; about one wrong pair "
+        "in twenty is missed; how many suspects are wrong depends on the model, and with a weak model all "
+        "are suspects"
+    ),
+    "更好的组合": "; this audio fits the video {} better; this video fits the audio {} better",
+    "更好的视频": "; this audio fits the video {} better",
+    "更好的音频": "; this video fits the audio {} better",
     "其余见 pair_scores.csv": "the others are in pair_scores.csv",
     "文本-音频一致性": "Similarity of captions and audio",
     "文本-视频一致性": "Similarity of captions and video",
@@ -78,6 +95,13 @@ ENGLISH = {
 CHINESE = {
     **{text: text for text in ENGLISH},
     "排名": "平均排名 {:.2f}, 中位数排名 {:.2f}",
+    "含义": (
+        "在非可疑的配对中，预期有错的不超过 5 %；大约每二十个错误配对会漏掉一个；"
+        "可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑"
+    ),
+    "更好的组合": "；此音频与视频 {} 更相似；此视频与音频 {} 更相似",
+    "更好的视频": "；此音频与视频 {} 更相似",
+    "更好的音频": "；此视频与音频 {} 更相似",
     "pairing": "配对模式",
     "retrieval": "检索模式",
     "stem": "文件名",
@@ -104,12 +128,12 @@ PAGE_WORDS = {
         "mismatched": "mismatched combinations",
         "audio": "audio",
         "video": "video",
-        "audio to video": "audio to video",
-        "video to audio": "video to audio",
-        "text to audio": "caption to audio",
-        "audio to text": "audio to caption",
-        "text to video": "caption to video",
-        "video to text": "video to caption",
+        "audio_to_video": "audio to video",
+        "video_to_audio": "video to audio",
+        "text_to_audio": "caption to audio",
+        "audio_to_text": "audio to caption",
+        "text_to_video": "caption to video",
+        "video_to_text": "video to caption",
         "text_audio": "Captions and audio",
         "text_video": "Captions and video",
         "mean of text_audio": "caption and its audio",
@@ -124,12 +148,12 @@ PAGE_WORDS = {
         "no": "no",
         "mean of pairs": "mean of pairs",
         "mean of mismatches": "mean of mismatches",
-        "interval": "95% interval {:.4f} to {:.4f}",
-        "deviation": "deviation {:.4f}",
+        "interval": "95% interval {}",
+        "deviation": "standard deviation {:.4f}",
         "auc": "pair above mismatch (AUC)",
         "of chance": "by chance {:.4f}",
         "suspects": "suspects",
-        "too few": "too few files to tell",
+        "too few": "too few pairs to tell",
         "of pairs": "of {} pairs",
         "evaluated": "pairs evaluated",
         "left out": "{} files skipped, {} without a partner",
@@ -155,14 +179,17 @@ PAGE_WORDS = {
         "pair table": "Pair by pair",
         "pair table how": (
             "The least similar first; a click on a heading sorts. Rank: the place of the own video among "
-            "all videos, and of the own sound among all sounds; 1 is best. Percentile: the share of the "
-            "mismatches in the pair's own row and column that are less similar. Clips alike: 1 where all "
-            "clips of a file are equal. A suspect cannot be told from a mismatch: a pair to look at, not "
-            "a fault found."
+            "all videos that do not belong to the sound as well, and of the own sound likewise; 1 is best. "
+            "Percentile: the share of the mismatches in the pair's own row and column that are less similar. "
+            "Clips alike: 1 where all clips of a file are equal. A suspect cannot be told from a mismatch: "
+            "a pair to look at, not a fault found. Among the pairs that are not suspects, at most 5 % are "
+            "expected to be wrong. About one wrong pair in twenty is missed. How many suspects are wrong "
+            "depends on the model, and with a weak model all are suspects."
         ),
         "least": "Shown are the {} least similar of {} pairs; all are in pair_scores.csv.",
         "columns": (
-            *("name", "similarity", "suspect", "video rank", "audio rank", "percentile", "p-value"),
+            *("name", "similarity", "suspect", "best other video", "best other audio"),
+            *("video rank", "audio rank", "percentile", "p-value"),
             *("audio clips alike", "video clips alike", "audio", "video"),
         ),
         "skipped": "Skipped files",
@@ -175,21 +202,28 @@ PAGE_WORDS = {
             "told from a mismatch."
         ),
         "means": "Mean of pairs",
-        "means how": "The mean similarity of each system's pairs with its 95% bootstrap interval.",
+        "means how": "The mean similarity of each system's pairs with its 95% interval.",
         "outlines": "Similarities of pairs",
         "outlines how": "How the similarities of each system's pairs are distributed.",
         "differences": "Differences",
         "differences how": (
-            "For every two systems the mean difference on the pairs that both have, with its 95% "
-            "bootstrap interval. Where the interval holds 0, no difference can be told."
+            "For every two systems the mean difference on the pairs that both have, with its 95% interval "
+            "and its p-value. Where the interval holds 0, no difference can be told. Where several systems "
+            "are compared, look at the p-value that is corrected for their number (Holm): a difference can "
+            "be told where it is below 0.05. Wins: the share of pairs on which the first system is better."
         ),
         "difference": "difference",
-        "no pairs": "No two systems have a pair of the same name.",
+        "no pairs": "No two systems have a pair in common.",
         "system": "system",
         "minus": "minus",
         "mean": "mean",
         "low": "95% low",
         "high": "95% high",
+        "p_value": "p",
+        "p_value_holm": "p (Holm)",
+        "win_rate": "wins",
+        "win_rate_low": "wins, 95% low",
+        "win_rate_high": "wins, 95% high",
         "skipped files": "skipped",
         "different": "The runs were computed in different ways: {}",
     },
@@ -207,12 +241,12 @@ PAGE_WORDS = {
         "mismatched": "不成对的组合",
         "audio": "音频",
         "video": "视频",
-        "audio to video": "音频到视频",
-        "video to audio": "视频到音频",
-        "text to audio": "文本到音频",
-        "audio to text": "音频到文本",
-        "text to video": "文本到视频",
-        "video to text": "视频到文本",
+        "audio_to_video": "音频到视频",
+        "video_to_audio": "视频到音频",
+        "text_to_audio": "文本到音频",
+        "audio_to_text": "音频到文本",
+        "text_to_video": "文本到视频",
+        "video_to_text": "视频到文本",
         "text_audio": "文本与音频",
         "text_video": "文本与视频",
         "mean of text_audio": "文本与其音频",
@@ -227,12 +261,12 @@ PAGE_WORDS = {
         "no": "否",
         "mean of pairs": "平均配对相似度",
         "mean of mismatches": "不成对组合的平均值",
-        "interval": "95% 置信区间 {:.4f} 至 {:.4f}",
+        "interval": "95% 置信区间 {}",
         "deviation": "标准差 {:.4f}",
         "auc": "配对高于不成对 (AUC)",
         "of chance": "随机水平 {:.4f}",
         "suspects": "可疑配对",
-        "too few": "文件太少，无法判断",
+        "too few": "配对太少，无法判断",
         "of pairs": "共 {} 对",
         "evaluated": "已评估的配对",
         "left out": "跳过 {} 个文件，{} 个没有配对",
@@ -254,13 +288,16 @@ PAGE_WORDS = {
         ),
         "pair table": "逐对查看",
         "pair table how": (
-            "相似度最低的在前，点击表头可排序。排名：自身视频在所有视频中的名次，以及自身音频在所有音频中"
-            "的名次，1 为最好。百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。片段相似：文"
+            "相似度最低的在前，点击表头可排序。排名：自身视频在不属于该音频的所有视频中的名次，以及自身音频"
+            "的相应名次，1 为最好。百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。片段相似：文"
             "件的各片段完全相同时为 1。可疑配对与不成对的组合无法区分：需要人工查看，并不等于有错。"
+            "在非可疑的配对中，预期有错的不超过 5 %。大约每二十个错误配对会漏掉一个。"
+            "可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑。"
         ),
         "least": "此处为 {} 个相似度最低的配对，共 {} 对；全部见 pair_scores.csv。",
         "columns": (
-            *("名称", "相似度", "可疑", "视频排名", "音频排名", "百分位", "p 值"),
+            *("名称", "相似度", "可疑", "最相似的其他视频", "最相似的其他音频"),
+            *("视频排名", "音频排名", "百分位", "p 值"),
             *("音频片段相似", "视频片段相似", "音频", "视频"),
         ),
         "skipped": "跳过的文件",
@@ -270,20 +307,27 @@ PAGE_WORDS = {
         "systems": "各系统",
         "systems how": "Recall@K 只能在大小相同的集合之间比较；可疑配对是与不成对的组合无法区分的配对。",
         "means": "平均配对相似度",
-        "means how": "各系统配对的平均相似度，以及 95% 自助法置信区间。",
+        "means how": "各系统配对的平均相似度，以及 95% 置信区间。",
         "outlines": "配对相似度的分布",
         "outlines how": "各系统配对的相似度如何分布。",
         "differences": "差异",
         "differences how": (
-            "每两个系统在共有配对上的平均差，以及 95% 自助法置信区间。区间含 0 时，无法断定有差异。"
+            "每两个系统在共有配对上的平均差，以及 95% 置信区间与 p 值。区间含 0 时，无法断定有差异。"
+            "比较多个系统时，请看按其数目校正的 p 值 (Holm)：低于 0.05 时可断定有差异。"
+            "胜率：前一系统更好的配对所占比例。"
         ),
         "difference": "差",
-        "no pairs": "没有两个系统含有同名的配对。",
+        "no pairs": "没有两个系统含有共同的配对。",
         "system": "系统",
         "minus": "减去",
         "mean": "平均值",
         "low": "95% 下限",
         "high": "95% 上限",
+        "p_value": "p",
+        "p_value_holm": "p (Holm)",
+        "win_rate": "胜率",
+        "win_rate_low": "胜率 95% 下限",
+        "win_rate_high": "胜率 95% 上限",
         "skipped files": "跳过",
         "different": "各次运行的计算方式不同：{}",
     },

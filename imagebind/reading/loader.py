@@ -32,7 +32,7 @@ class LoadedFile:
 
     modality: str
     path: str
-    content_hash: str | None = None  # where there is a cache
+    content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
     input: data.AudioInput | data.VideoInput | data.TextInput | None = None
     embedding: np.ndarray | None = None  # (E,), from the cache
     reason: str | None = None
@@ -109,7 +109,7 @@ def _look_up_or_read_file(
     content_hash = None
     try:
         with media_errors(path):
-            content_hash = None if cache is None else hash_file(file)
+            content_hash = hash_file(file)
         embedding = None if cache is None else cache.get(content_hash, modality)
         read = READERS[modality](path) if embedding is None else None
         return LoadedFile(modality, path, content_hash, read, embedding)
@@ -118,15 +118,13 @@ def _look_up_or_read_file(
 
 
 def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile:
-    content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    embedding = None if cache is None else cache.get(content_hash, "text")
     try:
-        read = data.read_text(text)  # also where the embedding is known: its tokens tell if it is too long
+        read = data.read_text(text)
     except data.MediaError as e:
         return LoadedFile("text", text, reason=e.reason)
-    return LoadedFile(
-        "text", text, content_hash if cache else None, read, embedding, is_truncated=read.is_truncated
-    )
+    content_hash = hashlib.sha256(read.tokens.numpy().tobytes()).hexdigest()
+    embedding = None if cache is None else cache.get(content_hash, "text")
+    return LoadedFile("text", text, content_hash, read, embedding, is_truncated=read.is_truncated)
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:

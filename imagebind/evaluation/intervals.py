@@ -1,0 +1,196 @@
+"""How sure a figure is: 95 % intervals, and the p-values of differences.
+
+Letters in shapes: P pairs, G groups, S sampled mismatches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagebind.evaluation.keys import Cells
+
+SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
+AUC_SAMPLES = 1000
+MIN_GROUPS = 4  # an interval of fewer means nothing
+MANY_GROUPS = 30  # from here on the percentiles of resampled means are good enough
+MIN_AUC_PAIRS = 100
+Z = 1.959964  # of the normal distribution, 95 %
+
+Interval = list[float]  # low, high
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean, its 95 % interval, and how it differs from zero."""
+
+    mean: float
+    interval: Interval | None = None
+    p_value: float | None = None  # two-sided, that the mean is zero
+
+
+def bootstrap_mean(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Mean:
+    """Estimate the mean of values (P,) by resampling them, or the groups that they are in.
+
+    From 30 groups on the interval is that of the percentiles (Efron 1979), below the bootstrap-t (Efron and
+    Tibshirani 1993, chapter 12); of fewer than four there is none, and neither where too many are equal.
+
+    Args:
+        groups: (P,) number of the group of each value; None: each is its own.
+    """
+    mean = math.fsum(values) / len(values)
+    sums, sizes = group_sums(values, groups)
+    n = len(sums)
+    if n < MIN_GROUPS:
+        return Mean(mean)
+    generator = np.random.default_rng(seed)
+    if n >= MANY_GROUPS:
+        means = resampled_means(sums, sizes, generator)
+        interval = np.percentile(means, [2.5, 97.5])
+        beyond = min((means <= 0).mean(), (means >= 0).mean())
+    else:
+        error = standard_errors(sums, sizes)
+        chosen = generator.integers(0, n, (SAMPLES, n))
+        errors = standard_errors(sums[chosen], sizes[chosen])
+        means = sums[chosen].sum(1) / sizes[chosen].sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.where(means == mean, 0, (means - mean) / errors) if error else np.zeros(SAMPLES)
+            low, high = np.quantile(t, [0.025, 0.975], method="inverted_cdf")
+            interval = np.array([mean - high * error, mean - low * error])
+            reached = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
+        if not np.isfinite(interval).all():
+            return Mean(mean)
+        beyond = min((t >= reached).mean(), (t <= reached).mean())
+    return Mean(mean, interval.tolist(), min(1.0, 2 * (beyond * SAMPLES + 1) / (SAMPLES + 1)))
+
+
+def group_sums(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of the values of each group, and how many they are, each (G,)."""
+    if groups is None:
+        return values.astype(np.float64), np.ones(len(values))
+    index = np.unique(groups, return_inverse=True)[1]
+    return np.bincount(index, values), np.bincount(index).astype(np.float64)
+
+
+def resampled_means(sums: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return the means of resampled groups, given their sums (G,) and sizes (G,)."""
+    n = len(sums)
+    n_samples = max(SAMPLES * SAMPLES // max(n, SAMPLES), 1000)
+    means = np.empty(n_samples)
+    for i in range(n_samples):
+        chosen = generator.integers(0, n, n)
+        means[i] = sums[chosen].sum() / sizes[chosen].sum()
+    return means
+
+
+def standard_errors(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean over groups, given their sums (..., G) and sizes (..., G)."""
+    n = sums.shape[-1]
+    total = sizes.sum(-1, keepdims=True)
+    deviations = sums - sizes * (sums.sum(-1, keepdims=True) / total)
+    return np.sqrt(n / (n - 1) * np.square(deviations).sum(-1)) / total[..., 0]
+
+
+def wilson_interval(share: float, n: float) -> Interval:
+    """Return the interval of a share of n (Wilson 1927).
+
+    >>> [round(end, 3) for end in wilson_interval(0.5, 10)]
+    [0.237, 0.763]
+    """
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """Return the Wilson interval of the mean of hits (P,) from 0 to 1.
+
+    Where hits are in groups, P is divided by the design effect (Kish 1965): how many times the variance over
+    groups is that of independent hits.
+    """
+    share, n = float(hits.mean()), len(hits)
+    if groups is not None:
+        sums, sizes = group_sums(hits, groups)
+        error = float(standard_errors(sums, sizes)) if len(sums) > 1 else 0.0
+        n = min(n, max(1.0, share * (1 - share) / error**2)) if error else len(sums)
+    return wilson_interval(share, n)
+
+
+def auc_interval(
+    auc: float, pairs: Cells, mismatches: Cells, groups: np.ndarray | None, seed: int
+) -> Interval | None:
+    """Return the interval of the AUC; None below MIN_AUC_PAIRS pairs, where it would be too narrow.
+
+    Rows and columns are resampled independently, each with its group (the pigeonhole bootstrap, Owen 2007).
+
+    Args:
+        auc: over all mismatches.
+        pairs: P of them.
+        mismatches: S sampled ones.
+        groups: (P,) number of the group of each pair.
+    """
+    if len(pairs.keys) < MIN_AUC_PAIRS or not len(mismatches.keys):
+        return None
+    generator = np.random.default_rng(seed)
+    keys = np.concatenate([pairs.keys, mismatches.keys])
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[0]] - 1))  # of equal keys
+    units = [units_of(pairs, mismatches, groups, axis) for axis in (0, 1)]  # each (P + S,)
+    is_pair = order < len(pairs.keys)
+
+    def weighted_auc(weights: np.ndarray) -> float:
+        of_pairs, of_mismatches = (np.add.reduceat(weights * which, starts) for which in (is_pair, ~is_pair))
+        lower = np.cumsum(of_mismatches) - of_mismatches / 2
+        return float(of_pairs @ lower) / (of_pairs.sum() * of_mismatches.sum())
+
+    of_sample = weighted_auc(np.ones(len(keys)))
+    aucs = []
+    for _ in range(max(AUC_SAMPLES * SAMPLES // max(len(keys), SAMPLES), 200)):
+        drawn = [
+            np.bincount(generator.integers(0, n, n), minlength=n) for n in (1 + unit.max() for unit in units)
+        ]
+        weights = (drawn[0][units[0]] * drawn[1][units[1]])[order].astype(np.float64)
+        if (weights * is_pair).any() and (weights * ~is_pair).any():
+            aucs.append(weighted_auc(weights))
+    low, high = np.percentile(aucs, [2.5, 97.5]) + (auc - of_sample)
+    return [max(0.0, float(low)), min(1.0, float(high))]
+
+
+def units_of(pairs: Cells, mismatches: Cells, groups: np.ndarray | None, axis: int) -> np.ndarray:
+    """Number what is resampled on one side of pairs and mismatches: lines, or the groups of their pairs.
+
+    Returns:
+        (P + S,).
+    """
+    lines = np.concatenate([pairs.index[:, axis], mismatches.index[:, axis]])
+    names = -1 - lines
+    if groups is not None:
+        group_of = dict(zip(pairs.index[::-1, axis].tolist(), groups[::-1].tolist(), strict=True))
+        names = np.array([group_of.get(line, -1 - line) for line in lines.tolist()])
+    return np.unique(names, return_inverse=True)[1]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, reached = [0.0] * len(p_values), 0.0
+    for i, which in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        reached = max(reached, min(1.0, (len(p_values) - i) * p_values[which]))
+        corrected[which] = reached
+    return corrected
+
+
+def digits_of(interval: Interval) -> int:
+    """Return how many decimals an interval deserves: two digits of half its width.
+
+    >>> digits_of([0.81, 0.89]), digits_of([0.8500, 0.8512])
+    (3, 5)
+    """
+    half = (interval[1] - interval[0]) / 2
+    return min(6, max(2, 1 - math.floor(math.log10(half)))) if half > 0 else 4

@@ -1,0 +1,110 @@
+"""Which pairs cannot be told from mismatches.
+
+A pair is compared with mismatches by how far it stands out from its own row and its own column at once, so
+that a sound or a video that resembles everything makes no pair look good.
+
+Letters in shapes: N rows, M columns, P pairs, S sampled mismatches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagebind.evaluation.keys import Cells
+from imagebind.evaluation.truth import TrueCells, Truth
+
+FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
+SAMPLE_SIZE = 20_000  # mismatches
+SAMPLE_LINES = 1000  # rows and columns that they are from, as each line costs as many cosines as it is long
+ENUMERABLE = 2**21  # cells of which all mismatches are listed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of mismatches."""
+
+    cells: Cells  # S of them
+    n_at_least: np.ndarray  # (2, S) cells of its row, and of its column, that are at least as similar
+    shape: tuple[int, int]  # (N, M)
+
+    def p_values(self, statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
+        """(P,) (1 + mismatches of which the statistic is at most as large) / (1 + S).
+
+        Args:
+            statistic: (P,) of the pairs.
+            of_sample: (S,).
+        """
+        n = np.searchsorted(np.sort(of_sample), statistic * (1 + 1e-9), "right")  # but for rounding
+        return (1 + n) / (1 + len(of_sample))
+
+
+def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.ndarray:
+    """Choose mismatches at random: all of them where there are at most SAMPLE_SIZE.
+
+    Args:
+        shape: (N, M) of the similarity matrix.
+        truth: the cells that are none.
+
+    Returns:
+        (S, 2) row and column.
+    """
+    generator = np.random.default_rng(seed)
+    if math.prod(shape) <= ENUMERABLE:
+        cells = np.stack(np.divmod(np.arange(math.prod(shape)), max(shape[1], 1)), axis=1)
+        cells = cells[~truth.contains(cells)]
+        if len(cells) > SAMPLE_SIZE:
+            cells = cells[np.sort(generator.choice(len(cells), SAMPLE_SIZE, replace=False))]
+        return cells
+    n_rows, n_columns = (
+        min(n, max(SAMPLE_LINES, 2 * SAMPLE_SIZE // n_other)) for n, n_other in (shape, shape[::-1])
+    )
+    lines = [
+        generator.choice(n, size, replace=False) for n, size in zip(shape, (n_rows, n_columns), strict=True)
+    ]
+    drawn = np.stack([generator.choice(axis_lines, 2 * SAMPLE_SIZE) for axis_lines in lines], axis=1)
+    return drawn[~truth.contains(drawn)][:SAMPLE_SIZE]
+
+
+def rank_products(sample: Sample, true: TrueCells) -> np.ndarray:
+    """Return the rank product (Breitling et al. 2004) of each mismatch of a sample, (S,).
+
+    It is the share of its row that is at least as similar, times that of its column. Of a pair's line one
+    cell is true and the others are mismatches; so it is here, where the true cells of a line count as one.
+    """
+    product = np.ones(len(sample.cells.keys))
+    for axis in (0, 1):
+        n_true, n_better, n_equal = true.count_in_lines(sample.cells, axis)
+        n_mismatches = sample.shape[1 - axis] - n_true
+        n_at_least = sample.n_at_least[axis] - n_better - n_equal
+        true_share = (n_better + n_equal) / np.maximum(n_true, 1)
+        product *= (n_at_least + true_share) / (n_mismatches + (n_true > 0))
+    return product
+
+
+def can_tell(n_mismatches: int, n_pairs: int) -> bool:
+    """Tell whether there are so many mismatches that a single good pair among wrong ones could pass.
+
+    >>> [can_tell(n * (n - 1), n) for n in (20, 21)]
+    [False, True]
+    """
+    return 1 / (1 + n_mismatches) <= FALSE_DISCOVERY_RATE / n_pairs
+
+
+def find_suspects(p_values: np.ndarray, rate: float = FALSE_DISCOVERY_RATE) -> np.ndarray:
+    """Find the pairs that Benjamini and Hochberg's procedure (1995) does not tell from mismatches.
+
+    Returns:
+        (P,) bool.
+
+    >>> find_suspects(np.array([0.01, 0.5, 0.03]))
+    array([False,  True, False])
+    """
+    order = np.argsort(p_values, kind="stable")
+    passes = p_values[order] <= rate * np.arange(1, len(order) + 1) / len(order)
+    n_discoveries = np.flatnonzero(passes)[-1] + 1 if passes.any() else 0
+    is_discovery = np.zeros(len(order), bool)
+    is_discovery[order[:n_discoveries]] = True
+    return ~is_discovery

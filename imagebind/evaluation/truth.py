@@ -1,0 +1,112 @@
+"""Which cells of a similarity matrix are true: they compare things that belong together.
+
+Several rows can be one thing: a sound that stands in several pairs, a caption of several files, a file that
+is there under two names. What belongs to such a thing is true for each of its rows, and never a mismatch.
+
+Letters in shapes: N rows, M columns, T true combinations of two things, K cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from imagebind.evaluation.keys import Cells
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true combinations of the things behind the rows and the columns of a similarity matrix."""
+
+    things: tuple[np.ndarray, np.ndarray]  # (N,) number of the thing behind each row; (M,) of each column
+    index: np.ndarray  # (T, 2) of each true combination one row and one column
+
+    def copies(self, axis: int) -> np.ndarray:
+        """(T,) how many rows (axis 0) or columns (1) are the thing of each true combination."""
+        things = self.things[axis]
+        return np.bincount(things)[things[self.index[:, axis]]] if len(things) else np.empty(0, np.int64)
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """(T,) how many cells of the matrix are each true combination."""
+        return self.copies(0) * self.copies(1)
+
+    def contains(self, index: np.ndarray) -> np.ndarray:
+        """Tell which cells (K, 2) are true, (K,) bool."""
+        n = 1 + max(self.things[1], default=0)
+        true, asked = (
+            self.things[0][cells[:, 0]].astype(np.int64) * n + self.things[1][cells[:, 1]]
+            for cells in (self.index, index)
+        )
+        return np.isin(asked, true)
+
+
+def find_truth(
+    row_keys: Sequence[Hashable], column_keys: Sequence[Hashable], pairs: Iterable[tuple[Hashable, Hashable]]
+) -> Truth:
+    """Find what belongs together.
+
+    Args:
+        row_keys, column_keys: of what is behind the rows and the columns; equal keys are one thing.
+        pairs: (key of a row, key of a column); those without a row or a column are left out.
+
+    >>> find_truth(["a", "a", "b"], ["x", "y"], [("a", "x"), ("b", "y")]).index.tolist()
+    [[0, 0], [2, 1]]
+    """
+    things, first = [], []
+    for keys in (row_keys, column_keys):
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        things.append(np.array([number[key] for key in keys], np.int64))
+        first.append({key: i for i, key in reversed(list(enumerate(keys)))})
+    index = {(first[0][a], first[1][b]) for a, b in pairs if a in first[0] and b in first[1]}
+    return Truth((things[0], things[1]), np.array(sorted(index), np.int64).reshape(-1, 2))
+
+
+@dataclass(frozen=True)
+class TrueCells:
+    """The true combinations with their similarities."""
+
+    truth: Truth
+    cells: Cells  # T of them
+
+    @cached_property
+    def _ordered(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For rows and columns: true combinations in the order of line and key, and the cells before each."""
+        ordered = []
+        for axis in (0, 1):
+            values = self._combine(self.cells, axis)
+            order = np.argsort(values, kind="stable")
+            n_before = np.append(0, np.cumsum(self.truth.copies(1 - axis)[order]))
+            ordered.append((values[order], n_before))
+        return ordered
+
+    def _combine(self, cells: Cells, axis: int) -> np.ndarray:
+        """Pack the thing of a cell's line and its key into numbers (K,) of the same order."""
+        return (self.truth.things[axis][cells.index[:, axis]] << 32) + cells.keys + 2**31
+
+    def count_in_lines(self, cells: Cells, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count the true cells in the row (axis 0) or column (1) of each of K cells.
+
+        Returns:
+            (K,) all of them, those that are more similar than the cell, and those that are as similar.
+        """
+        values, n_before = self._ordered[axis]
+        wanted = self._combine(cells, axis)
+        line = wanted >> 32 << 32
+        begin, first, last, end = (
+            n_before[np.searchsorted(values, value, side)]
+            for value, side in ((line, "left"), (wanted, "left"), (wanted, "right"), (line + 2**32, "left"))
+        )
+        return end - begin, end - last, last - first
+
+    def count_from(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count the true cells of the whole matrix above each key (K,), and those of that key."""
+        order = np.argsort(self.cells.keys, kind="stable")
+        n_before = np.append(0, np.cumsum(self.truth.n_cells[order]))
+        first, last = (
+            n_before[np.searchsorted(self.cells.keys[order], keys, side)] for side in ("left", "right")
+        )
+        return n_before[-1] - last, last - first
