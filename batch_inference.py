@@ -29,12 +29,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
@@ -176,12 +176,20 @@ exit status:
 """  # noqa: E501 (a command stays in its line, to be copied)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(f"{message}; see --help")
+        sys.exit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser: the inputs, every field of Options, and what only the command line has."""
     installed = Path(sys.argv[0]).name == "av-consistency"
     program = "av-consistency" if installed else "python batch_inference.py"
     launched = "--no-python av-consistency" if installed else "batch_inference.py"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Say how well sounds and videos belong together, with ImageBind.",
         epilog=EXAMPLES.format(program=program, launched=launched),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -260,6 +268,8 @@ def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def existing_directory(text: str) -> str:
+    if os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text}: is a file; name files with the options for paths")
     if not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text}: no such directory")
     return text
@@ -295,9 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     job = Job.from_torchrun()
     is_first = job is None or job.is_first  # the first process of a job alone prints
-    with nullcontext() if is_first else job.silent():
-        args = parse_args(argv, job)
     prepare_streams()
+    with logging_to_stderr() if is_first else job.silent():
+        args = parse_args(argv, job)
     try:
         if not is_first:  # signals end it at once: what it has embedded is in its cache
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -309,9 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return run_comparison(args)
                 return run_shard(args) if args.shard else run_evaluation(args, job)
             except KeyboardInterrupt as e:
-                what = "nothing is written" if args.compare else str(e) or "nothing is embedded yet"
-                go_on = "" if args.compare or args.no_cache else "; the same command goes on from there"
-                print(f"interrupted: {one_line(what)}{go_on}", file=sys.stderr)
+                what = "nothing is written" if args.compare else str(e) or "nothing new is embedded yet"
+                print(f"interrupted: {one_line(what)}", file=sys.stderr)
                 return 128 + signals[0]
     except OptionError as e:
         print_error(str(e))
@@ -329,6 +338,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError as e:
         print_error(str(e) or "out of memory")
+        return 1
+    except ImportError as e:  # a library that does not fit says so in this way
+        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if allowed == resource.RLIM_INFINITY:
+            raise
+        print_error(f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})")
         return 1
 
 

@@ -8,8 +8,16 @@ from typing import TypeVar
 import torch
 
 SIGNS = (  # in messages of errors that are no torch.OutOfMemoryError
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    *("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "DefaultCPUAllocator: can't allocate memory"),
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # what a full card says at the first multiplication
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "unable to find an engine to execute this computation",  # cuDNN, without room for a workspace
+    "can't allocate memory",
+    "std::bad_alloc",
 )
 
 T = TypeVar("T")
@@ -33,4 +41,5 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def free_unused_memory(device: torch.device) -> None:
     """Give back the memory of a device that is held for later, and not used."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()

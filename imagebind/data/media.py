@@ -75,9 +75,10 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file, or the one that is held open under this path, at its start."""
+    """Open a file, or the one that is held open under this path, at its start; its name is the path."""
     descriptor = _held_open.get(os.fspath(path))
-    return open(path if descriptor is None else f"/proc/self/fd/{descriptor}", "rb")
+    held = path if descriptor is None else f"/proc/self/fd/{descriptor}"
+    return open(path, "rb", opener=lambda _, flags: os.open(held, flags))
 
 
 def check_is_file(path: Path) -> None:
@@ -90,7 +91,7 @@ def check_is_file(path: Path) -> None:
     if not os.path.lexists(path) and name.startswith("~"):
         raise MediaError(path, "No such file or directory; ~ is taken as it stands here")
     if not os.path.lexists(path) and any(mark in name for mark in "*?"):
-        raise MediaError(path, "No such file or directory; no file fitted this pattern")
+        raise MediaError(path, "No such file or directory; * and ? are taken as they stand here")
 
 
 @contextmanager

@@ -87,9 +87,14 @@ def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
         csv.Error: it lacks a column, or a quote is not closed.
     """
     reader = csv.reader(file, dialect, strict=True)
-    columns = [column.strip().lower() for column in next(reader, [])]
+    first = next(reader, [])
+    columns = [column.strip().lower() for column in first]
     if missing := [column for column in COLUMNS if column not in columns]:
-        raise csv.Error(f"has no column {' and no column '.join(missing)}; its first line is to name them")
+        separators = "commas" if dialect == "excel" else "tabs"
+        raise csv.Error(
+            f"no column {' and '.join(missing)}; its first line has to name the columns, separated by "
+            f"{separators}, and is: {' | '.join(first)[:80]}"
+        )
     name, caption = map(columns.index, COLUMNS)
     group = columns.index(GROUP) if GROUP in columns else None
     while True:
@@ -213,7 +218,7 @@ def match_captions(
         of_video = {video_path: name for (_, video_path), name in of_pair.items()}
     of_file = {"audio": of_audio, "video": of_video}
     matched = MatchedCaptions(captions.texts, captions.groups, of_pair, of_file, captions.n_skipped)
-    report_captions(matched, pairs, retrieval)
+    report_captions(matched, pairs, retrieval, source)
     return matched
 
 
@@ -240,7 +245,12 @@ def without_media_suffix(name: str) -> str:
     return bare if suffix.lower() in SUFFIXES["audio"] + SUFFIXES["video"] else name
 
 
-def report_captions(captions: MatchedCaptions, pairs: Sequence[tuple[str, str]], retrieval: bool) -> None:
+def report_captions(
+    captions: MatchedCaptions,
+    pairs: Sequence[tuple[str, str]],
+    retrieval: bool,
+    source: str | os.PathLike | Mapping[str, str],
+) -> None:
     """Log how many captions are used, and name the first of those that belong to nothing.
 
     Raises:
@@ -249,7 +259,12 @@ def report_captions(captions: MatchedCaptions, pairs: Sequence[tuple[str, str]],
     unused = [name for name in captions.texts if name not in captions.used]
     if not captions.used:
         what = "file" if retrieval else "pair"
-        raise EvaluationError(f"no caption has the name of a {what}; captions are for {shorten(unused)}")
+        where = "captions" if isinstance(source, Mapping) else source
+        names = shorten([stem(video) for _, video in pairs])
+        raise EvaluationError(
+            f"{where}: no caption has the name of a {what}; captions are for {shorten(unused)}"
+            + (f", and pairs are {names}" if names else "")
+        )
     if unused:
         log.warning("%d captions belong to nothing: %s", len(unused), shorten(unused))
     if without := [stem(pair[1]) for pair in pairs if pair not in captions.of_pair]:

@@ -157,8 +157,10 @@ class FileEmbedder:
         """Say how many files are embedded, and where they are kept."""
         progress = self.progress.values()
         n_embedded = sum(p.counts["done"] - p.counts["skipped"] for p in progress)
-        kept = "" if self.kept_in is None else f" and kept in {self.kept_in}"
-        return f"{n_embedded} of {sum(p.total for p in progress)} files{self.scope} are embedded{kept}"
+        done = f"{n_embedded} of {sum(p.total for p in progress)} files{self.scope} are embedded"
+        if self.kept_in is None or not self.cache.is_writable:
+            return done
+        return f"{done} and kept in {self.kept_in}; the same command goes on from there"
 
     def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:
         """Skip a file that failed, store an embedding that is known, or let the file wait for the model."""
@@ -373,7 +375,8 @@ def choose_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e:
-        raise EvaluationError(f"{device}: {str(e).splitlines()[0]}") from e
+        reason = str(e).splitlines()[0][:100]
+        raise EvaluationError(f"{device}: cannot be used ({reason}); name another --device") from e
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

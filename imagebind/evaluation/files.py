@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.names import NAMES_SHOWN, shorten
+from imagebind.names import shorten
 
 SUFFIXES = {
     "audio": (".wav", ".mp3", ".flac", ".m4a", ".ogg"),
@@ -98,7 +98,7 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
     paths = [source] if isinstance(source, str | os.PathLike) else source
     files = MediaFiles(unify_spelling(map(os.fspath, paths)))
     if not files.paths:
-        raise EvaluationError(f"no {modality} files given")
+        raise EvaluationError(f"no {modality} files given; a list of them is empty")
     return files
 
 
@@ -143,7 +143,7 @@ def select(by_suffix: dict[str, list[str]], suffixes: Iterable[str]) -> list[str
 def describe_suffixes(by_suffix: dict[str, list[str]]) -> str:
     """Count files by suffix, the most frequent first."""
     counts = sorted(((len(paths), suffix) for suffix, paths in by_suffix.items()), reverse=True)
-    return ", ".join(f"{n} {suffix or 'without suffix'}" for n, suffix in counts[:NAMES_SHOWN])
+    return shorten([f"{n} {suffix or 'without suffix'}" for n, suffix in counts])
 
 
 def find_files(directory: str) -> dict[str, list[str]]:
@@ -191,7 +191,11 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
     else:
         text = content.decode("utf-8-sig", errors="surrogateescape")
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return trim([line for line in lines if line.strip() and not line.startswith("#")], path)
+    paths = trim([line for line in lines if line.strip() and not line.startswith("#")], path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if paths and not any(map(os.path.exists, paths)) and os.path.exists(os.path.join(folder, paths[0])):
+        log.warning("%s: its paths start at the working directory, and lead nowhere from there", path)
+    return paths
 
 
 def trim(lines: list[str], source: str | os.PathLike) -> list[str]:

@@ -247,6 +247,8 @@ class Options:
             value, rule = getattr(self, f.name), f.metadata.get("rule")
             if rule is not None and not (value is None and f.default is None):
                 rule.check(value, f.name)
+            if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
+                raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -109,7 +110,10 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
 
 
 def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
-    """Say in one line that no file has a partner, with some names, and two that nearly match."""
+    """Say in one line why no file has a partner, with some names, and two that nearly match."""
+    for modality, files in (("audio", audio), ("video", video)):
+        if not any(map(os.path.exists, files.distinct)):
+            return f"none of the {modality} files exists: {shorten(files.distinct)}"
     left, right = ([stem(path) for path in files.distinct] for files in (audio, video))
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))
     return (

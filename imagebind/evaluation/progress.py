@@ -26,13 +26,14 @@ class Progress:
     def __init__(self, modality: str, total: int):
         self.modality, self.total = modality, total
         self.counts = Counter()  # files that are done, and among them skipped and cached ones
-        self.start = self.last_logged = time.monotonic()
+        self.start = self.last_logged = None  # of the first file: those of another modality may come before
         self.bar = None
 
     def update(self, skipped: bool, cached: bool) -> None:
         """Count one file and show it."""
         self.counts.update(done=1, skipped=skipped, cached=cached)
         if self.bar is None:  # made with the first file, so that two modalities do not share a line
+            self.start = self.last_logged = time.monotonic()
             disabled = not sys.stderr.isatty()
             self.bar = tqdm(desc=self.modality, total=self.total, unit="file", disable=disabled)
         n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))

@@ -52,7 +52,8 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         if metrics["pairing_rule"] == "none":
             why = words["两侧没有相同的文件名，不知道哪些文件成对"]
         else:
-            why = words["每一对都有文件被跳过" if metrics["failures"] else "没有能够确定的配对"]
+            lost = metrics["counts"]["pairs_skipped"]
+            why = words["每一对都有文件被跳过" if lost else "没有能够确定的配对"]
         return {"配对一致性": {"无": why}, "检索性能": {"无": why}}
 
     def retrieval(ranks: dict[str, Any], direction: str = "") -> dict[str, str]:

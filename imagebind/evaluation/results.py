@@ -71,7 +71,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "audio": len(audio_paths),
         "video": len(video_paths),
         "pairs": len(pairs),
-        "unmatched": plan.pairing.n_unmatched,
+        "pairs_skipped": len(plan.pairing.pairs) - len(pairs),
+        "unmatched": count_unmatched(plan, embedded),
         "failed": len(embedded.failures),
     }
     if not audio_paths or not video_paths:
@@ -85,7 +86,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
     groups = number_groups(plan.groups and [plan.groups[pair] for pair in pairs])
-    comparison = Comparison(contents, embeddings, embedded.device, options.seed)
+    device = embedded.device if embedded.device.type == "cuda" else torch.device("cpu")  # that has float64
+    comparison = Comparison(contents, embeddings, device, options.seed)
     compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
     metrics, scores = compared.metrics, compared.scores
     audio_names, video_names = (
@@ -138,6 +140,13 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "pair_scores": pair_scores,
         "failures": failures,
     }
+
+
+def count_unmatched(plan: Plan, embedded: EmbeddedFiles) -> int:
+    """Count the files without a partner that were not skipped."""
+    skipped = {(failure.modality, failure.path) for failure in embedded.failures}
+    unmatched = {"audio": plan.pairing.unmatched_audio, "video": plan.pairing.unmatched_video}
+    return sum((modality, path) not in skipped for modality, paths in unmatched.items() for path in paths)
 
 
 def copy_embeddings(

@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -366,24 +366,27 @@ def scan(
     Raises:
         MemoryError: the CPU has none left.
     """
-    return on_device(partial(_scan, rows, columns, pairs, matrix, progress), device)
+    device, cpu = torch.device(device), torch.device("cpu")
+    on = partial(_scan, rows, columns, pairs, matrix, progress)
+    attempts = [(device, partial(on, device, GPU_TILE)), (device, partial(on, device, TILE))]
+    return first_that_fits([*(attempts if device != cpu else ()), (cpu, partial(on, cpu, TILE))])
 
 
-def on_device(compute: Callable[[torch.device], T], device: str | torch.device) -> T:
-    """Compute on a device, or on the CPU where it runs out of memory.
+def first_that_fits(attempts: Sequence[tuple[torch.device, Callable[[], T]]]) -> T:
+    """Compute in the first way for which its device has the memory.
 
     Raises:
-        MemoryError: the CPU has none left.
+        MemoryError: none has.
     """
-    device = torch.device(device)
-    found = unless_out_of_memory(partial(compute, device))
-    if found is None and device.type != "cpu":
-        log.warning("%s: out of memory; similarities are computed on the CPU", device)
+    for i, (device, compute) in enumerate(attempts):
+        found = unless_out_of_memory(compute)
+        if found is not None:
+            return found
         free_unused_memory(device)
-        found = unless_out_of_memory(partial(compute, torch.device("cpu")))
-    if found is None:
-        raise MemoryError("out of memory while similarities are computed")
-    return found
+        if i + 1 < len(attempts):
+            way = "in smaller parts" if attempts[i + 1][0] == device else "on the CPU"
+            log.warning("%s: out of memory; similarities are computed %s", device, way)
+    raise MemoryError("out of memory while similarities are computed")
 
 
 def _scan(
@@ -393,8 +396,9 @@ def _scan(
     matrix: np.ndarray | None,
     progress: Callable[[int], None] | None,
     device: torch.device,
+    tile: tuple[int, int],
 ) -> Scan:
-    height, width = GPU_TILE if device.type == "cuda" else TILE
+    height, width = tile
     scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, matrix)
     n_cells = 0
 
@@ -435,10 +439,10 @@ def count_at_least(
     Returns:
         (2, C) int64, each with the cell itself.
     """
-    counts = [
-        on_device(partial(_count_at_least, of_lines, others, cells.index[:, axis], cells.keys), device)
-        for axis, (of_lines, others) in enumerate(((rows, columns), (columns, rows)))
-    ]
+    counts, devices = [], dict.fromkeys((torch.device(device), torch.device("cpu")))
+    for axis, (of_lines, others) in enumerate(((rows, columns), (columns, rows))):
+        count = partial(_count_at_least, of_lines, others, cells.index[:, axis], cells.keys)
+        counts.append(first_that_fits([(each, partial(count, each)) for each in devices]))
     return np.stack(counts)
 
 

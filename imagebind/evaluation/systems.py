@@ -221,6 +221,8 @@ def read_run(name: str) -> Run:
     Raises:
         EvaluationError: it is none, or has no pairs.
     """
+    if not os.path.isdir(name):
+        raise EvaluationError(f"{name}: no such directory")
     try:
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
         with open(Path(name, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:

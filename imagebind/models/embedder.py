@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
@@ -80,16 +80,23 @@ class Embedder:
             MemoryError: it does not fit into the device's memory.
         """
         if modality not in self._towers:
-            tower = unless_out_of_memory(
-                lambda: self.model.towers[modality].copy_to(self.device, DTYPES[self.precision])
-            )
-            if tower is None:
+            tower = self._copy_tower(modality)
+            if tower is None and self._towers:
+                log.warning("%s: no room for all towers; they take turns", self.device)
+                self._towers.clear()
                 free_unused_memory(self.device)
+                tower = self._copy_tower(modality)
+            if tower is None:
                 raise MemoryError(
                     f"{self.device}: no room for the {modality} tower; free some, or name another --device"
                 )
             self._towers[modality] = tower
         return self._towers[modality]
+
+    def _copy_tower(self, modality: str) -> Tower | None:
+        """Copy a tower to the device, if it fits."""
+        tower = self.model.towers[modality]
+        return unless_out_of_memory(lambda: tower.copy_to(self.device, DTYPES[self.precision]))
 
     def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
         with float32_precision(self.precision):
@@ -112,8 +119,13 @@ class Embedder:
         if self._in_fp32 is None:
             log.info("an embedding is not finite in %s; such ones are computed in fp32", self.precision)
             self._in_fp32 = Embedder(self.model, self.device, "fp32")
-        with suppress(MemoryError):  # they stay as they are, which their files are then skipped for
-            embeddings[broken] = self._in_fp32(modality, [inputs[i] for i in broken])
+        chosen = [inputs[i] for i in broken]
+        try:
+            embeddings[broken] = self._in_fp32(modality, chosen)
+        except MemoryError as e:
+            log.warning("%s; the CPU computes in fp32", e)
+            self._in_fp32 = Embedder(self.model, torch.device("cpu"), "fp32")
+            embeddings[broken] = self._in_fp32(modality, chosen)
 
 
 @contextmanager

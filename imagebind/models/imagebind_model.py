@@ -247,7 +247,7 @@ class Tower(nn.Module):
             tower = Tower(self.config)
         converted = () if self.config.is_text else ("stem.",)
         weights = {}
-        for name, tensor in self.state_dict().items():  # one by one: none is on the device in both types
+        for name, tensor in self.state_dict().items():  # one at a time is on the device in both types
             is_converted = name.startswith(converted) or ".attn." in name or ".mlp." in name
             weights[name] = tensor.to(device).to(dtype if is_converted else tensor.dtype)
         tower.load_state_dict(weights, assign=True)

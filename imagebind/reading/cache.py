@@ -66,7 +66,7 @@ class EmbeddingCache:
         self.computed_by = (checkpoint, precision, RECIPE)
         self._connections = {}  # path -> connection
         self._owner = None  # id of the process that opened them
-        self._writable = True
+        self.is_writable = True
         for file in (main, self.path):
             check_is_cache(file)
         try:
@@ -94,17 +94,24 @@ class EmbeddingCache:
 
     def put(self, modality: str, embeddings: Iterable[tuple[str, np.ndarray]]) -> None:
         """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns."""
-        if not self._writable:
+        if not self.is_writable:
             return
         records = []
         for content_hash, embedding in embeddings:
             key, row = (content_hash, modality, *self.computed_by), embedding.astype(np.float32).tobytes()
             records.append((*key, row, checksum_of(key, row)))
         try:
-            with self._open(self.path) as connection:
-                connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", records)
-        except sqlite3.Error as e:
+            self._insert(records)
+        except sqlite3.OperationalError as e:  # a full disk, or a file that is gone
             self._stop_writing(e)
+        except sqlite3.Error:  # damage that opening the file did not meet
+            self._set_aside()
+            if self.is_writable:
+                self._insert(records)
+
+    def _insert(self, records: list[tuple]) -> None:
+        with self._open(self.path) as connection:
+            connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", records)
 
     def warn_of_unreadable_parts(self) -> None:
         """Warn of parts that a killed process left in the middle of a transaction, and of damaged ones."""
@@ -131,7 +138,7 @@ class EmbeddingCache:
         if path not in self._connections:
             if len(self._connections) >= MAX_OPEN:
                 self._connections.pop(next(iter(self._connections))).close()
-            mode = "rw" if self._writable and path == self.path else "ro"
+            mode = "rw" if self.is_writable and path == self.path else "ro"
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             self._connections[path] = sqlite3.connect(
                 uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False
@@ -163,7 +170,7 @@ class EmbeddingCache:
         aside = self.path.with_name(self.path.name + ".bad")
         try:
             os.replace(self.path, aside)
-            log.warning("%s: not a cache of this version; set aside as %s", self.path, aside.name)
+            log.warning("%s: damaged or of another version; set aside as %s", self.path, aside.name)
             self._create()
         except (OSError, sqlite3.Error) as e:
             self._stop_writing(e)
@@ -171,7 +178,7 @@ class EmbeddingCache:
     def _stop_writing(self, error: Exception) -> None:
         log.warning("%s: cannot be written (%s); this run keeps no more embeddings", self.path, error)
         self.close()
-        self._writable = False
+        self.is_writable = False
 
 
 def checksum_of(key: tuple, row: bytes) -> int:

@@ -267,7 +267,9 @@ def _limit(memory_bytes: int) -> None:
     """Let allocations beyond a limit fail, and write no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
     most = pages * resource.getpagesize() + memory_bytes
+    most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     with suppress(OSError):  # if memory runs out all the same, the kernel kills a worker first
         Path("/proc/self/oom_score_adj").write_text("500")
