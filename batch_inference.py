@@ -180,7 +180,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        print_error(f"{message}; see --help")
+        print_error(message)
         sys.exit(2)
 
 

@@ -192,7 +192,14 @@ def test_pairing_mode_writes_every_output(run, rows):
     assert metrics["paired_similarity_mean"] == pytest.approx(outputs.similarity.diagonal().mean())
     assert metrics["mode"] == "pairing"
     assert metrics["pairing_rule"] == "stem"
-    assert metrics["counts"] == {"audio": 4, "video": 4, "pairs": 4, "unmatched": 0, "failed": 0}
+    assert metrics["counts"] == {
+        "audio": 4,
+        "video": 4,
+        "pairs": 4,
+        "pairs_skipped": 0,
+        "unmatched": 0,
+        "failed": 0,
+    }
     assert outputs.report in out
     assert out.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
 
@@ -217,7 +224,7 @@ def test_the_report_has_the_guides_form(run):
   标准差: {m["similarity_matrix_std"]:.4f}
 
 配对一致性:
-  平均配对相似度: {m["paired_similarity_mean"]:.4f} ± {m["paired_similarity_std"]:.4f}
+  平均配对相似度: {m["paired_similarity_mean"]:.4f} ± {m["paired_similarity_std"]:.4f} (标准差)
   最小值: {m["paired_similarity_min"]:.4f}
   最大值: {m["paired_similarity_max"]:.4f}
 
@@ -229,6 +236,18 @@ def test_the_report_has_the_guides_form(run):
   Recall@10: {m["recall_at_10"]:.4f}
 """
     )
+    labels = [line.strip().partition(":")[0] for line in outputs.report.splitlines()]
+    for label in (
+        "平均相似度",
+        "标准差",
+        "平均配对相似度",
+        "最小值",
+        "最大值",
+        "平均排名",
+        "中位数排名",
+        "Recall@1",
+    ):
+        assert sum(other.startswith(label) for other in labels) == (2 if label == "Recall@1" else 1), label
 
 
 def test_the_report_is_english_on_request(run):
@@ -245,7 +264,14 @@ def test_unmatched_files_are_ignored_counted_and_named(run, pairs):
     status, outputs, out, err = run()
     assert status == 0
     assert outputs.audio_names == outputs.video_names == list("abc")
-    assert outputs.metrics["counts"] == {"audio": 3, "video": 3, "pairs": 3, "unmatched": 8, "failed": 0}
+    assert outputs.metrics["counts"] == {
+        "audio": 3,
+        "video": 3,
+        "pairs": 3,
+        "pairs_skipped": 0,
+        "unmatched": 8,
+        "failed": 0,
+    }
     named = ", ".join(f"video/{x}.mp4" for x in ("d", "more0", "more1", "more2", "more3"))
     assert f"warning: 8 video files without a partner: {named} and 3 more\n" in err
     assert out.splitlines()[-1] == "evaluated 3 pairs, skipped 0 files, unmatched 8 files"
@@ -315,7 +341,7 @@ def test_each_pair_has_its_line(run, pairs, small_checkpoint):
         assert float(row["audio_clips_alike"]) == pytest.approx(alike, rel=1e-4)
         assert float(row["video_clips_alike"]) == pytest.approx(np.linalg.norm(outputs.video[j]), rel=1e-4)
         assert row["suspect"] == ""  # 13 mismatches tell nothing
-    assert "可疑配对: 不成对的组合太少，无法判断" in outputs.report
+    assert "可疑配对: 配对太少，无法判断" in outputs.report
 
 
 def test_clips_that_differ_show(run, pairs):
@@ -380,7 +406,14 @@ def test_retrieval_mode_keeps_distractors_and_knows_the_truth(run, pairs, rows):
     np.testing.assert_allclose(outputs.video[1], rows("video", "video/b.mp4"), atol=1e-5)
     m = outputs.metrics
     assert m["mode"] == "retrieval"
-    assert m["counts"] == {"audio": 4, "video": 4, "pairs": 2, "unmatched": 4, "failed": 0}
+    assert m["counts"] == {
+        "audio": 4,
+        "video": 4,
+        "pairs": 2,
+        "pairs_skipped": 0,
+        "unmatched": 4,
+        "failed": 0,
+    }
     np.testing.assert_allclose(m["paired_similarities"], [outputs.similarity[2, 2], outputs.similarity[3, 3]])
     ranks = [1 + (outputs.similarity[i] > outputs.similarity[i, i]).sum() for i in (2, 3)]
     assert m["mean_rank"] == np.mean(ranks)
@@ -482,7 +515,14 @@ def test_a_bad_file_costs_its_pair_and_nothing_else(run, pairs, rows):
     for failure in outputs.metrics["failures"]:
         assert f"warning: skipped {failure['side']} file {failure['path']}: {failure['reason']}\n" in err
         assert f"    {failure['side']} {failure['path']}: {failure['reason']}\n" in outputs.report
-    assert outputs.metrics["counts"] == {"audio": 2, "video": 2, "pairs": 2, "unmatched": 0, "failed": 2}
+    assert outputs.metrics["counts"] == {
+        "audio": 2,
+        "video": 2,
+        "pairs": 2,
+        "pairs_skipped": 2,
+        "unmatched": 0,
+        "failed": 2,
+    }
     assert out.splitlines()[-1] == "evaluated 2 pairs, skipped 2 files, unmatched 0 files"
 
 
@@ -657,7 +697,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     assert set(results) == {
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
         *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores"),
-        *("top_matches", "histograms", "failures"),
+        *("top_matches", "histograms", "candidates", "failures"),
     }
     for side in ("audio", "video"):
         embeddings = results[f"{side}_embeddings"]

@@ -203,7 +203,7 @@ def test_a_damaged_cache_is_set_aside(cache, caplog):
         file.seek(100)
         file.write(b"\xff" * 3000)
     again = EmbeddingCache(cache.path, "weights", "fp32")
-    assert f"{cache.path}: not a cache of this version; set aside as cache.sqlite.bad" in caplog.text
+    assert f"{cache.path}: damaged or of another version; set aside as cache.sqlite.bad" in caplog.text
     assert again.get("content", "audio") is None
     again.put("audio", [("content", ROW)])
     assert reopened(again).get("content", "audio") is not None

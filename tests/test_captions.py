@@ -93,11 +93,11 @@ def test_rows_that_cannot_be_used_are_skipped_by_their_line(tmp_path, caplog):
         (
             "x.csv",
             "id,text\na,a dog\n",
-            "has no column name and no column caption; its first line is to name",
+            "no column name and caption; its first line has to name the columns, separated by comma",
         ),
-        ("x.csv", "a,a dog\n", "has no column name and"),
-        ("x.csv", "", "has no column name and"),
-        ("x.csv", "name;caption\na;a dog\n", "has no column name and"),
+        ("x.csv", "a,a dog\n", "no column name and"),
+        ("x.csv", "", "no column name and"),
+        ("x.csv", "name;caption\na;a dog\n", "no column name and"),
         ("x.csv", 'name,caption\na,"a dog\nb,a cat\n', "line 2: unexpected end of data"),
         ("x.csv", "name,caption\n" + "a," + "x" * 200_000, "line 2: field larger than field limit"),
         (
@@ -177,7 +177,7 @@ def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
         }
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert said == ["1 captions belong to nothing: other", "1 pairs without a caption: z"]
-    with pytest.raises(EvaluationError, match=r"^no caption has the name of a pair; captions are for k, l$"):
+    with pytest.raises(EvaluationError, match=r"captions are for k, l, and pairs are x, y, z$"):
         match_captions({"k": "x", "l": "y"}, audio, video, pairs, False)
 
 

@@ -231,7 +231,7 @@ def test_what_is_no_list_is_refused_in_one_line(pairs, capsys, monkeypatch):
     [
         ("audio", "Is a directory; --audio_dir and --video_dir search one"),
         ("~/x.wav", "No such file or directory; ~ is taken as it stands here"),
-        ("sounds/*.wav", "No such file or directory; no file fitted this pattern"),
+        ("sounds/*.wav", "No such file or directory; * and ? are taken as they stand here"),
     ],
 )
 def test_paths_that_the_shell_left_alone_are_named(pairs, small_checkpoint, monkeypatch, path, reason):

@@ -210,8 +210,8 @@ def test_ctrl_c_stops_a_job_that_waits(pairs):
     [
         (["--checkpoint", "none.pth"], "error: none.pth: No such file or directory; name a checkpoint"),
         (["--output_dir", "file"], "error: file: cannot write to this directory"),
-        (["--batch_size", "0"], "batch_inference.py: error: argument --batch_size: must be"),
-        (["--shard", "1/2"], "batch_inference.py: error: argument --shard: not allowed under torchrun"),
+        (["--batch_size", "0"], "error: argument --batch_size: must be"),
+        (["--shard", "1/2"], "error: argument --shard: not allowed under torchrun"),
     ],
 )
 def test_what_cannot_start_ends_the_job_in_one_line(pairs, argv, message):

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS
-from test_metrics import embeddings_of, plain_cosine, scores_of
+from test_metrics import embeddings_of, scores_of
 
 from imagebind.evaluation import similarity
 from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan
+
+
+def plain_cosine(a, b) -> float:
+    dot = math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(math.fsum(float(x) ** 2 for x in a) * math.fsum(float(y) ** 2 for y in b))
 
 
 def fields_of(found) -> dict:

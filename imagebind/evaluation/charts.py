@@ -136,7 +136,7 @@ def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:
     longest = max(int(candidates.n.max()) for candidates in directions.values())
     ks = np.unique(np.geomspace(1, longest, CURVE_POINTS).round().astype(int))
     chances = [np.array([candidates.recall_chance(k) for k in ks]) for candidates in directions.values()]
-    one_chance = all(np.array_equal(chance, chances[0]) for chance in chances)
+    one_chance = all(np.allclose(chance, chances[0]) for chance in chances)
     for i, (direction, candidates) in enumerate(directions.items()):
         recall = [candidates.hits(k).mean() for k in ks]
         line = {"color": COLORS[i], "width": 2.5}

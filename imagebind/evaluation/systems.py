@@ -252,7 +252,7 @@ def read_pair(row: dict[str, str]) -> Pair:
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
         row.get("group") or None,
-        {agreement: float(text) for agreement, text in similarities.items() if text},
+        {agreement: float(np.float32(text)) for agreement, text in similarities.items() if text},
     )
 
 
