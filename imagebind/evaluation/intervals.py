@@ -15,6 +15,7 @@ from imagebind.evaluation.keys import Cells
 
 SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
 AUC_SAMPLES = 1000
+DRAWN_TOGETHER = 2**17  # numbers, few enough to stay in the processor's cache
 MIN_GROUPS = 4  # an interval of fewer means nothing
 MANY_GROUPS = 30  # from here on the percentiles of resampled means are good enough
 MIN_AUC_PAIRS = 100
@@ -79,11 +80,11 @@ def resampled_means(sums: np.ndarray, sizes: np.ndarray, generator: np.random.Ge
     """Return the means of resampled groups, given their sums (G,) and sizes (G,)."""
     n = len(sums)
     n_samples = max(SAMPLES * SAMPLES // max(n, SAMPLES), 1000)
-    means = np.empty(n_samples)
-    for i in range(n_samples):
-        chosen = generator.integers(0, n, n)
-        means[i] = sums[chosen].sum() / sizes[chosen].sum()
-    return means
+    means = []
+    for i in range(0, n_samples, n_together := max(1, DRAWN_TOGETHER // n)):
+        chosen = generator.integers(0, n, (min(n_together, n_samples - i), n))
+        means.append(sums[chosen].sum(1) / sizes[chosen].sum(1))
+    return np.concatenate(means)
 
 
 def standard_errors(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -124,7 +125,8 @@ def auc_interval(
 ) -> Interval | None:
     """Return the interval of the AUC; None below MIN_AUC_PAIRS pairs, where it would be too narrow.
 
-    Rows and columns are resampled independently, each with its group (the pigeonhole bootstrap, Owen 2007).
+    Pairs, or their groups, are resampled with what they contribute to rows and columns: a mismatch between
+    two of them counts as often as both are drawn.
 
     Args:
         auc: over all mismatches.
@@ -138,39 +140,44 @@ def auc_interval(
     keys = np.concatenate([pairs.keys, mismatches.keys])
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[0]] - 1))  # of equal keys
-    units = [units_of(pairs, mismatches, groups, axis) for axis in (0, 1)]  # each (P + S,)
     is_pair = order < len(pairs.keys)
+    units, n_units = number_units(pairs, mismatches, groups)
 
-    def weighted_auc(weights: np.ndarray) -> float:
+    def weighted_auc(n_drawn: np.ndarray) -> float:
+        of_units = n_drawn[units]  # (P + S, 2)
+        weights = np.where(is_pair, of_units[order, 0], of_units[order, 0] * of_units[order, 1])
         of_pairs, of_mismatches = (np.add.reduceat(weights * which, starts) for which in (is_pair, ~is_pair))
         lower = np.cumsum(of_mismatches) - of_mismatches / 2
-        return float(of_pairs @ lower) / (of_pairs.sum() * of_mismatches.sum())
+        return float(of_pairs @ lower) / max(of_pairs.sum() * of_mismatches.sum(), 1)
 
-    of_sample = weighted_auc(np.ones(len(keys)))
-    aucs = []
-    for _ in range(max(AUC_SAMPLES * SAMPLES // max(len(keys), SAMPLES), 200)):
-        drawn = [
-            np.bincount(generator.integers(0, n, n), minlength=n) for n in (1 + unit.max() for unit in units)
-        ]
-        weights = (drawn[0][units[0]] * drawn[1][units[1]])[order].astype(np.float64)
-        if (weights * is_pair).any() and (weights * ~is_pair).any():
-            aucs.append(weighted_auc(weights))
+    of_sample = weighted_auc(np.ones(n_units))
+    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(keys), SAMPLES), 200)
+    aucs = [
+        weighted_auc(np.bincount(generator.integers(0, n_units, n_units), minlength=n_units).astype(float))
+        for _ in range(n_samples)
+    ]
     low, high = np.percentile(aucs, [2.5, 97.5]) + (auc - of_sample)
     return [max(0.0, float(low)), min(1.0, float(high))]
 
 
-def units_of(pairs: Cells, mismatches: Cells, groups: np.ndarray | None, axis: int) -> np.ndarray:
-    """Number what is resampled on one side of pairs and mismatches: lines, or the groups of their pairs.
+def number_units(pairs: Cells, mismatches: Cells, groups: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Number what is resampled behind the row and the column of pairs and mismatches.
+
+    That is the pair, or the group, that the row or column belongs to first, or else the line itself.
 
     Returns:
-        (P + S,).
+        (P + S, 2), and how many units there are.
     """
-    lines = np.concatenate([pairs.index[:, axis], mismatches.index[:, axis]])
-    names = -1 - lines
-    if groups is not None:
-        group_of = dict(zip(pairs.index[::-1, axis].tolist(), groups[::-1].tolist(), strict=True))
-        names = np.array([group_of.get(line, -1 - line) for line in lines.tolist()])
-    return np.unique(names, return_inverse=True)[1]
+    of_pairs = np.arange(len(pairs.keys)) if groups is None else np.asarray(groups)
+    units = np.empty((len(pairs.keys) + len(mismatches.keys), 2), np.int64)
+    n_lines = 1 + max(int(cells.index.max(initial=0)) for cells in (pairs, mismatches))
+    for axis in (0, 1):
+        of_line = of_pairs.max(initial=0) + 1 + 2 * np.arange(n_lines) + axis
+        of_line[pairs.index[::-1, axis]] = of_pairs[::-1]
+        units[len(pairs.keys) :, axis] = of_line[mismatches.index[:, axis]]
+        units[: len(pairs.keys), axis] = of_pairs
+    names, index = np.unique(units, return_inverse=True)
+    return index.reshape(units.shape), len(names)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,291 @@
+"""Measure what the figures promise: coverage of intervals, precision of suspects, equal systems.
+
+    python tests/benchmarks/figures.py                    # all tables; half an hour on two cores
+    python tests/benchmarks/figures.py --only coverage --draws 200
+
+Scores and embeddings are drawn from distributions whose truth is known. Where a rule replaced an earlier one,
+the earlier one is computed on the same draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent)]
+
+from batch_inference import batch_inference_av_consistency  # noqa: E402
+from imagebind.evaluation.intervals import bootstrap_mean, share_interval  # noqa: E402
+from imagebind.evaluation.results import Compared, Comparison  # noqa: E402
+from imagebind.evaluation.suspects import find_suspects  # noqa: E402
+
+DEMO = TESTS / "demo"
+WIDTH = 64
+SIZES = (4, 5, 10, 24, 100)
+
+
+def table(title: str, columns: list[str], rows: Iterator[list[str]]) -> None:
+    """Print a table, each row as soon as it is there."""
+    print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+# Intervals of means
+
+
+def normal(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.standard_normal(n)
+
+
+def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Like cosines below a ceiling: most are high, with a tail of low ones."""
+    return 2 - rng.gamma(2, 1, n)
+
+
+def misfits(rng: np.random.Generator, n: int) -> np.ndarray:
+    """15 % of the pairs are wrong."""
+    return np.where(rng.random(n) < 0.15, -1.7, 0.3) + 0.5 * rng.standard_normal(n)
+
+
+SCORES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "normal": normal,
+    "left-skewed": skewed,
+    "15 % misfits": misfits,
+}  # each of mean zero
+
+
+def percentile_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The interval of before: percentiles of resampled means at every size."""
+    means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return low, high
+
+
+def coverage(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in SIZES:
+            row = [str(n)]
+            for draw in SCORES.values():
+                rng, hits, earlier = np.random.default_rng(n), 0, 0
+                for i in range(n_draws):
+                    values = draw(rng, n)
+                    low, high = bootstrap_mean(values, i).interval or (-math.inf, math.inf)
+                    hits += low <= 0 <= high
+                    low, high = percentile_interval(values, rng)
+                    earlier += low <= 0 <= high
+                row += [f"{hits / n_draws:.3f}", f"{earlier / n_draws:.3f}"]
+            yield row
+
+    columns = [column for name in SCORES for column in (name, f"{name}, percentiles alone")]
+    table("Coverage of the 95 % interval of the mean", ["pairs", *columns], rows())
+
+
+def groups(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n_groups, size in ((10, 5), (20, 5), (40, 5)):
+            rng, hits, alone = np.random.default_rng(0), 0, 0
+            for i in range(n_draws):
+                values = np.repeat(rng.standard_normal(n_groups), size) + rng.standard_normal(n_groups * size)
+                group = np.repeat(np.arange(n_groups), size)
+                low, high = bootstrap_mean(values, i, group).interval
+                hits += low <= 0 <= high
+                low, high = bootstrap_mean(values, i).interval
+                alone += low <= 0 <= high
+            yield [f"{n_groups} x {size}", f"{hits / n_draws:.3f}", f"{alone / n_draws:.3f}"]
+
+    table("Coverage where pairs are in groups", ["prompts x clips", "groups", "no groups"], rows())
+
+
+def recall(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in (10, 24, 100):
+            row = [str(n)]
+            for share in (0.5, 0.75, 0.95):
+                rng, hits = np.random.default_rng(0), 0
+                for _ in range(10 * n_draws):
+                    low, high = share_interval(rng.random(n) < share)
+                    hits += low <= share <= high
+                row.append(f"{hits / (10 * n_draws):.3f}")
+            yield row
+
+    table("Coverage of the interval of Recall@K", ["pairs", "0.5", "0.75", "0.95"], rows())
+
+
+def systems(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in SIZES:
+            row = [str(n)]
+            for draw in SCORES.values():
+                rng, told, earlier = np.random.default_rng(n), 0, 0
+                for i in range(n_draws):
+                    values = draw(rng, n) - draw(rng, n)
+                    p_value = bootstrap_mean(values, i).p_value
+                    told += p_value is not None and p_value < 0.05
+                    low, high = percentile_interval(values, rng)
+                    earlier += not low <= 0 <= high
+                row += [f"{told / n_draws:.3f}", f"{earlier / n_draws:.3f}"]
+            yield row
+
+    columns = [column for name in SCORES for column in (name, f"{name}, percentiles alone")]
+    table("Share of trials in which two equal systems differ (p < 0.05)", ["pairs", *columns], rows())
+
+
+# Suspects and AUC, on embeddings
+
+
+def draw_embeddings(
+    rng: np.random.Generator, n: int, signal: float, hubs: float, classes: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw embeddings of n pairs, (n, WIDTH) each, with a gap between the modalities.
+
+    Args:
+        signal: how strong what a pair has in common is, beside noise of 1 on either side.
+        hubs: how much some files resemble everything.
+        classes: that most of the signal comes from; 0: each pair is its own.
+    """
+    meaning = rng.standard_normal((n, WIDTH))
+    if classes:
+        of_class = rng.standard_normal((classes, WIDTH))[rng.integers(0, classes, n)]
+        meaning = 0.9 * of_class + 0.45 * meaning
+    everything, *gaps = np.random.default_rng(1).standard_normal((3, WIDTH))  # of one population
+    audio, video = (
+        signal * meaning + rng.standard_normal((n, WIDTH)) + hubs * rng.gamma(1, 1, (n, 1)) * everything + gap
+        for gap in gaps
+    )
+    return audio.astype(np.float32), video.astype(np.float32)
+
+
+def compare(audio: np.ndarray, video: np.ndarray) -> Compared:
+    """Compare embeddings as a run does; pair i is row i of both."""
+    n = len(audio)
+    contents, embeddings = {"audio": range(n), "video": range(n)}, {"audio": audio, "video": video}
+    comparison = Comparison(contents, embeddings, torch.device("cpu"), seed=0)
+    return comparison.compare_modalities("audio", "video", np.stack([np.arange(n)] * 2, 1), None)
+
+
+def earlier_suspects(audio: np.ndarray, video: np.ndarray) -> np.ndarray:
+    """The rule of before: each pair against all mismatches, whatever its row and its column are like."""
+    audio, video = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (audio, video))
+    cosines = audio @ video.T
+    mismatches = np.sort(cosines[~np.eye(len(cosines), dtype=bool)])
+    n_at_least = len(mismatches) - np.searchsorted(mismatches, np.diag(cosines), "left")
+    return find_suspects((1 + n_at_least) / (1 + len(mismatches)))
+
+
+class Tally:
+    """Counts right and wrong flags."""
+
+    def __init__(self):
+        self.n_right = self.n_flagged = self.n_bad = 0
+
+    def add(self, flags: np.ndarray, bad: np.ndarray) -> None:
+        self.n_right += int((flags & bad).sum())
+        self.n_flagged += int(flags.sum())
+        self.n_bad += int(bad.sum())
+
+    def __str__(self) -> str:
+        return f"{self.n_right / max(self.n_flagged, 1):.2f} / {self.n_right / self.n_bad:.2f}"
+
+
+def flags_of(audio: np.ndarray, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find suspects by our rule and by the one of before."""
+    return compare(audio, video).scores["suspect"], earlier_suspects(audio, video)
+
+
+def swap(video: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Give each of some pairs the video of another one of them."""
+    video = video.copy()
+    video[bad] = video[np.roll(bad, 1)]
+    return video
+
+
+SETTINGS = {  # pairs, signal, hubs, classes
+    "strong model, 1000 pairs": (1000, 1.5, 0.0, 0),
+    "medium, hubs, 1000 pairs": (1000, 1.3, 0.6, 0),
+    "weak, hubs, 1000 pairs": (1000, 0.8, 0.6, 0),
+    "medium, 24 pairs": (24, 1.2, 0.45, 0),
+    "6 strong classes, 24 pairs": (24, 2.0, 0.3, 6),
+}
+
+
+def suspects(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for name, (n, *setting) in SETTINGS.items():
+            rng, ours, earlier = np.random.default_rng(0), Tally(), Tally()
+            for _ in range(max(3, n_draws * 24 // n // 2)):
+                audio, video = draw_embeddings(rng, n, *setting)
+                bad = rng.choice(n, max(2, n // 20), replace=False)
+                found, found_before = flags_of(audio, swap(video, bad))
+                ours.add(found, np.isin(np.arange(n), bad))
+                earlier.add(found_before, np.isin(np.arange(n), bad))
+            yield [name, str(ours), str(earlier)]
+        audio, video = demo_embeddings()
+        ours, earlier = Tally(), Tally()
+        for bad in map(np.array, itertools.combinations(range(len(audio)), 2)):
+            found, found_before = flags_of(audio, swap(video, bad))
+            ours.add(found, np.isin(np.arange(len(audio)), bad))
+            earlier.add(found_before, np.isin(np.arange(len(audio)), bad))
+        yield ["the demo, every two swapped", str(ours), str(earlier)]
+
+    columns = ["5 % of the pairs swapped", "rank product", "each pair against all mismatches"]
+    table("Precision / recall of the suspects", columns, rows())
+
+
+def demo_embeddings() -> tuple[np.ndarray, np.ndarray]:
+    """Embed the demo."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = batch_inference_av_consistency(
+            str(DEMO / "audio"),
+            str(DEMO / "video"),
+            "cpu",
+            output_dir=folder,
+            checkpoint=DEMO / "imagebind_demo.pth",
+            no_html=True,
+        )
+        return tuple(results[f"{modality}_embeddings"].numpy().copy() for modality in ("audio", "video"))
+
+
+def auc(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in (100, 300):
+            row = [str(n)]
+            for signal, hubs in ((0.9, 1.0), (1.1, 0.3)):
+                rng = np.random.default_rng(0)
+                large = (compare(*draw_embeddings(rng, 1000, signal, hubs)) for _ in range(20))
+                truth = np.mean([compared.metrics["auc"] for compared in large])
+                hits = 0
+                for _ in range(n_draws // 5):
+                    low, high = compare(*draw_embeddings(rng, n, signal, hubs)).metrics["auc_interval"]
+                    hits += low <= truth <= high
+                row.append(f"{hits / (n_draws // 5):.3f}")
+            yield row
+
+    table("Coverage of the interval of the AUC", ["pairs", "AUC 0.80, hubs", "AUC 0.98"], rows())
+
+
+TABLES = {f.__name__: f for f in (coverage, groups, recall, systems, suspects, auc)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what the figures promise.")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="tables to print")
+    parser.add_argument("--draws", type=int, default=1000, help="trials of each cell")
+    args = parser.parse_args()
+    logging.getLogger("imagebind").setLevel(logging.ERROR)
+    for name in args.only:
+        TABLES[name](args.draws)
+
+
+if __name__ == "__main__":
+    main()
