@@ -275,7 +275,15 @@ def existing_directory(text: str) -> str:
     return text
 
 
-list_file = argument_type(read_list_file)
+class ListFile(list):
+    """The paths that were read from a list file, and where it is."""
+
+    def __init__(self, source: str):
+        super().__init__(read_list_file(source))
+        self.source = source
+
+
+list_file = argument_type(ListFile)
 
 
 def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
@@ -292,9 +300,20 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         parser.error("argument --shard: not allowed with argument --no_cache")
     if args.shard and job is not None:
         parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
+    read = [getattr(args, f"{modality}_file") for modality in SUFFIXES]
+    for source in [*(listed.source for listed in read if listed is not None), args.captions]:
+        if source is not None and is_output(source, args):
+            parser.error(f"argument --output_dir: {source} is an input, and would be overwritten")
     if not args.compare and not any(name.startswith("video") for name in inputs):
         parser.error("one of the arguments --video_dir --video_file --video_paths is required")
     return args
+
+
+def is_output(path: str, args: argparse.Namespace) -> bool:
+    """Tell whether a run would write or remove this file."""
+    folder, name = os.path.split(os.path.abspath(path))
+    names = output_writers(Options(**run_options(args) | {"captions": None}))
+    return name in names and os.path.realpath(folder) == os.path.realpath(args.output_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

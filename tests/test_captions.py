@@ -99,7 +99,8 @@ def test_rows_that_cannot_be_used_are_skipped_by_their_line(tmp_path, caplog):
         ("x.csv", "", "no column name and"),
         ("x.csv", "name;caption\na;a dog\n", "no column name and"),
         ("x.csv", 'name,caption\na,"a dog\nb,a cat\n', "line 2: unexpected end of data"),
-        ("x.csv", "name,caption\n" + "a," + "x" * 200_000, "line 2: field larger than field limit"),
+        ("x.csv", "name,caption\n" + "a," + "x" * 200_000, "has no captions"),
+        ("x.csv", "name,caption,caption\na,b,c\n", "several columns caption"),
         (
             "x.csv",
             "name,caption\na,a dog\nb,caf\u00e9\n".encode("latin-1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -56,7 +57,7 @@ def media_errors(path: Path) -> Iterator[None]:
         raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e
 
 
-_held_open: dict[str, int] = {}  # path -> descriptor
+_held_open = threading.local()  # its `descriptors`: path -> descriptor
 
 
 @contextmanager
@@ -66,17 +67,18 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be opened.
     """
+    held = _held_open.__dict__.setdefault("descriptors", {})
     with open(path, "rb") as file:
-        _held_open[os.fspath(path)] = file.fileno()
+        held[os.fspath(path)] = file.fileno()
         try:
             yield file
         finally:
-            del _held_open[os.fspath(path)]
+            del held[os.fspath(path)]
 
 
 def open_file(path: Path) -> BinaryIO:
     """Open a file, or the one that is held open under this path, at its start; its name is the path."""
-    descriptor = _held_open.get(os.fspath(path))
+    descriptor = _held_open.__dict__.get("descriptors", {}).get(os.fspath(path))
     held = path if descriptor is None else f"/proc/self/fd/{descriptor}"
     return open(path, "rb", opener=lambda _, flags: os.open(held, flags))
 

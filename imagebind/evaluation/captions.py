@@ -33,6 +33,8 @@ DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 MAX_CAPTION = 10_000  # characters
 CAPTION_SUFFIXES = (*DIALECTS, ".jsonl")
 
+csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
+
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +70,8 @@ def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
     if isinstance(source, Mapping):
         return collect("captions", (Row(repr(name), name, text) for name, text in source.items()))
     suffix = Path(source).suffix.lower()
+    if os.path.exists(source) and not os.path.isfile(source):
+        raise EvaluationError(f"{source}: not a regular file")
     try:
         with open(source, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
             rows = table_rows(file, DIALECTS[suffix]) if suffix in DIALECTS else json_rows(file)
@@ -95,6 +99,8 @@ def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
             f"no column {' and '.join(missing)}; its first line has to name the columns, separated by "
             f"{separators}, and is: {' | '.join(first)[:80]}"
         )
+    if twice := [column for column in (*COLUMNS, GROUP) if columns.count(column) > 1]:
+        raise csv.Error(f"several columns {twice[0]}")
     name, caption = map(columns.index, COLUMNS)
     group = columns.index(GROUP) if GROUP in columns else None
     while True:
@@ -229,14 +235,15 @@ def match_names(captions: Iterable[str], files: MediaFiles) -> dict[str, str]:
     that name which are not needed to tell the files apart, unless two captions then fit one file.
     """
     paths = {unicodedata.normalize("NFC", files.names[path]): path for path in files.distinct}
-    exact, with_folders = {}, defaultdict(list)
+    exact, other_suffix, with_folders = {}, {}, defaultdict(list)
     for name in captions:
         bare = without_media_suffix(name)
         if path := paths.get(name) or paths.get(bare):
-            exact.setdefault(path, name)
+            fits = bare == name or name.endswith(os.path.splitext(path)[1])
+            (exact if fits else other_suffix).setdefault(path, name)
         elif path := paths.get(os.path.basename(bare)):
             with_folders[path].append(name)
-    return {path: names[0] for path, names in with_folders.items() if len(names) == 1} | exact
+    return {path: names[0] for path, names in with_folders.items() if len(names) == 1} | other_suffix | exact
 
 
 def without_media_suffix(name: str) -> str:

@@ -140,6 +140,7 @@ class FileEmbedder:
 
     def result(self, inputs: Inputs) -> EmbeddedFiles:
         """Return what became of the files, with failures in the order of `inputs`."""
+        self._drop_changed()
         order = {(m, path): i for i, (m, path) in enumerate((m, p) for m in inputs for p in inputs[m])}
         self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
         scales = {m: float(self.embedder.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
@@ -152,6 +153,15 @@ class FileEmbedder:
             protocol=self.protocol,
             summary=self.summary(),
         )
+
+    def _drop_changed(self) -> None:
+        """Skip files that were read for their sound and for their picture, and were not the same then."""
+        audio, video = (self.stores[modality] for modality in MEDIA_MODALITIES)
+        changed = [p for p in audio.row_of if p in video and audio.hash_of(p) != video.hash_of(p)]
+        for path in changed:
+            for modality in MEDIA_MODALITIES:
+                self.stores[modality].discard(path)
+                self._report_failure(Failure(path, modality, "it changed between reading sound and picture"))
 
     def summary(self) -> str:
         """Say how many files are embedded, and where they are kept."""
@@ -211,10 +221,13 @@ class FileEmbedder:
         self.progress[file.modality].update(skipped=False, cached=file.embedding is not None)
 
     def _skip(self, file: LoadedFile, reason: str) -> None:
-        what = "caption" if file.modality == "text" else f"{file.modality} file"
-        log.warning("skipped %s %s: %s", what, file.path, reason)
-        self.failures.append(Failure(file.path, file.modality, reason))
+        self._report_failure(Failure(file.path, file.modality, reason))
         self.progress[file.modality].update(skipped=True, cached=False)
+
+    def _report_failure(self, failure: Failure) -> None:
+        what = "caption" if failure.modality == "text" else f"{failure.modality} file"
+        log.warning("skipped %s %s: %s", what, failure.path, failure.reason)
+        self.failures.append(failure)
 
 
 @dataclass
@@ -356,8 +369,12 @@ def load_model(
     except checkpoints.CheckpointError as e:
         raise EvaluationError(str(e)) from e
     for modality in modalities:
-        if TOWERS[modality] not in model.towers:
-            raise EvaluationError(f"{weights.path}: has no {TOWERS[modality]} tower")
+        tower = TOWERS[modality]
+        if tower not in model.towers:
+            raise EvaluationError(f"{weights.path}: has no {tower} tower")
+        taken, made = model.towers[tower].config.clip_shape, imagebind_model.IMAGEBIND_HUGE[tower].clip_shape
+        if taken != made or model.towers[tower].config.is_text != (tower == "text"):
+            raise EvaluationError(f"{weights.path}: its {tower} tower takes clips of {taken}, not of {made}")
     return model, weights
 
 

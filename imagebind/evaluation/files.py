@@ -9,7 +9,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
@@ -103,11 +103,12 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
 
 
 def unify_spelling(paths: Iterable[str]) -> tuple[str, ...]:
-    """Give paths that differ in "./" and "//" alone the spelling of the first of them."""
-    spellings = {}
+    """Give paths of one name in one directory, such as a.wav and ./a.wav, the spelling of the first."""
+    folder_of, spellings = cache(os.path.realpath), {}
     return tuple(
-        spellings.setdefault((path[:1] == "/", *(x for x in path.split("/") if x not in ("", "."))), path)
+        spellings.setdefault((folder_of(folder), name), path)
         for path in paths
+        for folder, name in [os.path.split(path)]
     )
 
 
@@ -184,13 +185,14 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
     if os.path.exists(path) and not os.path.isfile(path):
         raise OptionError(f"{path}: not a regular file; a text file with one path a line is wanted")
     content = Path(path).read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if is_utf_16 and not content.startswith(codecs.BOM_UTF32_LE):
         text = content.decode("utf-16", errors="replace")
-    elif b"\0" in content[:100_000]:
+    elif b"\0" in content:
         raise OptionError(f"{path}: is no text; a text file with one path a line is wanted")
     else:
         text = content.decode("utf-8-sig", errors="surrogateescape")
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
     paths = trim([line for line in lines if line.strip() and not line.startswith("#")], path)
     folder = os.path.dirname(os.path.abspath(path))
     if paths and not any(map(os.path.exists, paths)) and os.path.exists(os.path.join(folder, paths[0])):

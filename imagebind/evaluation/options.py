@@ -249,6 +249,8 @@ class Options:
                 rule.check(value, f.name)
             if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
                 raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
+            if f.name == "checkpoint" and value is not None and not os.fspath(value):
+                raise OptionError("is empty", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
 

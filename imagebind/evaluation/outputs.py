@@ -220,7 +220,7 @@ def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) 
     leftovers = [temporary_path(output_dir, name) for name in names]
     leftovers += [
         *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME)),
-        *Path(output_dir).glob(f"{MARKER_PREFIX}*"),
+        *Path(output_dir).glob(MARKER_PREFIX + 32 * "[0-9a-f]"),
     ]
     for path in leftovers:
         with suppress(OSError):

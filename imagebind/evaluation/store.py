@@ -47,11 +47,19 @@ class EmbeddingStore:
         """Store the embedding (E,) of a file; files of one content get that of the first, bit for bit."""
         if self.array is None:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
-        known = self.find(content_hash)
-        self.array[len(self.row_of)] = embedding if known is None else known
-        self.first_row.setdefault(content_hash, len(self.row_of))
-        self.row_of[path] = len(self.row_of)
+        known, row = self.find(content_hash), len(self.content_hashes)
+        self.array[row] = embedding if known is None else known
+        self.first_row.setdefault(content_hash, row)
+        self.row_of[path] = row
         self.content_hashes.append(content_hash)
+
+    def discard(self, path: str) -> None:
+        """Forget a file."""
+        del self.row_of[path]
+
+    def hash_of(self, path: str) -> str:
+        """Return the content hash of a file."""
+        return self.content_hashes[self.row_of[path]]
 
     def find(self, content_hash: str | None) -> np.ndarray | None:
         """Return the embedding (E,) of a content, or None if there is none yet."""
@@ -60,7 +68,7 @@ class EmbeddingStore:
 
     def content_of(self, path: str) -> int:
         """Return a number that is the same for all files of one content."""
-        return self.first_row[self.content_hashes[self.row_of[path]]]
+        return self.first_row[self.hash_of(path)]
 
     def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
         """Copy the embeddings of some files, in their order, to an array (N, E)."""

@@ -232,13 +232,15 @@ def read_run(name: str) -> Run:
         similarities = metrics.get("paired_similarities", [])
         if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
+        for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
+            compared_figures(metrics[agreement] if agreement else metrics)
         for agreement in AGREEMENTS:  # which texts are in pair_scores.csv, and not here?
             if agreement not in metrics and agreement != "audio_video":
                 for pair in pairs:
                     pair.similarities.pop(agreement, None)
     except OSError as e:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as e:
         raise EvaluationError(f"{name}: no finished run of this version ({e})") from e
     if not pairs:
         raise EvaluationError(f"{name}: has no pairs to compare")
@@ -246,13 +248,21 @@ def read_run(name: str) -> Run:
 
 
 def read_pair(row: dict[str, str]) -> Pair:
-    """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys."""
-    similarities = {agreement: row.get(column) for agreement, column in AGREEMENTS.items()}
+    """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys.
+
+    Raises:
+        ValueError: it has no similarity.
+    """
+    texts = {agreement: row.get(column) for agreement, column in AGREEMENTS.items()}
+    similarities = {agreement: float(text) for agreement, text in texts.items() if text}
+    if "audio_video" not in similarities or not all(-1 <= value <= 1 for value in similarities.values()):
+        raise ValueError(f"pair_scores.csv has no similarity of {row['name']}")
+    similarities = {agreement: float(np.float32(value)) for agreement, value in similarities.items()}
     return Pair(
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
         row.get("group") or None,
-        {agreement: float(np.float32(text)) for agreement, text in similarities.items() if text},
+        similarities,
     )
 
 
@@ -279,13 +289,19 @@ def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared_figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Look up the figures of COMPARED; None for one that a run does not have."""
+    """Look up the figures of COMPARED; None for one that a run does not have.
+
+    Raises:
+        ValueError, AttributeError: one is no number.
+    """
     figures = {}
     for column, keys in COMPARED.items():
         value = metrics
         for key in keys:
             value = value.get(key, {})
         figures[column] = None if value == {} else value
+        if type(figures[column]) not in (int, float, type(None)) or not abs(figures[column] or 0) < 1e12:
+            raise ValueError(f"{column} is no number")
     return figures
 
 

@@ -206,7 +206,10 @@ def hash_and_check(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        members = stored_members(file) if zipfile.is_zipfile(file) else []
+        try:
+            members = stored_members(file) if zipfile.is_zipfile(file) else []
+        except Exception as e:  # a damaged directory makes zipfile fail in any way
+            raise CheckpointError(f"{path}: truncated or damaged; download it again") from e
         sums, first, position = [0] * len(members), 0, 0
         file.seek(0)
         while chunk := memoryview(file.read(CHUNK_BYTES)):
@@ -242,11 +245,24 @@ def digests_path() -> Path:
 
 def recall_digest(path: Path, status: tuple[int, ...]) -> str | None:
     """Return the SHA-256 of a file that was checked before and is the same since; None otherwise."""
+    known = read_digests().get(os.path.realpath(path), {})
+    return known.get("sha256") if known == digest_entry(known.get("sha256"), status) else None
+
+
+def digest_entry(sha256: Any, status: tuple[int, ...]) -> dict[str, Any]:
+    """Make what is remembered of a file, with a checksum: nobody else is to write there."""
+    checksum = hashlib.sha256(repr((sha256, *status)).encode()).hexdigest()
+    return {"sha256": sha256, "status": list(status), "checksum": checksum}
+
+
+def read_digests() -> dict[str, dict[str, Any]]:
+    """Read what is remembered, by path; whatever is not as it should be is left out."""
+    path = digests_path()
     try:
-        known = json.loads(digests_path().read_text())[os.path.realpath(path)]
-        return known["sha256"] if known["status"] == list(status) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: e for name, e in known.items() if isinstance(e, dict)} if isinstance(known, dict) else {}
 
 
 def remember_digest(weights: Weights) -> None:
@@ -254,10 +270,8 @@ def remember_digest(weights: Weights) -> None:
     path = digests_path()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = {}
-        with suppress(OSError, ValueError, TypeError):
-            known = dict(json.loads(path.read_text()))
-        known[os.path.realpath(weights.path)] = {"sha256": weights.sha256, "status": weights.status}
+        known = read_digests()
+        known[os.path.realpath(weights.path)] = digest_entry(weights.sha256, weights.status)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(known, indent=2))
         os.replace(temporary, path)
@@ -313,6 +327,7 @@ def check_tensors(path: str | os.PathLike, state_dict: Any) -> None:
             and tensor.layout is torch.strided
             and tensor.dtype in FLOAT_TYPES
             and tensor.device.type == "cpu"
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
         )
         if not is_plain:
             raise CheckpointError(f"{path}: {str(name)[:MAX_NOTE]} is no tensor of real numbers")

@@ -149,6 +149,7 @@ IMAGEBIND_HUGE = {
 NORM_EPS = 1e-6
 STEM_NORM_EPS = 1e-5
 MAX_SCALE = 100.0
+MIN_SCALE = 1e-6  # of a checkpoint that is taken
 MLP_RATIO = 4
 
 
@@ -368,6 +369,9 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
         raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({reason})") from e
     checkpoints.check_state_dict(path, checkpoint.state_dict, model.state_dict())
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    for modality, tower in model.towers.items():
+        if not torch.as_tensor(tower.scale).item() > MIN_SCALE:
+            raise checkpoints.CheckpointError(f"{path}: towers.{modality}.log_scale makes embeddings vanish")
     return model.float().eval()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -167,7 +168,8 @@ class EmbeddingCache:
 
     def _set_aside(self) -> None:
         self.close()
-        aside = self.path.with_name(self.path.name + ".bad")
+        names = (f"{self.path.name}.bad{i}" for i in itertools.chain([""], itertools.count(1)))
+        aside = next(aside for name in names if not (aside := self.path.with_name(name)).exists())
         try:
             os.replace(self.path, aside)
             log.warning("%s: damaged or of another version; set aside as %s", self.path, aside.name)

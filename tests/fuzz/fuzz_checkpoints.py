@@ -30,8 +30,10 @@ from imagebind.models.imagebind_model import ImageBindModel, TowerConfig
 
 ODD = [None, -8, 0, 7, 2.0, 2**40, True, "8", b"x", [], [1], {}, float("nan"), torch.ones(2), (1, 2, 3, 4, 5)]
 CONFIG = {
-    "audio": TowerConfig((1, 16, 16), (8, 8), (8, 8), 8, 1, 2, 20.0, embedding=8),
-    "vision": TowerConfig((3, 2, 8, 8), (2, 4, 4), (2, 4, 4), 8, 1, 2, 1.0, False, True, False, embedding=8),
+    "audio": TowerConfig((1, 128, 204), (64, 102), (64, 102), 8, 1, 2, 20.0, embedding=8),
+    "vision": TowerConfig(
+        (3, 2, 224, 224), (2, 112, 112), (2, 112, 112), 8, 1, 2, 1.0, False, True, False, embedding=8
+    ),
 }
 
 
