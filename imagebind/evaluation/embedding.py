@@ -437,6 +437,6 @@ def describe_protocol(
         **({"text": {"tokens": data.TEXT_TOKENS, "tokenizer": "CLIP"}} if "text" in modalities else {}),
         "file_embedding": "mean over clips of unit rows times the scale of the tower",
         "similarity": "cosine",
-        "rank": "1 + better + equal others / 2",
+        "rank": "1 + better mismatches + equal ones / 2",
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }

@@ -212,10 +212,10 @@ def swap(video: np.ndarray, bad: np.ndarray) -> np.ndarray:
 
 SETTINGS = {  # pairs, signal, hubs, classes
     "strong model, 1000 pairs": (1000, 1.5, 0.0, 0),
-    "medium, hubs, 1000 pairs": (1000, 1.3, 0.6, 0),
+    "medium, hubs, 1000 pairs": (1000, 1.2, 0.7, 0),
     "weak, hubs, 1000 pairs": (1000, 0.8, 0.6, 0),
-    "medium, 24 pairs": (24, 1.2, 0.45, 0),
-    "6 strong classes, 24 pairs": (24, 2.0, 0.3, 6),
+    "medium, 24 pairs": (24, 1.1, 0.45, 0),
+    "6 strong classes, 24 pairs": (24, 2.0, 0.4, 6),
 }
 
 
