@@ -34,6 +34,8 @@ from imagebind.evaluation import similarity  # noqa: E402
 from imagebind.evaluation.files import gather_files, read_list_file  # noqa: E402
 from imagebind.evaluation.pairing import pair_files  # noqa: E402
 from imagebind.evaluation.store import OutputArrays, temporary_path  # noqa: E402
+from imagebind.evaluation.suspects import sample_mismatches  # noqa: E402
+from imagebind.evaluation.truth import find_truth  # noqa: E402
 
 DEMO = TESTS / "demo"
 WIDTH = 1024
@@ -90,9 +92,13 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
 
 
 def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, device: str) -> None:
-    """Count over all cells, the diagonal being the pairs."""
-    pairs = similarity.look_up(audio, video, np.stack([np.arange(len(audio))] * 2, axis=1))
+    """Count over all cells, the diagonal being the pairs, and over the lines of the sampled mismatches."""
+    n = len(audio)
+    pairs = similarity.look_up(audio, video, np.stack([np.arange(n)] * 2, axis=1))
     similarity.scan(audio, video, pairs, matrix, None, device)
+    truth = find_truth(range(n), range(n), ((i, i) for i in range(n)))
+    sample = similarity.look_up(audio, video, sample_mismatches((n, n), truth, 0))
+    similarity.count_at_least(audio, video, sample, device)
 
 
 def metrics(folder: Path, n: int, device: str) -> dict:
