@@ -36,7 +36,7 @@ ROW_BLOCKS_PER_GROUP = 32  # that are held in memory while the columns pass by
 QUEUED_TILES = 4  # for each thread
 TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
-CHUNK_CELLS, CHUNK_WIDTH = 1024, 8192  # of count_at_least
+LINE_CELLS, CHUNK_WIDTH = 2**25, 8192  # of count_at_least: cells that are sorted together, and computed
 HELD_CELLS = 2**24  # that are collected before they are counted by key
 
 T = TypeVar("T")
@@ -449,16 +449,15 @@ def count_at_least(
 def _count_at_least(
     of_lines: np.ndarray, others: np.ndarray, lines: np.ndarray, keys: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    order, counts, chunks = np.argsort(lines, kind="stable"), np.zeros(len(lines), np.int64), []
-    for block in blocks(len(order), CHUNK_CELLS):  # cells of one line side by side: it is computed once
-        cells = order[block]
-        distinct, index = np.unique(lines[cells], return_inverse=True)
-        of_cells = unit_rows(of_lines[distinct]).mul_(2**KEY_BITS).to(device)
-        wanted = torch.from_numpy(keys[cells].astype(np.float32)).to(device)[:, None]
-        chunks.append((cells, of_cells, torch.from_numpy(index).to(device), wanted))
-    for block in blocks(len(others), CHUNK_WIDTH):
-        units = unit_rows(others[block]).to(device)
-        for cells, of_cells, index, wanted in chunks:
-            line_keys = to_keys(of_cells @ units.T)
-            counts[cells] += (line_keys[index] >= wanted).sum(1).cpu().numpy()
+    order, counts = np.argsort(lines, kind="stable"), np.empty(len(lines), np.int64)
+    distinct, first = np.unique(lines[order], return_index=True)
+    cells_of = np.split(order, first[1:])  # of each line
+    for chunk in blocks(len(distinct), max(1, LINE_CELLS // max(len(others), 1))):
+        of_chunk = unit_rows(of_lines[distinct[chunk]]).mul_(2**KEY_BITS).to(device)
+        line_keys = np.empty((len(of_chunk), len(others)), np.float32)
+        for block in blocks(len(others), CHUNK_WIDTH):
+            line_keys[:, block] = to_keys(of_chunk @ unit_rows(others[block]).to(device).T).cpu().numpy()
+        line_keys.sort(axis=1)  # then a search for each cell, which is faster than a comparison with the line
+        for line, cells in zip(line_keys, cells_of[chunk], strict=True):
+            counts[cells] = len(others) - np.searchsorted(line, keys[cells].astype(np.float32), "left")
     return counts

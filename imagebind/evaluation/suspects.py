@@ -18,7 +18,7 @@ from imagebind.evaluation.truth import TrueCells, Truth
 
 FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
 SAMPLE_SIZE = 20_000  # mismatches
-SAMPLE_LINES = 1000  # rows and columns that they are from, as each line costs as many cosines as it is long
+SAMPLE_LINES = 250  # rows and columns that they are from, as each line costs as many cosines as it is long
 ENUMERABLE = 2**21  # cells of which all mismatches are listed
 
 
