@@ -262,13 +262,16 @@ def auc(n_draws: int) -> None:
             row = [str(n)]
             for signal, hubs in ((0.9, 1.0), (1.1, 0.3)):
                 rng = np.random.default_rng(0)
-                large = (compare(*draw_embeddings(rng, 1000, signal, hubs)) for _ in range(20))
+                large = (
+                    compare(*draw_embeddings(rng, 1000, signal, hubs)) for _ in range(max(2, n_draws // 50))
+                )
                 truth = np.mean([compared.metrics["auc"] for compared in large])
                 hits = 0
-                for _ in range(n_draws // 5):
+                n_trials = max(1, n_draws // 5)
+                for _ in range(n_trials):
                     low, high = compare(*draw_embeddings(rng, n, signal, hubs)).metrics["auc_interval"]
                     hits += low <= truth <= high
-                row.append(f"{hits / (n_draws // 5):.3f}")
+                row.append(f"{hits / n_trials:.3f}")
             yield row
 
     table("Coverage of the interval of the AUC", ["pairs", "AUC 0.80, hubs", "AUC 0.98"], rows())

@@ -1,0 +1,23 @@
+"""The benchmarks run, in a small size."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from conftest import TESTS
+
+sys.path.append(str(TESTS / "benchmarks"))
+
+import figures
+
+
+@pytest.mark.parametrize("name", figures.TABLES)
+def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "SIZES", (4, 30))
+    monkeypatch.setattr(figures, "SETTINGS", {"medium, 24 pairs": figures.SETTINGS["medium, 24 pairs"]})
+    figures.TABLES[name](5)
+    title, columns, _, *rows = capsys.readouterr().out.strip().replace("\n\n", "\n").splitlines()
+    assert title
+    assert rows
+    assert {row.count("|") for row in (columns, *rows)} == {columns.count("|")}
