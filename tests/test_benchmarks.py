@@ -15,6 +15,7 @@ import figures
 @pytest.mark.parametrize("name", figures.TABLES)
 def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
     monkeypatch.setattr(figures, "SIZES", (4, 30))
+    monkeypatch.setattr(figures, "AUC_SIZES", (100,))
     monkeypatch.setattr(figures, "SETTINGS", {"medium, 24 pairs": figures.SETTINGS["medium, 24 pairs"]})
     figures.TABLES[name](5)
     title, columns, _, *rows = capsys.readouterr().out.strip().replace("\n\n", "\n").splitlines()
