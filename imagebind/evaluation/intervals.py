@@ -137,21 +137,19 @@ def auc_interval(
     if len(pairs.keys) < MIN_AUC_PAIRS or not len(mismatches.keys):
         return None
     generator = np.random.default_rng(seed)
-    keys = np.concatenate([pairs.keys, mismatches.keys])
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[0]] - 1))  # of equal keys
-    is_pair = order < len(pairs.keys)
+    order = np.argsort(mismatches.keys, kind="stable")
+    first, last = (np.searchsorted(mismatches.keys[order], pairs.keys, side) for side in ("left", "right"))
     units, n_units = number_units(pairs, mismatches, groups)
+    of_pairs, of_mismatches = units[: len(pairs.keys), 0], units[len(pairs.keys) :][order]
 
     def weighted_auc(n_drawn: np.ndarray) -> float:
-        of_units = n_drawn[units]  # (P + S, 2)
-        weights = np.where(is_pair, of_units[order, 0], of_units[order, 0] * of_units[order, 1])
-        of_pairs, of_mismatches = (np.add.reduceat(weights * which, starts) for which in (is_pair, ~is_pair))
-        lower = np.cumsum(of_mismatches) - of_mismatches / 2
-        return float(of_pairs @ lower) / max(of_pairs.sum() * of_mismatches.sum(), 1)
+        weights, pair_weights = n_drawn[of_mismatches].prod(axis=1), n_drawn[of_pairs]
+        n_below = np.append(0, np.cumsum(weights))
+        n_lower = (n_below[first] + n_below[last]) / 2  # ties count half
+        return float(pair_weights @ n_lower) / max(pair_weights.sum() * n_below[-1], 1)
 
     of_sample = weighted_auc(np.ones(n_units))
-    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(keys), SAMPLES), 200)
+    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(pairs.keys), SAMPLES), 200)
     aucs = [
         weighted_auc(np.bincount(generator.integers(0, n_units, n_units), minlength=n_units).astype(float))
         for _ in range(n_samples)
