@@ -94,8 +94,8 @@ def batch_inference_av_consistency(
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
         **more: captions, checkpoint, precision, num_workers, timeout, worker_memory_gb, cache, no_cache,
-            max_matrix_gb, seed, report_lang, no_html; Options has their meaning and defaults. captions may
-            also be a mapping, name of a file -> text.
+            max_matrix_gb, group_by, seed, report_lang, no_html; Options has their meaning and defaults.
+            captions may also be a mapping, name of a file -> text.
 
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
@@ -108,13 +108,15 @@ def batch_inference_av_consistency(
         top_matches: "audio" -> the most similar videos of each sound: indices (N, 10), -1 where there are
             fewer, and similarities (N, 10); "video" -> the most similar sounds of each video.
         histograms: edges (B + 1,), and counts (B,) of "paired" and "mismatched" similarities.
+        candidates: "audio_to_video" and "video_to_audio" -> what the partner of each pair competes with:
+            n_better, n_equal and n, each (P,).
         pair_scores: a sequence of dictionaries, one for each pair, with the columns of pair_scores.csv.
         failures: dictionaries of path, side (the modality) and reason.
         With captions:
         text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.
         text_names: the names behind the rows.
         text_audio, text_video: dictionaries of pair_rows (K, 2), row of the text and row of the file; of the
-            similarity and the ranks of these, each (K,); and of histograms.
+            similarity and the ranks of these, each (K,); of histograms and of candidates.
 
     Raises:
         EvaluationError: nothing can be evaluated, the model cannot be loaded, an output cannot be written, or
