@@ -67,12 +67,12 @@ def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, 
     truth = find_truth(*keys, together)
     shape = len(audio), len(video)
     true, found_pairs = look_up(audio, video, truth.index), look_up(audio, video, index)
-    sample = look_up(audio, video, sample_mismatches(shape, truth, seed))
+    sample, n_at_least = count_at_least(audio, video, sample_mismatches(shape, truth, seed))
     found = Found(
         scan(audio, video, found_pairs),
         found_pairs,
         TrueCells(truth, true),
-        Sample(sample, count_at_least(audio, video, sample), shape),
+        Sample(sample, n_at_least, shape),
         groups,
     )
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])

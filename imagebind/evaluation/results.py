@@ -225,8 +225,7 @@ class Comparison:
         sampled = (
             sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)
         )
-        sample = look_up(rows, columns, sampled)
-        n_at_least = count_at_least(rows, columns, sample, self.device)
+        sample, n_at_least = count_at_least(rows, columns, sampled, self.device)
         metrics, scores, histograms, candidates = compute_metrics(
             Found(
                 found,

@@ -429,27 +429,29 @@ def _scan(
 
 
 def count_at_least(
-    rows: np.ndarray, columns: np.ndarray, cells: Cells, device: str | torch.device = "cpu"
-) -> np.ndarray:
-    """Count the cells of the row, and of the column, of each of C cells that are at least as similar.
+    rows: np.ndarray, columns: np.ndarray, index: np.ndarray, device: str | torch.device = "cpu"
+) -> tuple[Cells, np.ndarray]:
+    """Look up cells, and count the cells of their rows and columns that are at least as similar.
 
     Args:
         rows, columns, device: as in scan.
+        index: (C, 2) row and column.
 
     Returns:
-        (2, C) int64, each with the cell itself.
+        the cells; and (2, C) int64, the counts in the row and in the column, each with the cell itself.
     """
-    counts, devices = [], dict.fromkeys((torch.device(device), torch.device("cpu")))
+    keys, counts = np.empty(len(index), np.int32), np.empty((2, len(index)), np.int64)
+    devices = dict.fromkeys((torch.device(device), torch.device("cpu")))
     for axis, (of_lines, others) in enumerate(((rows, columns), (columns, rows))):
-        count = partial(_count_at_least, of_lines, others, cells.index[:, axis], cells.keys)
-        counts.append(first_that_fits([(each, partial(count, each)) for each in devices]))
-    return np.stack(counts)
+        count = partial(_count_at_least, of_lines, others, index[:, axis], index[:, 1 - axis])
+        keys[:], counts[axis] = first_that_fits([(each, partial(count, each)) for each in devices])
+    return Cells(index, keys, from_keys(keys).astype(np.float64)), counts
 
 
 def _count_at_least(
-    of_lines: np.ndarray, others: np.ndarray, lines: np.ndarray, keys: np.ndarray, device: torch.device
-) -> np.ndarray:
-    order, counts = np.argsort(lines, kind="stable"), np.empty(len(lines), np.int64)
+    of_lines: np.ndarray, others: np.ndarray, lines: np.ndarray, places: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    order, found = np.argsort(lines, kind="stable"), np.empty((2, len(lines)), np.int64)
     distinct, first = np.unique(lines[order], return_index=True)
     cells_of = np.split(order, first[1:])  # of each line
     for chunk in blocks(len(distinct), max(1, LINE_CELLS // max(len(others), 1))):
@@ -457,7 +459,8 @@ def _count_at_least(
         line_keys = np.empty((len(of_chunk), len(others)), np.float32)
         for block in blocks(len(others), CHUNK_WIDTH):
             line_keys[:, block] = to_keys(of_chunk @ unit_rows(others[block]).to(device).T).cpu().numpy()
-        line_keys.sort(axis=1)  # then a search for each cell, which is faster than a comparison with the line
         for line, cells in zip(line_keys, cells_of[chunk], strict=True):
-            counts[cells] = len(others) - np.searchsorted(line, keys[cells].astype(np.float32), "left")
-    return counts
+            keys = line[places[cells]]
+            line.sort()  # then a search for each cell, which is faster than a comparison with the line
+            found[:, cells] = keys, len(others) - np.searchsorted(line, keys, "left")
+    return found[0], found[1]
