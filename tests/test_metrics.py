@@ -17,7 +17,7 @@ from imagebind.evaluation.metrics import (
     compute_metrics,
     retrieval_metrics,
 )
-from imagebind.evaluation.similarity import cosine_similarity, count_at_least, look_up, scan
+from imagebind.evaluation.similarity import cosine_similarity, look_up, scan
 from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, Sample, sample_mismatches
 from imagebind.evaluation.truth import TrueCells, find_truth
 
@@ -67,12 +67,13 @@ def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, 
     truth = find_truth(*keys, together)
     shape = len(audio), len(video)
     true, found_pairs = look_up(audio, video, truth.index), look_up(audio, video, index)
-    sample, n_at_least = count_at_least(audio, video, sample_mismatches(shape, truth, seed))
+    sample = look_up(audio, video, sample_mismatches(shape, truth, seed))
+    scanned = scan(audio, video, found_pairs, sample)
     found = Found(
-        scan(audio, video, found_pairs),
+        scanned,
         found_pairs,
         TrueCells(truth, true),
-        Sample(sample, n_at_least, shape),
+        Sample(sample, scanned.n_at_least, shape),
         groups,
     )
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])

@@ -13,6 +13,7 @@ from conftest import TESTS
 from test_metrics import embeddings_of, scores_of
 
 from imagebind.evaluation import similarity
+from imagebind.evaluation.keys import from_keys
 from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan
 
 
@@ -22,7 +23,8 @@ def plain_cosine(a, b) -> float:
 
 
 def fields_of(found) -> dict:
-    fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "bins", "levels", "level_keys")}
+    fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "n_at_least", "bins")}
+    fields |= {name: getattr(found, name) for name in ("levels", "level_keys")}
     return fields | {f"top_{side}": top.best for side, top in enumerate(found.top)} | {"sum": found.sum}
 
 
@@ -34,7 +36,8 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     audio, video = (rng.standard_normal((n, 64)).astype(np.float32)[rng.integers(0, n, n)] for n in (37, 50))
     truth = np.stack([rng.integers(0, n, 40) for n in (37, 50)], axis=1)
     pairs = look_up(audio, video, truth)
-    expected = scan(audio, video, pairs)
+    sample = look_up(audio, video, np.stack([rng.integers(0, n, 60) for n in (20, 50)], axis=1))
+    expected = scan(audio, video, pairs, sample)
     matrix = np.empty((37, 50), np.float32)
     monkeypatch.setattr(similarity, "TILE", tile)
     monkeypatch.setattr(similarity, "ROW_BLOCKS_PER_GROUP", 2)
@@ -42,7 +45,7 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        found = scan(audio, video, pairs, matrix)
+        found = scan(audio, video, pairs, sample, matrix)
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
@@ -50,6 +53,18 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
         np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
     assert math.fsum(found.squares) == pytest.approx(math.fsum(expected.squares), rel=1e-12)
     np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))
+
+
+@pytest.mark.parametrize("grid", [(0, 0), (3000, 10**6)])
+def test_single_cells_are_those_of_the_matrix(grid, monkeypatch):
+    """Whether they are looked up one by one, or in the product of their lines."""
+    rng = np.random.default_rng(0)
+    audio, video = (rng.standard_normal((n, 64)).astype(np.float32) for n in (37, 50))
+    index = np.stack([rng.integers(0, n, 2000) for n in (37, 50)], axis=1)
+    monkeypatch.setattr(similarity, "GRID", grid)
+    found, cosines = look_up(audio, video, index), cosine_similarity(audio, video)
+    np.testing.assert_array_equal(from_keys(found.keys), cosines[tuple(index.T)])
+    np.testing.assert_allclose(found.cosines, cosines[tuple(index.T)], rtol=0, atol=2**-24)
 
 
 @pytest.mark.parametrize("kind", ["random", "coarse", "equal"])
@@ -97,7 +112,7 @@ def test_the_cpu_goes_on_where_a_device_runs_out_of_memory(monkeypatch, caplog):
 
     monkeypatch.setattr(torch, "mm", little_memory)
     matrix = np.empty((37, 50), np.float32)
-    found = scan(audio, video, pairs, matrix, counted.append, "meta")
+    found = scan(audio, video, pairs, None, matrix, counted.append, "meta")
     for name, values in fields_of(expected).items():
         np.testing.assert_array_equal(fields_of(found)[name], values, err_msg=name)
     np.testing.assert_array_equal(matrix, cosine_similarity(audio, video))

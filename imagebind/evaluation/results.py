@@ -19,7 +19,7 @@ from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
-from imagebind.evaluation.similarity import Top, count_at_least, look_up, scan
+from imagebind.evaluation.similarity import Top, look_up, scan
 from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, Sample, sample_mismatches
 from imagebind.evaluation.truth import TrueCells, Truth, find_truth
@@ -219,19 +219,18 @@ class Comparison:
         rows, columns = self.embeddings[modality], self.embeddings[other]
         contents = self.contents[modality], self.contents[other]
         truth = find_truth(*contents, ((contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()))
-        pairs, true = (look_up(rows, columns, index) for index in (pair_cells, truth.index))
         shape = len(rows), len(columns)
-        found = scan(rows, columns, pairs, matrix, MatrixProgress(shape).update, self.device)
         sampled = (
             sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)
         )
-        sample, n_at_least = count_at_least(rows, columns, sampled, self.device)
+        pairs, true, sample = (look_up(rows, columns, index) for index in (pair_cells, truth.index, sampled))
+        found = scan(rows, columns, pairs, sample, matrix, MatrixProgress(shape).update, self.device)
         metrics, scores, histograms, candidates = compute_metrics(
             Found(
                 found,
                 pairs,
                 TrueCells(truth, true),
-                Sample(sample, n_at_least, shape),
+                Sample(sample, found.n_at_least, shape),
                 None if groups is None else np.asarray(groups),
             ),
             self.seed,

@@ -36,7 +36,8 @@ ROW_BLOCKS_PER_GROUP = 32  # that are held in memory while the columns pass by
 QUEUED_TILES = 4  # for each thread
 TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
-LINE_CELLS, CHUNK_WIDTH = 2**25, 8192  # of count_at_least: cells that are sorted together, and computed
+NO_CELLS = Cells(np.empty((0, 2), np.int64), np.empty(0, np.int32), np.empty(0))
+GRID = 2048, 128  # rows or columns, and cells for each that is wanted, up to which look_up multiplies all
 HELD_CELLS = 2**24  # that are collected before they are counted by key
 
 T = TypeVar("T")
@@ -53,13 +54,19 @@ def unit_rows(rows: np.ndarray) -> torch.Tensor:
 
 def look_up(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> Cells:
     """Compute cells (C, 2) of the similarity matrix of rows (N, E) and columns (M, E)."""
-    keys, cosines = np.empty(len(cells), np.int32), np.empty(len(cells))
-    for block in blocks(len(cells), TILE[0]):
-        i_row, i_column = cells[block].T
-        found = (unit_rows(rows[i_row]) * unit_rows(columns[i_column])).sum(1)
-        cosines[block] = found.numpy()
-        keys[block] = to_keys(found.mul_(2**KEY_BITS)).int().numpy()
-    return Cells(cells, keys, cosines)
+    (of_rows, i_row), (of_columns, i_column) = (np.unique(side, return_inverse=True) for side in cells.T)
+    most, cells_each = GRID
+    if max(len(of_rows), len(of_columns)) <= most and len(of_rows) * len(of_columns) <= cells_each * len(
+        cells
+    ):
+        found = (unit_rows(rows[of_rows]) @ unit_rows(columns[of_columns]).T)[i_row, i_column]
+    else:
+        found = torch.empty(len(cells), dtype=torch.float64)
+        for block in blocks(len(cells), TILE[0]):
+            of_block = unit_rows(rows[cells[block, 0]]), unit_rows(columns[cells[block, 1]])
+            found[block] = of_block[0].mul_(of_block[1]).sum(1)
+    cosines = found.numpy().copy()
+    return Cells(cells, to_keys(found.mul_(2**KEY_BITS)).int().numpy(), cosines)
 
 
 def to_keys(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -90,6 +97,9 @@ class Scan:
     column_sum: np.ndarray  # (E,) sum of the unit columns
     n_above: np.ndarray  # (2, P) cells of the pair's row, and of its column, that are more similar than it
     n_equal: np.ndarray  # (2, P) and those that are as similar, the pair included
+    n_at_least: (
+        np.ndarray
+    )  # (2, S) cells of each sample's row, and of its column, that are at least as similar
     bins: np.ndarray  # (BINS,) cells in each bin
     levels: np.ndarray  # (L,) the bins that hold pairs
     level_keys: np.ndarray  # (L, KEYS_PER_BIN) cells of each key in those bins
@@ -159,6 +169,38 @@ class Top:
         self.best[touched] = both[:, : -TOP - 1 : -1]
 
 
+class SampledLines:
+    """The rows (axis 0) or the columns (1) that sampled cells lie in.
+
+    There are few of them, with many cells each: a line is sorted, and its cells are searched in it.
+    """
+
+    def __init__(self, sample: Cells, axis: int):
+        self.axis, places = axis, sample.index[:, axis]
+        self.order = np.argsort(places, kind="stable")  # (S,) the cells, line by line
+        self.lines, self.first = np.unique(places[self.order], return_index=True)
+        self.keys = sample.keys[self.order].astype(np.float32)  # (S,) in this order
+
+    def count(self, begin: int, keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Count the cells of a tile that are at least as similar as those of the sample.
+
+        Returns:
+            (K,) indices of the sample's cells whose line crosses the tile, and the count for each.
+        """
+        n_lines, width = keys.shape[self.axis], keys.shape[1 - self.axis]
+        low, high = np.searchsorted(self.lines, (begin, begin + n_lines))
+        own = torch.from_numpy(self.lines[low:high] - begin).to(keys.device)
+        values = keys.index_select(self.axis, own).cpu().numpy()
+        values = np.sort(values if self.axis == 0 else np.ascontiguousarray(values.T), axis=1)
+        bounds = np.append(self.first, len(self.keys))[low : high + 1]
+        n_below = [
+            np.searchsorted(line, self.keys[first:end], "left")
+            for line, first, end in zip(values, bounds[:-1], bounds[1:], strict=True)
+        ]
+        cells = slice(bounds[0], bounds[-1]) if n_below else slice(0)
+        return self.order[cells], width - np.concatenate([np.empty(0, np.int64), *n_below])
+
+
 def true_indices(marks: torch.Tensor) -> torch.Tensor:
     """Return the flat indices of the true elements of a boolean tensor."""
     if marks.device.type == "cpu":
@@ -173,14 +215,18 @@ class Scanner:
         shape: of the matrix.
         width: E.
         pairs: P cells.
+        sample: S cells.
         matrix: to be filled in, or None.
     """
 
-    def __init__(self, shape: tuple[int, int], width: int, pairs: Cells, matrix: np.ndarray | None):
+    def __init__(
+        self, shape: tuple[int, int], width: int, pairs: Cells, sample: Cells, matrix: np.ndarray | None
+    ):
         self.matrix, n_pairs, self.held, self.buffers = matrix, len(pairs.keys), [], threading.local()
         self.order = [np.argsort(pairs.index[:, axis], kind="stable") for axis in (0, 1)]
         self.lines = [pairs.index[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
         self.keys = [torch.from_numpy(pairs.keys[order].astype(np.float32)) for order in self.order]
+        self.sampled = [SampledLines(sample, axis) for axis in (0, 1)]
         levels = np.unique(bin_of(pairs.keys)[0])
         self.level_of = torch.full((BINS,), -1, dtype=torch.int32)
         self.level_of[torch.from_numpy(levels)] = torch.arange(len(levels), dtype=torch.int32)
@@ -190,6 +236,7 @@ class Scanner:
             column_sum=np.zeros(width),
             n_above=np.zeros((2, n_pairs), np.int64),
             n_equal=np.zeros((2, n_pairs), np.int64),
+            n_at_least=np.zeros((2, len(sample.keys)), np.int64),
             bins=np.zeros(BINS, np.int64),
             levels=levels,
             level_keys=np.zeros((len(levels), KEYS_PER_BIN), np.int64),
@@ -214,6 +261,7 @@ class Scanner:
         to_keys(cosines, out=keys)
         begins = (row, column)
         in_lines = [self._in_lines(axis, begins[axis], keys, buffers["marks"]) for axis in (0, 1)]
+        sampled = [self.sampled[axis].count(begins[axis], keys) for axis in (0, 1)]
         best = self._candidates(begins, keys, buffers["marks"], buffers["chosen"])
         tile = None if self.matrix is None else (keys * 2**-KEY_BITS).cpu().numpy()
         bins, held = self._bins(keys, buffers["bins"], buffers["chosen"])
@@ -226,6 +274,8 @@ class Scanner:
             for axis, (pairs, n_above, n_equal) in enumerate(in_lines):
                 found.n_above[axis, pairs] += n_above
                 found.n_equal[axis, pairs] += n_equal
+                cells, n_at_least = sampled[axis]
+                found.n_at_least[axis, cells] += n_at_least
                 found.top[axis].offer(*best[axis])
             if tile is not None:
                 self.matrix[row : row + len(tile), column : column + tile.shape[1]] = tile
@@ -351,6 +401,7 @@ def scan(
     rows: np.ndarray,
     columns: np.ndarray,
     pairs: Cells,
+    sample: Cells | None = None,
     matrix: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
     device: str | torch.device = "cpu",
@@ -359,6 +410,7 @@ def scan(
 
     Args:
         pairs: P cells, which other cells are compared with.
+        sample: S cells, which those of their row and column are compared with too; in few lines.
         matrix: (N, M) float32, to be filled in; or None.
         progress: called with the number of cells that are counted so far.
         device: that computes the tiles; where it runs out of memory, the CPU does.
@@ -367,7 +419,8 @@ def scan(
         MemoryError: the CPU has none left.
     """
     device, cpu = torch.device(device), torch.device("cpu")
-    on = partial(_scan, rows, columns, pairs, matrix, progress)
+    sample = NO_CELLS if sample is None else sample
+    on = partial(_scan, rows, columns, pairs, sample, matrix, progress)
     attempts = [(device, partial(on, device, GPU_TILE)), (device, partial(on, device, TILE))]
     return first_that_fits([*(attempts if device != cpu else ()), (cpu, partial(on, cpu, TILE))])
 
@@ -393,13 +446,14 @@ def _scan(
     rows: np.ndarray,
     columns: np.ndarray,
     pairs: Cells,
+    sample: Cells,
     matrix: np.ndarray | None,
     progress: Callable[[int], None] | None,
     device: torch.device,
     tile: tuple[int, int],
 ) -> Scan:
     height, width = tile
-    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, matrix)
+    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, sample, matrix)
     n_cells = 0
 
     def tiles(row_blocks: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:
@@ -426,41 +480,3 @@ def _scan(
             run(tiles(row_blocks))
     scanner.count_held()
     return scanner.found
-
-
-def count_at_least(
-    rows: np.ndarray, columns: np.ndarray, index: np.ndarray, device: str | torch.device = "cpu"
-) -> tuple[Cells, np.ndarray]:
-    """Look up cells, and count the cells of their rows and columns that are at least as similar.
-
-    Args:
-        rows, columns, device: as in scan.
-        index: (C, 2) row and column.
-
-    Returns:
-        the cells; and (2, C) int64, the counts in the row and in the column, each with the cell itself.
-    """
-    keys, counts = np.empty(len(index), np.int32), np.empty((2, len(index)), np.int64)
-    devices = dict.fromkeys((torch.device(device), torch.device("cpu")))
-    for axis, (of_lines, others) in enumerate(((rows, columns), (columns, rows))):
-        count = partial(_count_at_least, of_lines, others, index[:, axis], index[:, 1 - axis])
-        keys[:], counts[axis] = first_that_fits([(each, partial(count, each)) for each in devices])
-    return Cells(index, keys, from_keys(keys).astype(np.float64)), counts
-
-
-def _count_at_least(
-    of_lines: np.ndarray, others: np.ndarray, lines: np.ndarray, places: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    order, found = np.argsort(lines, kind="stable"), np.empty((2, len(lines)), np.int64)
-    distinct, first = np.unique(lines[order], return_index=True)
-    cells_of = np.split(order, first[1:])  # of each line
-    for chunk in blocks(len(distinct), max(1, LINE_CELLS // max(len(others), 1))):
-        of_chunk = unit_rows(of_lines[distinct[chunk]]).mul_(2**KEY_BITS).to(device)
-        line_keys = np.empty((len(of_chunk), len(others)), np.float32)
-        for block in blocks(len(others), CHUNK_WIDTH):
-            line_keys[:, block] = to_keys(of_chunk @ unit_rows(others[block]).to(device).T).cpu().numpy()
-        for line, cells in zip(line_keys, cells_of[chunk], strict=True):
-            keys = line[places[cells]]
-            line.sort()  # then a search for each cell, which is faster than a comparison with the line
-            found[:, cells] = keys, len(others) - np.searchsorted(line, keys, "left")
-    return found[0], found[1]

@@ -92,12 +92,12 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
 
 
 def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, device: str) -> None:
-    """Count over all cells, the diagonal being the pairs, and over the lines of the sampled mismatches."""
+    """Count over all cells, the diagonal being the pairs, with a sample of mismatches."""
     n = len(audio)
     pairs = similarity.look_up(audio, video, np.stack([np.arange(n)] * 2, axis=1))
-    similarity.scan(audio, video, pairs, matrix, None, device)
     truth = find_truth(range(n), range(n), ((i, i) for i in range(n)))
-    similarity.count_at_least(audio, video, sample_mismatches((n, n), truth, 0), device)
+    sample = similarity.look_up(audio, video, sample_mismatches((n, n), truth, 0))
+    similarity.scan(audio, video, pairs, sample, matrix, None, device)
 
 
 def metrics(folder: Path, n: int, device: str) -> dict:
