@@ -28,7 +28,7 @@ from conftest import (
 
 from batch_inference import batch_inference_av_consistency
 from imagebind import data
-from imagebind.data.frames import packet_timeline, read_frames
+from imagebind.data.frames import packet_timeline, read_frames, to_rgb
 from imagebind.data.media import open_stream
 
 RNG = np.random.default_rng(0)
@@ -308,7 +308,7 @@ def test_an_edit_list_hides_frames(tmp_path):
     remux(path, Sources(tmp_path).mp4, times=lambda i: 50 * (i - 20))  # 20 of 60 are before the start
     with open_stream(path, "video") as stream:
         timeline = packet_timeline(stream)
-        frames = dict(read_frames(stream, timeline, {0, 39}))
+        frames = {n: to_rgb(frame) for n, frame in read_frames(stream, timeline, {0, 39})}
     assert (len(timeline.packets), timeline.n_frames) == (60, 40)
     for number, shown in ((0, 20), (39, 59)):
         brightness = frames[number][:, -10:, -10:].float().mean().item()

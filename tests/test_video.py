@@ -36,10 +36,16 @@ def timeline_of(path) -> Timeline:
         return packet_timeline(stream)
 
 
+def counted(path, numbers) -> dict[int, torch.Tensor]:
+    """Read frames as files without times are read."""
+    return {number: frames.to_rgb(frame) for number, frame in count_frames(path, numbers)}
+
+
 def frames_of(path, numbers) -> dict[int, torch.Tensor]:
     """Read frames as files with times are read, by seeking."""
     with open_stream(path, "video") as stream:
-        return dict(read_frames(stream, packet_timeline(stream), set(numbers)))
+        found = read_frames(stream, packet_timeline(stream), set(numbers))
+        return {number: frames.to_rgb(frame) for number, frame in found}
 
 
 @pytest.mark.parametrize("name", VIDEO_FRAMES)
@@ -107,7 +113,7 @@ def test_frames_read_by_seeking_are_those_of_decoding_all(tmp_path, suffix, code
         expected = {n: frames.to_rgb(f) for n, f in enumerate(stream.container.decode(stream)) if n in wanted}
     timeline = timeline_of(path)
     assert (timeline.n_frames, timeline.fps, timeline.has_times) == (100, 20.0, has_times)
-    found = frames_of(path, wanted) if has_times else dict(count_frames(path, wanted))
+    found = frames_of(path, wanted) if has_times else counted(path, wanted)
     assert {n for n in wanted if torch.equal(found[n], expected[n])} == wanted
     assert [brightness(found[n]) for n in sorted(wanted)] == pytest.approx(sorted(wanted), abs=1)
 
@@ -171,7 +177,7 @@ def test_key_frames_that_are_none_are_read_from_the_start(tmp_path):
     path = write_video(tmp_path / "x.mp4", moving(100), options=options)
     video, timeline = data.read_video(path), timeline_of(path)
     clips = clip_frames(timeline.n_frames, timeline.fps)
-    expected = dict(count_frames(path, {n for clip in clips for n in clip}))
+    expected = counted(path, {n for clip in clips for n in clip})
     for place, (first, _) in zip(video.crops[::3], clips, strict=True):
         picture_of = normalize_rgb(resize_short_side(expected[first]))
         assert torch.equal(video.frames[place[0]], picture_of)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import torch
@@ -28,6 +29,7 @@ class Packet:
     pts: int | None  # presentation time, in the stream's time base
     is_key: bool  # decoding can start here
     is_shown: bool  # False for packets that an edit list hides
+    duration: int = 0  # in the stream's time base; 0: not stated
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Timeline:
     n_frames: int  # shown frames
     packets: tuple[Packet, ...] = ()  # in the order in which they are decoded
     has_times: bool = False  # whether timestamps identify frames; otherwise they are counted
+    time_base: Fraction = Fraction(1)  # seconds
+    decoded_times: tuple[tuple[int, int], ...] | None = None  # as `times`, where frames were decoded for it
+
+    @property
+    def times(self) -> Sequence[tuple[int, int]] | None:
+        """When each frame begins and how long it is shown, in the time base, in display order.
+
+        None where only decoding can tell; a frame without a time is left out.
+        """
+        if self.decoded_times is not None:
+            return self.decoded_times
+        if not self.has_times:
+            return None
+        return sorted((packet.pts, packet.duration) for packet in self.packets if packet.is_shown)
 
 
 class TimelineError(MediaError):
@@ -59,7 +75,7 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
         if other is not stream:
             other.discard = Discard.all
     packets = tuple(
-        Packet(packet.pts, packet.is_keyframe, not packet.is_discard)
+        Packet(packet.pts, packet.is_keyframe, not packet.is_discard, packet.duration or 0)
         for packet in demux(stream)
         if packet.size
     )
@@ -68,14 +84,15 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     has_times = None not in times and len(times) == len(packets) and not invented
     n_frames = sum(packet.is_shown for packet in packets)
     warn_if_truncated(stream.container.name, len(packets), stream.frames, "frames")
-    return Timeline(stream_fps(stream), n_frames, packets, has_times)
+    return Timeline(stream_fps(stream), n_frames, packets, has_times, stream.time_base)
 
 
 def decoded_timeline(path: Path) -> Timeline:
     """Count the frames of a video by decoding all of it: slow, but never wrong."""
     with open_stream(path, "video") as stream:
-        n_frames = sum(1 for _ in decode(stream))
-        return Timeline(stream_fps(stream), n_frames)
+        shown = [(frame.pts, frame.duration or 0) for frame in decode(stream)]
+        times = tuple((pts, duration) for pts, duration in shown if pts is not None)
+        return Timeline(stream_fps(stream), len(shown), time_base=stream.time_base, decoded_times=times)
 
 
 @dataclass(frozen=True)
@@ -108,7 +125,7 @@ def plan_runs(packets: Sequence[Packet], wanted: set[int]) -> list[Run]:
 
 def read_frames(
     stream: av.VideoStream, timeline: Timeline, numbers: set[int]
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode the wanted frames of a video, seeking to the key frame before each; holds one frame at a time.
 
     Args:
@@ -117,7 +134,7 @@ def read_frames(
         numbers: of the wanted frames, in display order.
 
     Yields:
-        (number, (3, H, W) uint8), RGB, upright.
+        the number of a frame, and the frame.
 
     Raises:
         TimelineError: a wanted frame is missing or damaged, or frames come in another order than that of
@@ -140,7 +157,7 @@ def read_frames(
             if number is not None:
                 if frame.is_corrupt:
                     raise TimelineError(stream.container.name, f"frame {number} is damaged")
-                yield number, to_rgb(frame)
+                yield number, frame
     if number_of:
         raise TimelineError(stream.container.name, "frames are missing")
 
@@ -199,21 +216,26 @@ def _packets_from(
     raise TimelineError(stream.container.name, "cannot be searched")
 
 
-def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode a video from its start and yield the wanted frames, as read_frames, by counting."""
     wanted = set(numbers)
     with open_stream(path, "video") as stream:
         for number, frame in enumerate(decode(stream)):
             if number in wanted:
                 wanted.remove(number)
-                yield number, to_rgb(frame)
+                yield number, frame
             if not wanted:
                 return
     raise TimelineError(path, "fewer frames are shown than were counted")
 
 
-def to_rgb(frame: av.VideoFrame) -> torch.Tensor:
-    """Convert a decoded frame to (3, H, W) uint8 RGB, rotated upright by its display matrix."""
+def to_rgb(frame: av.VideoFrame, upright: bool = True) -> torch.Tensor:
+    """Convert a decoded frame to (3, H, W) uint8 RGB.
+
+    Args:
+        upright: rotate it by its display matrix.
+    """
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # (H, W, 3)
-    upright = torch.rot90(pixels, round(frame.rotation / 90))  # rotation: degrees, counter-clockwise
-    return upright.permute(2, 0, 1)
+    if upright:
+        pixels = torch.rot90(pixels, round(frame.rotation / 90))  # rotation: degrees, counter-clockwise
+    return pixels.permute(2, 0, 1)

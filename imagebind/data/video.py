@@ -2,6 +2,8 @@
 
     clip_frames -> frames.read_frames -> resize_short_side -> crop
 
+Other recipes choose other frames, and prepare them in other ways; one reading of a file serves them all.
+
 Letters in shapes: F frames, S clips of a file (clip-major, crop-minor), H x W pixels, L the long side.
 """
 
@@ -9,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
+import av
 import torch
 import torch.nn.functional as F
 from torchvision import transforms
@@ -26,6 +29,7 @@ from imagebind.data.frames import (
     decoded_timeline,
     packet_timeline,
     read_frames,
+    to_rgb,
 )
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import MediaError, Path, UnsupportedError, media_errors, open_stream
@@ -78,14 +82,19 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
         UnsupportedError: the frame is too long and narrow to be scaled in reasonable memory.
     """
     height, width = frame.shape[1:]
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UnsupportedError(f"a picture of {width} x {height} pixels: longer than {MAX_ASPECT_RATIO} : 1")
+    check_aspect_ratio(height, width)
     if width < height:
         shape = (math.floor(height / width * size), size)
     else:
         shape = (size, math.floor(width / height * size))
     pixels = frame[None].float().div_(255)  # the channels-last memory of the frame: faster
     return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
+
+
+def check_aspect_ratio(height: int, width: int) -> None:
+    """Raise an UnsupportedError for a picture that is too long and narrow to be scaled in reasonable memory."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UnsupportedError(f"a picture of {width} x {height} pixels: longer than {MAX_ASPECT_RATIO} : 1")
 
 
 def crop_offsets(long_side: int, size: int = SIZE) -> tuple[int, int, int]:
@@ -129,46 +138,131 @@ class VideoInput(ModelInput):
         return crop_clips(self.frames.to(device, non_blocking=True), list(self.counts))
 
 
-def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
-    """Read the frames of a video that make up its clips.
+class DroppedError(ValueError):
+    """A file that a recipe cannot be applied to, though others can; the message says why."""
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """How the clips of a video are made, each in CROPS crops.
+
+    Args:
+        choose: timeline -> (first, last) frame number of each clip; raises a DroppedError.
+        prepare: a decoded frame -> (3, 224, L) or (3, L, 224) float32, scaled and normalised.
+        needs_times: of the frames, and not only their number.
+    """
+
+    choose: Callable[[Timeline], list[tuple[int, int]]]
+    prepare: Callable[[av.VideoFrame], torch.Tensor]
+    needs_times: bool = False
+
+
+def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
+    """Scale and normalise a frame, upright, as the released loader does."""
+    return normalize_rgb(resize_short_side(to_rgb(frame)))
+
+
+def imagebind_clips(clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> ClipRecipe:
+    """Return the released loader's recipe."""
+    return ClipRecipe(partial(choose_clips, clip_seconds=clip_seconds, n_clips=n_clips), prepare_frame)
+
+
+def choose_clips(timeline: Timeline, clip_seconds: float, n_clips: int) -> list[tuple[int, int]]:
+    return clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
+
+
+Chosen = list[list[tuple[int, int]] | DroppedError]  # of each recipe its clips, or why there are none
+Prepared = list[dict[int, torch.Tensor]]  # of each recipe number of a frame -> the frame
+
+
+def choose_all(path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]) -> Chosen:
+    """Choose the clips of all recipes.
+
+    Raises:
+        MediaError: there are no frames.
+    """
+    if not timeline.n_frames:
+        raise MediaError(path, "no video frames")
+    with_times = timeline
+    if timeline.times is None and any(recipe.needs_times for recipe in recipes):
+        with_times = decoded_timeline(path)
+    chosen = []
+    for recipe in recipes:
+        try:
+            chosen.append(recipe.choose(with_times if recipe.needs_times else timeline))
+        except DroppedError as e:
+            chosen.append(e)
+    return chosen
+
+
+def prepare_all(
+    frames: Iterable[tuple[int, av.VideoFrame]], chosen: Chosen, recipes: Sequence[ClipRecipe]
+) -> Prepared:
+    """Prepare the chosen frames, one at a time, for each recipe."""
+    wanted = [chosen_numbers([clips]) for clips in chosen]
+    prepared = [{} for _ in recipes]
+    for number, frame in frames:
+        for recipe, numbers, found in zip(recipes, wanted, prepared, strict=True):
+            if number in numbers:
+                found[number] = recipe.prepare(frame)
+    return prepared
+
+
+def chosen_numbers(chosen: Chosen) -> set[int]:
+    """Return the numbers of all chosen frames."""
+    return {n for clips in chosen if not isinstance(clips, DroppedError) for clip in clips for n in clip}
+
+
+def to_inputs(chosen: Chosen, prepared: Prepared) -> list[VideoInput | DroppedError]:
+    """Put the frames of each recipe together."""
+    inputs = []
+    for clips, frames in zip(chosen, prepared, strict=True):
+        inputs.append(clips if isinstance(clips, DroppedError) else to_input(clips, frames))
+    return inputs
+
+
+def to_input(clips: list[tuple[int, int]], frames: dict[int, torch.Tensor]) -> VideoInput:
+    row = {number: i for i, number in enumerate(frames)}
+    scaled = list(frames.values())
+    if len({frame.shape for frame in scaled}) == 1:
+        offsets = crop_offsets(max(scaled[0].shape[1:]))
+        crops = [(row[first], row[last], offset) for first, last in clips for offset in offsets]
+    else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
+        scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
+        crops = [(CROPS * row[a] + i, CROPS * row[b] + i, 0) for a, b in clips for i in range(CROPS)]
+    return VideoInput(torch.stack(scaled), tuple(crops))
+
+
+def read_clips(path: Path, recipes: Sequence[ClipRecipe]) -> list[VideoInput | DroppedError]:
+    """Read the frames of a video that make up the clips of some recipes, and no others.
+
+    Returns:
+        for each recipe its input, or why the video cannot be used.
 
     Raises:
         MediaError: the file cannot be decoded, shows no frame, or one of an extreme shape.
     """
     with media_errors(path):
-        clips, frames = _read_clip_frames(path, clip_seconds, n_clips)
-        row = {number: i for i, number in enumerate(frames)}
-        scaled = list(frames.values())
-        if len({frame.shape for frame in scaled}) == 1:
-            offsets = crop_offsets(max(scaled[0].shape[1:]))
-            crops = [(row[first], row[last], offset) for first, last in clips for offset in offsets]
-        else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
-            scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
-            crops = [(CROPS * row[a] + i, CROPS * row[b] + i, 0) for a, b in clips for i in range(CROPS)]
-        return VideoInput(torch.stack(scaled), tuple(crops))
+        with suppress(TimelineError), open_stream(path, "video") as stream:
+            timeline = packet_timeline(stream)
+            chosen = choose_all(path, timeline, recipes)
+            numbers = chosen_numbers(chosen)
+            if timeline.has_times:
+                frames = read_frames(stream, timeline, numbers)
+            else:
+                frames = count_frames(path, numbers)
+            return to_inputs(chosen, prepare_all(frames, chosen, recipes))
+        if len(recipes) > 1:  # the frames of one recipe cannot be found; that is no matter of the others
+            return [read_clips(path, [recipe])[0] for recipe in recipes]
+        chosen = choose_all(path, decoded_timeline(path), recipes)
+        frames = count_frames(path, chosen_numbers(chosen))
+        return to_inputs(chosen, prepare_all(frames, chosen, recipes))
 
 
-def _read_clip_frames(
-    path: Path, clip_seconds: float, n_clips: int
-) -> tuple[list[tuple[int, int]], dict[int, torch.Tensor]]:
-    """Return (first, last) frame numbers of the clips, and number -> frame, scaled and normalised."""
-
-    def choose(timeline: Timeline) -> tuple[list[tuple[int, int]], set[int]]:
-        if not timeline.n_frames:
-            raise MediaError(path, "no video frames")
-        clips = clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
-        return clips, {number for clip in clips for number in clip}
-
-    def prepare(frames: Iterator[tuple[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
-        return {number: normalize_rgb(resize_short_side(frame)) for number, frame in frames}
-
-    with suppress(TimelineError), open_stream(path, "video") as stream:
-        timeline = packet_timeline(stream)
-        clips, numbers = choose(timeline)
-        found = read_frames(stream, timeline, numbers) if timeline.has_times else count_frames(path, numbers)
-        return clips, prepare(found)
-    clips, numbers = choose(decoded_timeline(path))
-    return clips, prepare(count_frames(path, numbers))
+def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
+    """Read the frames of a video that make up the released loader's clips; raises as read_clips."""
+    (video,) = read_clips(path, [imagebind_clips(clip_seconds, n_clips)])
+    return video
 
 
 def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:

@@ -1,0 +1,89 @@
+"""The frames of av-benchmark's IB-score, which MMAudio and others print: two neighbours of one every 2 s.
+
+Its loader samples a video with FFmpeg's `fps` filter at half a frame per second. The filter's choice is made
+here from timestamps, so that the other frames need not be decoded; where two versions of FFmpeg differ, it
+is that of 6.1 and later, for which a video lasts until its last frame ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+
+import av
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from imagebind.data.frames import Timeline, to_rgb
+from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ratio, normalize_rgb
+
+FRAME_RATE = Fraction(1, 2)  # of the frames that are embedded
+SYNCHRONY_RATE = Fraction(25)  # of those that its other metrics need, without which it drops a video
+
+resize = v2.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
+to_float = v2.ToDtype(torch.float32, scale=True)
+
+
+def mmaudio_clips(seconds: float) -> ClipRecipe:
+    """Return how the clips of a video are chosen and prepared.
+
+    Args:
+        seconds: of the video that are looked at.
+    """
+    return ClipRecipe(partial(choose_clips, seconds=seconds), prepare_frame, needs_times=True)
+
+
+def choose_clips(timeline: Timeline, seconds: float) -> list[tuple[int, int]]:
+    """Choose the frames of each clip: those at 0 and 2 s, at 2 and 4 s, ...
+
+    Raises:
+        DroppedError: the video is too short.
+    """
+    for rate in (FRAME_RATE, SYNCHRONY_RATE):
+        wanted, found = int(rate * Fraction(seconds)), count_sampled(timeline, rate)
+        if found < wanted:
+            raise DroppedError(f"mmaudio needs {wanted} frames at {float(rate):g} fps, it has {found}")
+    chosen = sample_frames(timeline, FRAME_RATE, int(FRAME_RATE * Fraction(seconds)))
+    return list(zip(chosen[:-1], chosen[1:], strict=True))
+
+
+def round_near(time: int, unit: Fraction) -> int:
+    """Round a time to the nearest multiple of a unit, a half away from zero."""
+    steps = abs(time * unit) + Fraction(1, 2)
+    whole = steps.numerator // steps.denominator
+    return whole if time >= 0 else -whole
+
+
+def count_sampled(timeline: Timeline, rate: Fraction) -> int:
+    """Count the frames that the filter gives at a rate."""
+    times = timeline.times
+    if not times:
+        return 0
+    unit = timeline.time_base * rate
+    return max(0, round_near(sum(times[-1]), unit) - round_near(times[0][0], unit))
+
+
+def sample_frames(timeline: Timeline, rate: Fraction, n: int) -> Sequence[int]:
+    """Return the numbers of the first n frames that the filter gives: output k is the last that rounds to k."""
+    unit = timeline.time_base * rate
+    steps = [round_near(pts, unit) for pts, _ in timeline.times]
+    last, number = [], 0
+    for step in range(steps[0], steps[0] + n):
+        while number + 1 < len(steps) and steps[number + 1] <= step:
+            number += 1
+        last.append(number)
+    return last
+
+
+def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
+    """Scale a frame so that its short side is 224, bicubic with antialiasing in whole numbers, and normalise it.
+
+    It is not rotated: neither does the loader.
+
+    Returns:
+        (3, 224, L) or (3, L, 224) float32.
+    """
+    pixels = to_rgb(frame, upright=False)
+    check_aspect_ratio(*pixels.shape[1:])
+    return normalize_rgb(to_float(resize(pixels)))
