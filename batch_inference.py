@@ -43,6 +43,7 @@ from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_j
 from imagebind.evaluation.options import GROUPS, SHARD, Options, options_of
 from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
+from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.report import format_report
 from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
@@ -93,7 +94,7 @@ def batch_inference_av_consistency(
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
-        **more: captions, checkpoint, precision, num_workers, timeout, worker_memory_gb, cache, no_cache,
+        **more: captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout, worker_memory_gb, cache, no_cache,
             max_matrix_gb, group_by, seed, report_lang, no_html; Options has their meaning and defaults.
             captions may also be a mapping, name of a file -> text.
 
@@ -249,6 +250,17 @@ def add_option(group: Any, name: str, default: Any, metadata: dict[str, Any]) ->
     if default is False:
         group.add_argument(f"--{name}", action="store_true", help=metadata["help"])
         return
+    if name == "protocols":
+        group.add_argument(
+            "--protocol",
+            dest=name,
+            nargs="+",
+            choices=[*PROTOCOLS, "all"],
+            default=default,
+            metavar=metadata["metavar"],
+            help=metadata["help"],
+        )
+        return
     read = argument_type(metadata["rule"].parse) if metadata["rule"] else str
     group.add_argument(
         f"--{name}", type=read, default=default, metavar=metadata["metavar"], help=metadata["help"]
@@ -380,6 +392,7 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by their names in Options."""
     options = {f.name: getattr(args, f.name) for group in GROUPS for f in options_of(group)}
+    options["protocols"] = PROTOCOLS if "all" in args.protocols else tuple(args.protocols)
     for modality in SUFFIXES:
         sources = (getattr(args, f"{modality}_{kind}") for kind in ("dir", "file", "paths"))
         options[f"{modality}_paths"] = next((source for source in sources if source is not None), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,25 +120,68 @@ def load_windows(
     if not n_samples:
         raise MediaError(path, "no audio samples")
     n_resampled = -(-n_samples * sample_rate // rate)  # rounded up, as resample does
-    spans = [
-        (int(start * sample_rate), int(end * sample_rate))
-        for start, end in clip_spans(n_resampled / sample_rate, n_clips, clip_seconds)
-    ]
+    spans = clip_ranges(n_resampled, n_clips, clip_seconds, sample_rate)
     if not pieces:
         return _decode_windows(path, spans, rate, sample_rate)
     waveform = resample(torch.cat(pieces, dim=1), rate, sample_rate)
     return [waveform[:, start:end] for start, end in spans]
 
 
+def resampled_pieces(path: Path, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
+    """Decode and resample all of a sound, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
+
+    Yields:
+        (C, T), in order; together the whole resampled sound.
+
+    Raises:
+        MediaError: the file cannot be decoded, or has no samples.
+    """
+    held, begin, end, n_done, rate = [], 0, 0, 0, sample_rate  # `held` are the file's samples [begin, end)
+    for samples, rate in decode_audio(path):
+        held.append(samples)
+        end += samples.shape[1]
+        if end - begin > BUFFERED_SECONDS * rate:
+            step, new, margin = _steps(rate, sample_rate)
+            stop = (end - margin) // step  # in steps
+            whole = torch.cat(held, dim=1)
+            offset = begin // step * new
+            yield resample(whole, rate, sample_rate)[:, n_done - offset : stop * new - offset]
+            n_done = stop * new
+            kept = max(stop * step - margin, 0) // step * step
+            held, begin = [whole[:, kept - begin :]], kept
+    if not end:
+        raise MediaError(path, "no audio samples")
+    step, new, _ = _steps(rate, sample_rate)
+    yield resample(torch.cat(held, dim=1), rate, sample_rate)[:, n_done - begin // step * new :]
+
+
+def _steps(rate: int, sample_rate: int) -> tuple[int, int, int]:
+    """Describe how a sound can be resampled in pieces.
+
+    Every `step` samples of the file give `new` samples. A piece that starts at a multiple of `step` gives the
+    same samples as the whole file, except within the reach of the filter, `margin`, of the piece's two ends.
+    """
+    common = math.gcd(rate, sample_rate)
+    margin = math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(rate / sample_rate, 1))
+    return rate // common, sample_rate // common, margin
+
+
+def clip_ranges(
+    n_samples: int,
+    n_clips: int = AUDIO_CLIPS,
+    clip_seconds: float = CLIP_SECONDS,
+    sample_rate: int = SAMPLE_RATE,
+) -> list[tuple[int, int]]:
+    """Return the samples [start, end) of each clip of a sound of n_samples."""
+    spans = clip_spans(n_samples / sample_rate, n_clips, clip_seconds)
+    return [(int(start * sample_rate), int(end * sample_rate)) for start, end in spans]
+
+
 def _decode_windows(
     path: Path, spans: list[tuple[int, int]], rate: int, sample_rate: int
 ) -> list[torch.Tensor]:
     """Decode a file at `rate` again and keep its windows [start, end), in samples at `sample_rate`."""
-    # Every `step` samples of the file give `new` samples. A piece that starts at a multiple of `step` gives
-    # the same samples as the whole file, except within the filter's reach of the piece's two ends.
-    common = math.gcd(rate, sample_rate)
-    step, new = rate // common, sample_rate // common
-    margin = math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(rate / sample_rate, 1))  # filter's reach
+    step, new, margin = _steps(rate, sample_rate)
     sources = [
         (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
         for start, end in spans
@@ -203,21 +246,40 @@ def load_audio(
         MediaError: the file cannot be decoded, has no samples, or samples that are not finite.
     """
     with media_errors(path):
-        mels = []
-        for clip in load_windows(path, n_clips, clip_seconds, sample_rate):
-            if not clip.isfinite().all():
-                raise MediaError(path, "NaN or infinite samples")
-            if clip.shape[1] * 1000 < FRAME_LENGTH_MS * sample_rate and not mels:
-                ms = 1000 * clip.shape[1] / sample_rate
-                log.warning("%s: %.1f ms of sound, padded with silence to %d", path, ms, FRAME_LENGTH_MS)
-            # In place on a view, like the released loader: where clips overlap, a later clip sees the
-            # earlier one's shift, which changes the rounding of mel bins with almost no energy.
-            clip -= clip.mean()
-            mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
-        inputs = (torch.stack(mels)[:, None] - mean) / std
-        if not inputs.isfinite().all():
-            raise MediaError(path, "samples too large to compute with")
-        return inputs
+        clips = load_windows(path, n_clips, clip_seconds, sample_rate)
+        return clips_to_input(path, clips, n_bins, n_frames, sample_rate, mean, std)
+
+
+def clips_to_input(
+    path: Path,
+    clips: Sequence[torch.Tensor],
+    n_bins: int = MEL_BINS,
+    n_frames: int = MEL_FRAMES,
+    sample_rate: int = SAMPLE_RATE,
+    mean: float = MEL_MEAN,
+    std: float = MEL_STD,
+) -> torch.Tensor:
+    """Make clips (C, T) the model's input, (S, 1, n_bins, n_frames), and subtract the mean of each.
+
+    In place on views of one waveform, like the released loader: where clips overlap, a later clip sees the
+    earlier one's shift, which changes the rounding of mel bins with almost no energy.
+
+    Raises:
+        MediaError: samples are not finite, or too large.
+    """
+    mels = []
+    for clip in clips:
+        if not clip.isfinite().all():
+            raise MediaError(path, "NaN or infinite samples")
+        if clip.shape[1] * 1000 < FRAME_LENGTH_MS * sample_rate and not mels:
+            ms = 1000 * clip.shape[1] / sample_rate
+            log.warning("%s: %.1f ms of sound, padded with silence to %d", path, ms, FRAME_LENGTH_MS)
+        clip -= clip.mean()
+        mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
+    inputs = (torch.stack(mels)[:, None] - mean) / std
+    if not inputs.isfinite().all():
+        raise MediaError(path, "samples too large to compute with")
+    return inputs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,19 @@ import numpy as np
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
-from imagebind.evaluation.store import EmbeddingStore
+from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
+from imagebind.evaluation.store import EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache, NotACacheError
 from imagebind.reading.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
 
+    from imagebind.data.features import Feature
     from imagebind.models.checkpoints import Weights
     from imagebind.models.embedder import Embedder
     from imagebind.models.imagebind_model import ImageBindModel
-    from imagebind.reading.loader import LoadedFile
+    from imagebind.reading.loader import LoadedFeature, LoadedFile, LoadedPart
 
 MEDIA_MODALITIES = ("audio", "video")
 TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
@@ -54,13 +56,22 @@ class Failure:
 class EmbeddedFiles:
     """What became of the files of a run."""
 
-    stores: dict[str, EmbeddingStore]  # by modality
+    stores: dict[str, EmbeddingStore]  # by modality: what drives the matrix and the ranks
+    features: dict[str, EmbeddingStore | SequenceStore]  # by name: all that protocols ask for
+    protocols: list[Protocol]
+    dropped: dict[tuple[str, str], str]  # (feature, path) -> why there is none, though the file can be used
     failures: list[Failure]
     truncated_texts: set[str]
     scales: dict[str, float]  # modality -> length of one clip's embedding
     device: torch.device
     protocol: dict[str, Any]  # how embeddings are computed
     summary: str  # how many are embedded, and where they are kept
+
+    def why_missing(self, feature: Feature, path: str) -> str | None:
+        """Say why a file has no such feature; None if it has it."""
+        if path in self.features[feature.name]:
+            return None
+        return self.dropped.get((feature.name, path), "it was skipped")
 
 
 @contextmanager
@@ -81,6 +92,7 @@ class FileEmbedder:
         batch_size: files that go through the model together.
         workers: processes that read files; None reads in this one.
         n_files: modality -> how many files may come.
+        protocols: the scores for which they are embedded.
         directory: for the file behind the embeddings; None keeps them in memory.
         protocol: how embeddings are computed.
         weights: of the model, which have to stay as they are; None is not checked.
@@ -93,6 +105,7 @@ class FileEmbedder:
         batch_size: int,
         workers: Workers | None,
         n_files: dict[str, int],
+        protocols: list[Protocol],
         directory: str | os.PathLike | None = None,
         protocol: dict[str, Any] | None = None,
         weights: Weights | None = None,
@@ -101,7 +114,13 @@ class FileEmbedder:
         self.protocol, self.weights = protocol, weights
         self.kept_in = None if cache is None else cache.path  # for the user to know
         self.scope = ""  # whose files these are, if not all
-        self.stores = {modality: EmbeddingStore(n, directory) for modality, n in n_files.items()}
+        self.protocols, self.wanted = protocols, wanted_features(protocols, n_files)
+        self.stores: dict[str, EmbeddingStore | SequenceStore] = {
+            feature.name: open_store(feature, n, directory)
+            for modality, n in n_files.items()
+            for feature in self.wanted[modality]
+        }
+        self.dropped: dict[tuple[str, str], str] = {}  # as in EmbeddedFiles
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
         self.progress: dict[str, Progress] = {}  # by modality
@@ -117,20 +136,25 @@ class FileEmbedder:
             EvaluationError: a file does not fit into the device's memory, or no process can be started.
             KeyboardInterrupt: its message says what is kept.
         """
-        from imagebind.reading.loader import load_files
+        from imagebind.reading.loader import LoadedFile, load_files
 
-        files = [(modality, path) for modality, paths in inputs.items() for path in paths]
+        files = [(m, path, self.wanted[m]) for m, paths in inputs.items() for path in paths]
         self.progress = {m: Progress(m, len(paths)) for m, paths in inputs.items() if paths}
-        waiting = {modality: {} for modality in inputs}  # modality -> content hash -> equal files
+        # (modality, feature) -> content hash -> equal files with their inputs
+        waiting = {(m, f.name): {} for m in inputs for f in self.wanted[m] if not f.is_sequence}
         ahead, on_gpu = 2 * self.batch_size, self.embedder.device.type == "cuda"
         loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
         try:
             while (file := self.timing.measure("waiting", lambda: next(loaded, None))) is not None:
-                self._take(file, waiting[file.modality])
-                if len(waiting[file.modality]) == self.batch_size:
-                    self._embed_batch(file.modality, waiting[file.modality])
-            for modality, batch in waiting.items():
-                self._embed_batch(modality, batch)
+                if not isinstance(file, LoadedFile):
+                    self._take_part(file)
+                    continue
+                self._take(file, waiting)
+                for (modality, feature), batch in waiting.items():
+                    if len(batch) == self.batch_size:
+                        self._embed_batch(modality, feature, batch)
+            for (modality, feature), batch in waiting.items():
+                self._embed_batch(modality, feature, batch)
             self._check_weights()
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
@@ -145,7 +169,10 @@ class FileEmbedder:
         self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
         scales = {m: float(self.embedder.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
         return EmbeddedFiles(
-            stores=self.stores,
+            stores={modality: self.stores[features[0].name] for modality, features in self.wanted.items()},
+            features=self.stores,
+            protocols=self.protocols,
+            dropped=self.dropped,
             failures=self.failures,
             truncated_texts=self.truncated_texts,
             scales=scales,
@@ -156,11 +183,11 @@ class FileEmbedder:
 
     def _drop_changed(self) -> None:
         """Skip files that were read for their sound and for their picture, and were not the same then."""
-        audio, video = (self.stores[modality] for modality in MEDIA_MODALITIES)
+        audio, video = (self.stores[self.wanted[modality][0].name] for modality in MEDIA_MODALITIES)
         changed = [p for p in audio.row_of if p in video and audio.hash_of(p) != video.hash_of(p)]
         for path in changed:
             for modality in MEDIA_MODALITIES:
-                self.stores[modality].discard(path)
+                self.stores[self.wanted[modality][0].name].discard(path)
                 self._report_failure(Failure(path, modality, "it changed between reading sound and picture"))
 
     def summary(self) -> str:
@@ -172,40 +199,85 @@ class FileEmbedder:
             return done
         return f"{done} and kept in {self.kept_in}; the same command goes on from there"
 
-    def _take(self, file: LoadedFile, waiting: dict[str, list[LoadedFile]]) -> None:
-        """Skip a file that failed, store an embedding that is known, or let the file wait for the model."""
+    def lacks(self, modality: str, path: str) -> bool:
+        """Tell whether something that is wanted of a file is neither here nor known not to be had."""
+        return any(
+            path not in self.stores[feature.name] and (feature.name, path) not in self.dropped
+            for feature in self.wanted[modality]
+        )
+
+    def _take_part(self, part: LoadedPart) -> None:
+        """Store a part of a sequence, embedded if it is not from the cache."""
+        rows = part.rows
+        if rows is None:
+            self._check_weights()
+            tower, inputs = TOWERS[part.modality], part.input.split()
+            rows = self.timing.measure("model", lambda: self.embedder(tower, inputs).numpy())
+        self.stores[part.feature].add_part(part.path, part.number, rows)
+
+    def _take(self, file: LoadedFile, waiting: dict[tuple[str, str], dict[str, list]]) -> None:
+        """Store what is known of a file; what is not waits for the model. Skip a file that failed."""
         self.timing.seconds["reading"] += file.seconds
         for warning in file.warnings:
             log.warning("%s", warning)
         if file.is_truncated:
             self.truncated_texts.add(file.path)
-        known = self.stores[file.modality].find(file.content_hash)
-        embedding = known if file.embedding is None else file.embedding
-        if file.reason is not None:
-            self._skip(file, file.reason)
-        elif embedding is not None:
-            self._store(file, embedding)
-        else:
-            equal_files = waiting.setdefault(file.content_hash, [])
-            equal_files.append(replace(file, input=None) if equal_files else file)  # one input is enough
+        for feature in self.wanted[file.modality]:
+            loaded = file.features.get(feature.name)
+            if feature.is_sequence:
+                self._close_sequence(feature.name, file, loaded)
+            if loaded is None or loaded.reason is not None:
+                self._miss(feature.name, file, file.reason or loaded.reason)
+            elif not feature.is_sequence:
+                self._take_feature(feature.name, file, loaded, waiting[file.modality, feature.name])
 
-    def _embed_batch(self, modality: str, waiting: dict[str, list[LoadedFile]]) -> None:
+    def _take_feature(
+        self, name: str, file: LoadedFile, loaded: LoadedFeature, waiting: dict[str, list[LoadedFile]]
+    ) -> None:
+        """Store an embedding that is known, or let the file wait for the model."""
+        known = self.stores[name].find(file.content_hash)
+        embedding = known if loaded.embedding is None else loaded.embedding
+        if embedding is not None:
+            self._store(name, file, embedding)
+            return
+        equal_files = waiting.setdefault(file.content_hash, [])
+        if equal_files:  # one input is enough
+            file = replace(file, features=file.features | {name: replace(loaded, input=None)})
+        equal_files.append(file)
+
+    def _close_sequence(self, name: str, file: LoadedFile, loaded: LoadedFeature | None) -> None:
+        """Keep a sequence of which all parts have come, or forget what is there of it."""
+        store = self.stores[name]
+        if loaded is None or loaded.facts is None:
+            store.abandon(file.path)
+            return
+        self._check_weights()  # before what was computed with them is kept
+        if not store.is_finite(file.path):
+            store.abandon(file.path)
+            self._miss(name, file, "an embedding of it is not finite")
+            return
+        store.commit(file.path, file.content_hash, loaded.facts)
+        if self.cache is not None and not loaded.is_cached:
+            facts, path = asdict(loaded.facts), file.path
+            self.cache.put_sequence(file.content_hash, name, facts, lambda: store.parts(path))
+
+    def _embed_batch(self, modality: str, feature: str, waiting: dict[str, list[LoadedFile]]) -> None:
         """Embed the waiting files; files of the same content get the same embedding."""
         if not waiting:
             return
         self._check_weights()  # before pages of theirs are used that may be gone
-        inputs = [equal_files[0].input for equal_files in waiting.values()]
+        inputs = [equal_files[0].features[feature].input for equal_files in waiting.values()]
         embeddings = self.timing.measure("model", lambda: self.embedder(TOWERS[modality], inputs).numpy())
         finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
         self._check_weights()
         if self.cache is not None:
-            self.cache.put(modality, finite.items())
+            self.cache.put(feature, finite.items())
         for key, equal_files in waiting.items():
             for file in equal_files:
                 if key in finite:
-                    self._store(file, finite[key])
+                    self._store(feature, file, finite[key])
                 else:
-                    self._skip(file, "its embedding is not finite")
+                    self._miss(feature, file, "its embedding is not finite")
         waiting.clear()
 
     def _check_weights(self) -> None:
@@ -216,18 +288,45 @@ class FileEmbedder:
             except (RuntimeError, OSError) as e:
                 raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
 
-    def _store(self, file: LoadedFile, embedding: np.ndarray) -> None:
-        self.stores[file.modality].add(file.path, embedding, file.content_hash)
-        self.progress[file.modality].update(skipped=False, cached=file.embedding is not None)
+    def _store(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
+        self.stores[feature].add(file.path, embedding, file.content_hash)
+        if self._is_main(feature, file):
+            self.progress[file.modality].update(skipped=False, cached=file.is_cached)
 
-    def _skip(self, file: LoadedFile, reason: str) -> None:
+    def _miss(self, feature: str, file: LoadedFile, reason: str) -> None:
+        """Skip a file, or note that one of the further features of it cannot be had."""
+        if not self._is_main(feature, file):
+            self.dropped[feature, file.path] = reason
+            return
         self._report_failure(Failure(file.path, file.modality, reason))
         self.progress[file.modality].update(skipped=True, cached=False)
+
+    def _is_main(self, feature: str, file: LoadedFile) -> bool:
+        return feature == self.wanted[file.modality][0].name
 
     def _report_failure(self, failure: Failure) -> None:
         what = "caption" if failure.modality == "text" else f"{failure.modality} file"
         log.warning("skipped %s %s: %s", what, failure.path, failure.reason)
         self.failures.append(failure)
+
+
+def wanted_features(
+    protocols: Sequence[Protocol], modalities: Iterable[str]
+) -> dict[str, tuple[Feature, ...]]:
+    """List what is embedded of the files of each modality; the first drives the matrix and the ranks."""
+    from imagebind.data.features import TEXT
+
+    wanted = features_of(protocols) | {"text": (TEXT,)}
+    return {modality: wanted[modality] for modality in modalities}
+
+
+def open_store(
+    feature: Feature, n_files: int, directory: str | os.PathLike | None
+) -> EmbeddingStore | SequenceStore:
+    """Make room for a feature of n files."""
+    from imagebind.data.sequences import PART_SIZE
+
+    return SequenceStore(directory, PART_SIZE) if feature.is_sequence else EmbeddingStore(n_files, directory)
 
 
 @dataclass
@@ -346,8 +445,11 @@ def open_file_embedder(
             raise OptionError(str(e)) from e
         cache.warn_of_unreadable_parts()
     embedder = Embedder(model, device, precision)
-    protocol = describe_protocol(weights, model.note, device, precision, n_files)
-    return FileEmbedder(embedder, cache, options.batch_size, workers, n_files, directory, protocol, weights)
+    protocols = make_protocols(options.protocols, options.protocol_seconds)
+    protocol = describe_protocol(weights, model.note, device, precision, n_files, protocols)
+    return FileEmbedder(
+        embedder, cache, options.batch_size, workers, n_files, protocols, directory, protocol, weights
+    )
 
 
 def load_model(
@@ -407,7 +509,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def describe_protocol(
-    weights: Weights, note: str, device: torch.device, precision: str, modalities: Iterable[str]
+    weights: Weights,
+    note: str,
+    device: torch.device,
+    precision: str,
+    modalities: Iterable[str],
+    protocols: Sequence[Protocol],
 ) -> dict[str, Any]:
     """Describe how embeddings are computed: what a reader needs to get the same figures again."""
     import torch
@@ -417,6 +524,7 @@ def describe_protocol(
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
         "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": note},
+        "protocols": [protocol.name for protocol in protocols],
         "precision": precision,
         "device": f"{device}{card}",
         "audio": {
@@ -427,13 +535,7 @@ def describe_protocol(
             "mel_frames": data.MEL_FRAMES,
             "channel": "first",
         },
-        "video": {
-            "clips": data.VIDEO_CLIPS,
-            "clip_seconds": data.CLIP_SECONDS,
-            "frames_per_clip": data.FRAMES_PER_CLIP,
-            "crops": data.CROPS,
-            "size": data.SIZE,
-        },
+        "video": protocols[0].describe(),
         **({"text": {"tokens": data.TEXT_TOKENS, "tokenizer": "CLIP"}} if "text" in modalities else {}),
         "file_embedding": "mean over clips of unit rows times the scale of the tower",
         "similarity": "cosine",

@@ -39,6 +39,7 @@ from imagebind.evaluation.embedding import (
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.plan import plan_run
+from imagebind.evaluation.store import EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
 
@@ -189,7 +190,8 @@ def connection_errors() -> Iterator[None]:
 class ShareReport:
     """What a process did with its share, for the first one."""
 
-    content_hashes: dict[str, list[tuple[str, str]]]  # modality -> (path, content hash) of embedded files
+    content_hashes: dict[str, list[tuple[str, str]]]  # feature -> (path, content hash) of files that have it
+    dropped: dict[tuple[str, str], str]  # as in EmbeddedFiles
     failures: list[Failure]
     truncated_texts: set[str]
     counts: dict[str, Counter]  # modality -> files that are done and cached
@@ -324,10 +326,8 @@ def own_gpu(job: Job) -> str:
 def report_share(file_embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:
     """Describe what this process did with its share."""
     return ShareReport(
-        content_hashes={
-            modality: list(zip(store.row_of, store.content_hashes, strict=True))
-            for modality, store in file_embedder.stores.items()
-        },
+        content_hashes={name: store.hashes() for name, store in file_embedder.stores.items()},
+        dropped=file_embedder.dropped,
         failures=file_embedder.failures,
         truncated_texts=file_embedder.truncated_texts,
         counts={modality: progress.counts for modality, progress in file_embedder.progress.items()},
@@ -355,23 +355,41 @@ def take_reports(
                 logged.add(warning)
         file_embedder.failures += report.failures
         file_embedder.truncated_texts |= report.truncated_texts
+        file_embedder.dropped |= report.dropped
         part = EmbeddingCache(options.cache_path, *file_embedder.cache.computed_by[:2], str(rank))
-        for modality, hashes in report.content_hashes.items():
+        for name, hashes in report.content_hashes.items():
             for path, content_hash in hashes:
-                embedding = part.get(content_hash, modality)
-                if embedding is not None:
-                    file_embedder.stores[modality].add(path, embedding, content_hash)
+                take_feature(file_embedder.stores[name], part, name, path, content_hash)
         part.close()
     failed = {(failure.modality, failure.path) for failure in file_embedder.failures}
     missing = {
-        modality: [
-            p for p in paths if p not in file_embedder.stores[modality] and (modality, p) not in failed
-        ]
+        modality: [p for p in paths if (modality, p) not in failed and file_embedder.lacks(modality, p)]
         for modality, paths in inputs.items()
     }
     if n_missing := sum(map(len, missing.values())):  # a process whose cache could not be written
         log.warning("%d files are not in the caches of the other processes; embedding them again", n_missing)
         file_embedder.embed(missing)
+
+
+def take_feature(
+    store: EmbeddingStore | SequenceStore, part: EmbeddingCache, name: str, path: str, content_hash: str
+) -> None:
+    """Read a feature of a file from a part of the cache, if it is there."""
+    if isinstance(store, EmbeddingStore):
+        embedding = part.get(content_hash, name)
+        if embedding is not None:
+            store.add(path, embedding, content_hash)
+        return
+    from imagebind.reading.loader import get_sequence
+
+    parts = get_sequence(part, content_hash, name)
+    facts = next(parts)
+    for number, rows in enumerate(parts):
+        if rows is None:
+            return
+        store.add_part(path, number, rows)
+    if facts is not None:
+        store.commit(path, content_hash, facts)
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)

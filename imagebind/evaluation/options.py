@@ -16,6 +16,8 @@ from imagebind.evaluation.captions import CAPTION_SUFFIXES
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.groups import compile_group_by
+from imagebind.evaluation.protocols import LEADING
+from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.words import LANGUAGES
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
@@ -116,8 +118,24 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def is_protocols(value: Any) -> bool:
+    return (
+        not isinstance(value, str)
+        and bool(value)
+        and all(name in PROTOCOLS for name in value)
+        and len(set(value)) == len(value)
+        and value[0] in LEADING
+    )
+
+
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
+PROTOCOL = Rule(
+    f"must be {' or '.join(LEADING)}, then any of {', '.join(PROTOCOLS)}, each once",
+    str,
+    is_protocols,
+    "NAME",
+)
 GROUP_BY = Rule("must be a regular expression", read_group_by, is_group_by, "REGEX")
 SHARD = Rule(
     "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
@@ -182,6 +200,19 @@ class Options:
         None,
         "model",
         "Weights. Default: imagebind_huge.pth in .checkpoints, downloaded on first use (4.8 GB).",
+    )
+    protocols: tuple[str, ...] = option(
+        ("imagebind",),
+        "model",
+        "Public scores to compute for each pair: imagebind, mmaudio, avhscore, javisscore, or all. The first "
+        "one, imagebind or mmaudio, gives the embeddings, the matrix and the ranks too. Default: imagebind.",
+        PROTOCOL,
+    )
+    protocol_seconds: float = option(
+        8,
+        "model",
+        "How much of each video mmaudio looks at; a shorter one it drops. Default: %(default)s.",
+        number(4, 3600, "SECONDS"),
     )
     precision: str = option(
         "auto",

@@ -51,6 +51,7 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     outputs = output_writers(options)
     absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
     absent |= set() if "text_names" in results else {"text_names.txt"}
+    absent |= set() if results["windows"] is not None else {"window_scores.csv"}
     lock.renew()
     write_files({**outputs, **dict.fromkeys(absent)}, results, options.output_dir, arrays.names)
     results |= arrays.private_copies()
@@ -78,6 +79,7 @@ def output_writers(options: Options) -> dict[str, Writer | None]:
         "text_names.txt": text_writer(lambda results: map(field, results["text_names"])),
         "pairs.txt": text_writer(lambda results: ("\t".join(map(field, pair)) for pair in results["pairs"])),
         "pair_scores.csv": write_pair_scores,
+        "window_scores.csv": write_window_scores,
         "top_matches.csv": write_top_matches,
         "consistency_report.txt": text_writer(report_lines),
         "report.html": None if options.no_html else write_page,
@@ -142,10 +144,24 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
     columns = ("name", "audio", "video", *scores.written_columns)
 
     def value(pair: dict[str, Any], column: str) -> Any:
-        is_similarity = column.endswith("similarity") and column in pair
+        is_similarity = column.endswith("similarity") or column in scores.protocol_columns
+        is_similarity &= pair.get(column) is not None
         return np.float32(pair[column]) if is_similarity else pair.get(column)
 
     write_csv(columns, ([value(pair, column) for column in columns] for pair in scores), file)
+
+
+def write_window_scores(results: Results, file: BinaryIO) -> None:
+    """Write window_scores.csv: a line for each window of each pair, in the order of time."""
+    columns = ("name", "start", "end", "score", "weakest", "audio_is_silent")
+
+    def rows() -> Iterator[Sequence[Any]]:
+        for name, windows in zip(results["pair_scores"].names, results["windows"], strict=True):
+            lowest = min((window.score for window in windows), default=None)
+            for w in windows:
+                yield name, w.start, w.end, np.float32(w.score), w.score == lowest, w.is_silent
+
+    write_csv(columns, rows(), file)
 
 
 def write_top_matches(results: Results, file: BinaryIO) -> None:

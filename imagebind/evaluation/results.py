@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ import torch
 from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
+from imagebind.evaluation.intervals import bootstrap_mean
 from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
+from imagebind.evaluation.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation.protocols import Scores, Window
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
 from imagebind.evaluation.similarity import Top, look_up, scan
@@ -31,6 +35,7 @@ OTHER_COLUMNS = (  # of suspects
     *("best_other_video", "best_other_video_similarity"),
     *("best_other_audio", "best_other_audio_similarity"),
 )
+WEAKEST_COLUMNS = ("weakest_start", "weakest_end", "weakest_score")  # of the windows of a pair
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
@@ -104,6 +109,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         scores[f"{modality}_key"] = [files.key(rows[modality][i]) for i in indices.tolist()]
     if plan.groups is not None:
         scores["group"] = [plan.groups[pair] for pair in pairs]
+    protocol_scores = score_protocols(plan, embedded, pairs, scores.get("similarity"), options.seed, groups)
+    scores |= protocol_scores.columns
     of_captions = {}
     if captions is not None:
         figures, agreements = compare_captions(comparison, captions, groups_of_rows(groups, pair_cells, rows))
@@ -121,6 +128,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "definitions": DEFINITIONS,
         "counts": counts,
         **metrics,
+        "scores": protocol_scores.metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "protocol": embedded.protocol | {"suspects": describe_sample(compared.n_sampled, options.seed)},
@@ -138,6 +146,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
+        "windows": protocol_scores.windows,
         "failures": failures,
     }
 
@@ -289,6 +298,93 @@ def describe_sample(n_sampled: int, seed: int) -> dict[str, Any]:
     }
 
 
+# Protocols
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """The scores of a run's pairs by all protocols."""
+
+    metrics: dict[str, dict[str, Any]]  # by name
+    columns: dict[str, Sequence[Any]]  # of pair_scores.csv
+    windows: list[list[Window]] | None  # of each pair, if a protocol has any
+
+
+def score_protocols(
+    plan: Plan,
+    embedded: EmbeddedFiles,
+    pairs: Sequence[tuple[str, str]],
+    similarity: np.ndarray | None,
+    seed: int,
+    groups: Sequence[int] | None,
+) -> ProtocolScores:
+    """Score the pairs by each protocol, and say which pairs it drops.
+
+    Args:
+        pairs: P that have an embedding; the others of the plan are dropped by every protocol.
+        similarity: (P,) of the first protocol; None: there are no pairs.
+        groups: (P,) as in Comparison.compare_modalities.
+    """
+    metrics, columns, windows = {}, {}, None
+    row_of = {pair: i for i, pair in enumerate(pairs)}
+    reasons = {(failure.modality, failure.path): failure.reason for failure in embedded.failures}
+
+    def why_skipped(pair: tuple[str, str]) -> str:
+        found = zip(MEDIA_MODALITIES, pair, strict=True)
+        return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)
+
+    for i, protocol in enumerate(embedded.protocols):
+        if i == 0 and similarity is not None:
+            found = Scores(similarity)
+        else:
+            found = protocol.score(embedded, pairs)
+        columns[protocol.name] = found.values
+        dropped = [
+            {"name": plan.audio.names[pair[0]], "reason": reason}
+            for pair in plan.pairing.pairs
+            if (reason := found.reasons.get(row_of[pair]) if pair in row_of else why_skipped(pair))
+            is not None
+        ]
+        chosen = ~np.isnan(found.values)
+        metrics[protocol.name] = describe_scores(
+            found.values[chosen],
+            None if groups is None else np.asarray(groups)[chosen],
+            len(plan.pairing.pairs),
+            seed,
+        ) | {"dropped": dropped, "published_as": protocol.published_as}
+        if found.windows is not None:
+            windows = found.windows
+            columns |= weakest_columns(windows)
+    return ProtocolScores(metrics, columns, windows)
+
+
+def describe_scores(values: np.ndarray, groups: np.ndarray | None, n_pairs: int, seed: int) -> dict[str, Any]:
+    """Describe the scores (S,) of those pairs of a run, n_pairs of them, that a protocol scores."""
+    found = bootstrap_mean(values, seed, groups) if len(values) else None
+    described = {
+        "mean": None if found is None else found.mean,
+        "interval": None if found is None else found.interval,
+        "n_scored": len(values),
+        "n_pairs": n_pairs,
+    }
+    if len(values) < n_pairs:  # as evaluators print it that count what they cannot score as 0
+        described["mean_dropped_as_zero"] = math.fsum(values) / n_pairs
+    return described
+
+
+def weakest_columns(windows: Sequence[Sequence[Window]]) -> dict[str, np.ndarray]:
+    """Return what pair_scores.csv says of the weakest window of each pair."""
+    columns = {column: np.full(len(windows), np.nan) for column in WEAKEST_COLUMNS}
+    for i, of_pair in enumerate(windows):
+        if of_pair:
+            weakest = min(of_pair, key=attrgetter("score"))
+            for column, value in zip(
+                WEAKEST_COLUMNS, (weakest.start, weakest.end, weakest.score), strict=True
+            ):
+                columns[column][i] = value
+    return columns
+
+
 # Captions
 
 
@@ -370,7 +466,10 @@ class PairScores(Sequence):
         self.names, self.pairs = names, pairs
         self.caption_columns = CAPTION_COLUMNS if "caption" in columns else ()
         group_columns = GROUP_COLUMNS if "group" in columns else ()
-        self.written_columns = PAIR_COLUMNS + group_columns + self.caption_columns
+        self.protocol_columns = tuple(name for name in PROTOCOLS if name in columns)
+        weakest_columns = WEAKEST_COLUMNS if WEAKEST_COLUMNS[0] in columns else ()
+        self.written_columns = PAIR_COLUMNS + self.protocol_columns + weakest_columns
+        self.written_columns += group_columns + self.caption_columns
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
             c: np.asarray(columns[c], object if isinstance(columns[c], list) else None)
             for c in self.written_columns

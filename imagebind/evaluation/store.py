@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -53,6 +54,14 @@ class EmbeddingStore:
         self.row_of[path] = row
         self.content_hashes.append(content_hash)
 
+    def hashes(self) -> list[tuple[str, str]]:
+        """List the files that are here, each with its content hash."""
+        return [(path, self.content_hashes[row]) for path, row in self.row_of.items()]
+
+    def get(self, path: str) -> np.ndarray:
+        """Return the embedding (E,) of a file."""
+        return self.array[self.row_of[path]]
+
     def discard(self, path: str) -> None:
         """Forget a file."""
         del self.row_of[path]
@@ -75,6 +84,92 @@ class EmbeddingStore:
         rows = np.fromiter(map(self.row_of.__getitem__, paths), np.int64, len(paths))
         for i in range(0, len(rows), ROWS_PER_COPY):
             array[i : i + ROWS_PER_COPY] = self.array[rows[i : i + ROWS_PER_COPY]]
+
+
+class SequenceStore:
+    """Sequences of embeddings, such as a row for each frame of a video: parts of them, as they come.
+
+    They lie one after the other in one file that has no name, or in memory where there is no directory for it.
+
+    Args:
+        directory: for the file.
+        part_size: rows of each part but the last.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None, part_size: int):
+        self.directory, self.part_size = directory, part_size
+        self.file: BinaryIO | None = None
+        self.width = 0
+        self.growing: dict[str, list[tuple[int, int]]] = {}  # path -> first row and length of each part
+        self.complete: dict[str, tuple[list[tuple[int, int]], Any]] = {}  # content hash -> parts, facts
+        self.content_hashes: dict[str, str] = {}  # path -> content hash
+        self.n_rows = 0
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.content_hashes
+
+    def add_part(self, path: str, number: int, rows: np.ndarray) -> None:
+        """Append rows (n, E) to what is there of a file; part 0 begins anew.
+
+        Raises:
+            EvaluationError: there is no room.
+        """
+        parts = self.growing.setdefault(path, [])
+        if number == 0:
+            parts.clear()
+        try:
+            if self.file is None:
+                self.file, self.width = self._open(), rows.shape[1]
+            self.file.seek(4 * self.n_rows * self.width)
+            self.file.write(np.ascontiguousarray(rows, np.float32).data)
+        except OSError as e:
+            raise EvaluationError(f"{self.directory}: cannot hold the embeddings ({e.strerror})") from e
+        parts.append((self.n_rows, len(rows)))
+        self.n_rows += len(rows)
+
+    def is_finite(self, path: str) -> bool:
+        """Tell whether all that is there of a file that is not complete is finite."""
+        return all(np.isfinite(self._read(first, n)).all() for first, n in self.growing.get(path, ()))
+
+    def commit(self, path: str, content_hash: str, facts: Any) -> None:
+        """Close a sequence, with what else is known of it."""
+        self.complete.setdefault(content_hash, (self.growing.pop(path, []), facts))
+        self.content_hashes[path] = content_hash
+
+    def abandon(self, path: str) -> None:
+        """Forget what is there of a file that is not complete."""
+        self.growing.pop(path, None)
+
+    def hashes(self) -> list[tuple[str, str]]:
+        """List the files that are here, each with its content hash."""
+        return list(self.content_hashes.items())
+
+    def facts(self, path: str) -> Any:
+        """Return what is known of the sequence of a file beside its rows."""
+        return self.complete[self.content_hashes[path]][1]
+
+    def parts(self, path: str) -> Iterator[np.ndarray]:
+        """Yield the rows of a file, (n, E) each."""
+        for first, n in self.complete[self.content_hashes[path]][0]:
+            yield self._read(first, n)
+
+    def rows(self, path: str, numbers: np.ndarray) -> np.ndarray:
+        """Return some rows of a file, (K, E), by their numbers (K,) in ascending order."""
+        parts, found = self.complete[self.content_hashes[path]][0], []
+        part, inside = np.divmod(numbers, self.part_size)
+        for number in np.unique(part).tolist():
+            found.append(self._read(*parts[number])[inside[part == number]])
+        return np.concatenate(found)
+
+    def _read(self, first: int, n: int) -> np.ndarray:
+        self.file.seek(4 * first * self.width)
+        return np.frombuffer(self.file.read(4 * n * self.width), np.float32).reshape(n, self.width)
+
+    def _open(self) -> BinaryIO:
+        if self.directory is None:
+            return io.BytesIO()
+        ensure_directory(self.directory)
+        return tempfile.TemporaryFile(dir=self.directory)
 
 
 def temporary_array(shape: tuple[int, int], directory: str | os.PathLike | None) -> np.ndarray:

@@ -1,5 +1,8 @@
 """A cache of embeddings on disk, so that no file is embedded twice by the same model.
 
+A sequence of embeddings is kept in parts of some rows each, and found when a record with its facts is there,
+which is written last. All numbers are kept in float32, as they are computed: nothing is lost.
+
 An embedding is found by what it was computed from: the content of the file, the modality, the checkpoint, the
 precision and the recipe of the inputs. Nothing in a cache file is trusted: a record whose checksum is wrong
 is not found, a cache that is damaged or of another version is set aside, and one that cannot be written is
@@ -11,15 +14,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import json
 import logging
 import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -30,6 +34,8 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 COLUMNS = ["content", "side", "checkpoint", "precision", "recipe", "row", "checksum"]
 BUSY_SECONDS = 30  # to wait while another process writes
 MAX_OPEN = 64  # parts at a time in one process; open files are few
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -79,40 +85,74 @@ class EmbeddingCache:
 
     def get(self, content_hash: str, modality: str) -> np.ndarray | None:
         """Look up an embedding, (E,) float32; None if there is none."""
+        return self._get(content_hash, modality, lambda row: np.frombuffer(row, np.float32))
+
+    def get_facts(self, content_hash: str, name: str) -> dict[str, Any] | None:
+        """Look up what is known of a sequence of embeddings; None if it is not kept."""
+        return self._get(content_hash, name, lambda row: dict(json.loads(row)))
+
+    def get_part(self, content_hash: str, name: str, number: int, n_rows: int) -> np.ndarray | None:
+        """Look up part `number` of a sequence of embeddings, (n_rows, E) float32."""
+        part = self.get(content_hash, f"{name}/{number}")
+        return None if part is None or not part.size or part.size % n_rows else part.reshape(n_rows, -1)
+
+    def _get(self, content_hash: str, side: str, read: Callable[[bytes], T]) -> T | None:
         query = (
             "SELECT row, checksum FROM rows"
             " WHERE content = ? AND side = ? AND checkpoint = ? AND precision = ? AND recipe = ?"
         )
         for path in (self.path, *self.others):
-            key = content_hash, modality, *self.computed_by
+            key = content_hash, side, *self.computed_by
             try:
                 row, checksum = self._open(path).execute(query, key).fetchone() or (None, None)
                 if row is not None and checksum == checksum_of(key, row):
-                    return np.frombuffer(row, np.float32)
-            except (sqlite3.Error, TypeError, ValueError):  # damage can put anything anywhere
+                    return read(row)
+            except (sqlite3.Error, TypeError, ValueError, RecursionError):  # damage can put anything anywhere
                 continue
         return None
 
     def put(self, modality: str, embeddings: Iterable[tuple[str, np.ndarray]]) -> None:
         """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns."""
+        records = [(key, modality, embedding.astype(np.float32).tobytes()) for key, embedding in embeddings]
+        self._put(lambda: records)
+
+    def put_sequence(
+        self, content_hash: str, name: str, facts: dict[str, Any], parts: Callable[[], Iterable[np.ndarray]]
+    ) -> None:
+        """Keep a sequence of embeddings, all of it or nothing.
+
+        Args:
+            facts: what else is known of it.
+            parts: yields its rows, (n, E) float32 each.
+        """
+
+        def records() -> Iterator[tuple[str, str, bytes]]:
+            for number, rows in enumerate(parts()):
+                yield content_hash, f"{name}/{number}", rows.tobytes()
+            yield content_hash, name, json.dumps(facts).encode()
+
+        self._put(records)
+
+    def _put(self, records: Callable[[], Iterable[tuple[str, str, bytes]]]) -> None:
+        """Keep records (content hash, side, row) in one transaction."""
         if not self.is_writable:
             return
-        records = []
-        for content_hash, embedding in embeddings:
-            key, row = (content_hash, modality, *self.computed_by), embedding.astype(np.float32).tobytes()
-            records.append((*key, row, checksum_of(key, row)))
         try:
-            self._insert(records)
+            self._insert(records())
         except sqlite3.OperationalError as e:  # a full disk, or a file that is gone
             self._stop_writing(e)
         except sqlite3.Error:  # damage that opening the file did not meet
             self._set_aside()
             if self.is_writable:
-                self._insert(records)
+                self._insert(records())
 
-    def _insert(self, records: list[tuple]) -> None:
+    def _insert(self, records: Iterable[tuple[str, str, bytes]]) -> None:
+        keys = (((content_hash, side, *self.computed_by), row) for content_hash, side, row in records)
         with self._open(self.path) as connection:
-            connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", records)
+            connection.executemany(
+                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)",
+                ((*key, row, checksum_of(key, row)) for key, row in keys),
+            )
 
     def warn_of_unreadable_parts(self) -> None:
         """Warn of parts that a killed process left in the middle of a transaction, and of damaged ones."""

@@ -8,47 +8,98 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from imagebind import data
+from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
 from imagebind.data.media import check_is_file, hold_open, media_errors
+from imagebind.data.sequences import (
+    PART_SIZE,
+    FrameFacts,
+    FramesPart,
+    WholeSound,
+    WholeVideo,
+    WindowFacts,
+    WindowsPart,
+    read_whole_sound,
+    read_whole_video,
+)
+from imagebind.data.video import DroppedError, read_clips
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
 
-READERS = {"audio": data.read_audio, "video": data.read_video}
 ATTEMPTS = 2  # to read a file that changes meanwhile
+FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 data_log = logging.getLogger(data.__name__)
 
-File = tuple[str, str]  # modality, path; of a text the text itself
+File = tuple[str, str, tuple[Feature, ...]]  # modality, path, what is wanted of it; of a text the text itself
+
+
+@dataclass(frozen=True)
+class LoadedPart:
+    """Some rows of a sequence, or the inputs that they are computed from. Part 0 begins anew."""
+
+    modality: str
+    path: str
+    feature: str  # its name
+    number: int
+    input: FramesPart | WindowsPart | None = None
+    rows: np.ndarray | None = None  # (n, E), from the cache
+
+    def pin_memory(self) -> LoadedPart:
+        """As LoadedFile.pin_memory."""
+        return replace(self, input=pinned(self.input))
+
+
+@dataclass(frozen=True)
+class LoadedFeature:
+    """What became of something that is wanted of a file."""
+
+    input: data.AudioInput | data.VideoInput | data.TextInput | None = None
+    embedding: np.ndarray | None = None  # (E,), from the cache
+    facts: FrameFacts | WindowFacts | None = None  # of a sequence, whose parts came before
+    is_cached: bool = False
+    reason: str | None = None  # why there is none
 
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """What became of a file: an input, or its embedding, or the reason why there is neither."""
+    """What became of a file: what is wanted of it, or the reason why there is nothing."""
 
     modality: str
     path: str
     content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
-    input: data.AudioInput | data.VideoInput | data.TextInput | None = None
-    embedding: np.ndarray | None = None  # (E,), from the cache
+    features: dict[str, LoadedFeature] = field(default_factory=dict)  # by name
     reason: str | None = None
     is_truncated: bool = False  # a text with more tokens than fit
     warnings: tuple[str, ...] = ()  # for the process that owns the terminal to log
     seconds: float = 0.0  # spent on it
 
-    def pin_memory(self) -> LoadedFile:
-        """Return a copy with its input in page-locked memory, which is copied to a GPU asynchronously.
+    @property
+    def is_cached(self) -> bool:
+        return all(loaded.is_cached for loaded in self.features.values())
 
-        Where there is no such memory left, return the file as it is.
+    def pin_memory(self) -> LoadedFile:
+        """Return a copy with its inputs in page-locked memory, which is copied to a GPU asynchronously.
+
+        Where there is no such memory left, they stay where they are.
         """
-        try:
-            return self if self.input is None else replace(self, input=self.input.pin_memory())
-        except RuntimeError:
-            return self
+        features = {name: replace(f, input=pinned(f.input)) for name, f in self.features.items()}
+        return replace(self, features=features)
+
+
+def pinned(input: Any) -> Any:
+    try:
+        return None if input is None else input.pin_memory()
+    except RuntimeError:
+        return input
+
+
+Loaded = LoadedPart | LoadedFile
 
 
 def load_files(
@@ -57,8 +108,8 @@ def load_files(
     cache: EmbeddingCache | None = None,
     ahead: int = 0,
     pin_memory: bool = False,
-) -> Iterator[LoadedFile]:
-    """Read files, each once, in the order in which they are ready.
+) -> Iterator[Loaded]:
+    """Read files, each once, in the order in which they are ready: parts of sequences, then the file.
 
     Args:
         files: to be read.
@@ -71,50 +122,145 @@ def load_files(
         WorkersError: no process can be started.
     """
     if workers is None:
-        yield from (read_file(cache, file) for file in files)
+        for file in files:
+            yield from read_file(cache, file)
         return
-    finish = LoadedFile.pin_memory if pin_memory else None
-    for file, loaded in workers.map(cache, files, workers.n_workers + ahead, finish):
-        yield LoadedFile(*file, reason=loaded.reason) if isinstance(loaded, Lost) else loaded
+    finish = (lambda loaded: loaded.pin_memory()) if pin_memory else None
+    for (modality, path, _), loaded in workers.map(cache, files, workers.n_workers + ahead, finish):
+        yield LoadedFile(modality, path, reason=loaded.reason) if isinstance(loaded, Lost) else loaded
 
 
-def read_file(cache: EmbeddingCache | None, file: File) -> LoadedFile:
-    """Look up a file's embedding, or read its input."""
-    start = time.perf_counter()
-    with collected_warnings() as warnings, single_thread():
-        loaded = _look_up_or_read(cache, *file)
-    return replace(loaded, warnings=tuple(warnings), seconds=time.perf_counter() - start)
+def read_file(cache: EmbeddingCache | None, file: File) -> Iterator[Loaded]:
+    """Look up what is wanted of a file, or read the inputs that it is computed from."""
+    reading, warnings, seconds = _look_up_or_read(cache, *file), [], 0.0
+    while True:
+        start = time.perf_counter()
+        with collected_warnings(warnings), single_thread():
+            loaded = next(reading, None)
+        seconds += time.perf_counter() - start
+        if loaded is None:
+            return
+        if isinstance(loaded, LoadedFile):
+            loaded = replace(loaded, warnings=tuple(warnings), seconds=seconds)
+        yield loaded
 
 
-def _look_up_or_read(cache: EmbeddingCache | None, modality: str, path: str) -> LoadedFile:
+def _look_up_or_read(
+    cache: EmbeddingCache | None, modality: str, path: str, features: tuple[Feature, ...]
+) -> Iterator[Loaded]:
     if modality == "text":
-        return _look_up_or_read_text(cache, path)
+        yield _look_up_or_read_text(cache, path)
+        return
     for _ in range(ATTEMPTS):
         try:
             with media_errors(path):
                 check_is_file(path)
                 with hold_open(path) as file:
                     before = fingerprint(file)
-                    loaded = _look_up_or_read_file(cache, modality, path, file)
+                    content_hash = hash_file(file)
+                    reader = FileReader(cache, modality, path, content_hash)
+                    yield from reader.read(features)
                     if fingerprint(file) == before:
-                        return loaded
+                        yield LoadedFile(modality, path, content_hash, reader.found)
+                        return
         except data.MediaError as e:
-            return LoadedFile(modality, path, reason=e.reason)
-    return LoadedFile(modality, path, reason="it changed while it was read")
+            yield LoadedFile(modality, path, reason=e.reason)
+            return
+    yield LoadedFile(modality, path, reason="it changed while it was read")
 
 
-def _look_up_or_read_file(
-    cache: EmbeddingCache | None, modality: str, path: str, file: BinaryIO
-) -> LoadedFile:
-    content_hash = None
+class FileReader:
+    """Looks up or reads what is wanted of one file; `found` has what came of it.
+
+    Args:
+        cache: where to look first, or None.
+        modality, path, content_hash: of the file.
+    """
+
+    def __init__(self, cache: EmbeddingCache | None, modality: str, path: str, content_hash: str):
+        self.cache, self.modality, self.path, self.content_hash = cache, modality, path, content_hash
+        self.found: dict[str, LoadedFeature] = {}
+
+    def read(self, features: Sequence[Feature]) -> Iterator[LoadedPart]:
+        """Fill `found`, and yield the parts of sequences."""
+        for feature in features if self.cache is not None else ():
+            yield from self._look_up(feature)
+        missing = [feature for feature in features if feature.name not in self.found]
+        if missing:
+            yield from (self._read_video if self.modality == "video" else self._read_audio)(missing)
+        self.found = {feature.name: self.found[feature.name] for feature in features}
+
+    def _look_up(self, feature: Feature) -> Iterator[LoadedPart]:
+        if not feature.is_sequence:
+            embedding = self.cache.get(self.content_hash, feature.name)
+            if embedding is not None:
+                self.found[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
+            return
+        parts = get_sequence(self.cache, self.content_hash, feature.name)
+        facts = next(parts)
+        for number, rows in enumerate(parts):
+            if rows is None:
+                return
+            yield LoadedPart(self.modality, self.path, feature.name, number, rows=rows)
+        if facts is not None:
+            self.found[feature.name] = LoadedFeature(facts=facts, is_cached=True)
+
+    def _read_audio(self, missing: Sequence[Feature]) -> Iterator[LoadedPart]:
+        audio = None
+        if AUDIO_WINDOWS in missing:
+            try:
+                audio = yield from self._read_parts(AUDIO_WINDOWS, read_whole_sound(self.path))
+            except data.MediaError as e:
+                self._fail([AUDIO_WINDOWS], e)
+        if AUDIO in missing:
+            try:
+                self.found[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.path))
+            except data.MediaError as e:
+                self._fail([AUDIO], e)
+
+    def _read_video(self, missing: Sequence[Feature]) -> Iterator[LoadedPart]:
+        of_clips = [feature for feature in missing if feature.clips is not None]
+        recipes, inputs = [feature.clips for feature in of_clips], None
+        if VIDEO_FRAMES in missing:
+            try:
+                inputs = yield from self._read_parts(VIDEO_FRAMES, read_whole_video(self.path, recipes))
+            except data.MediaError as e:
+                self._fail([VIDEO_FRAMES], e)
+        try:
+            inputs = read_clips(self.path, recipes) if inputs is None and recipes else inputs or []
+        except data.MediaError as e:
+            self._fail(of_clips, e)
+            return
+        for feature, read in zip(of_clips, inputs, strict=True):
+            is_dropped = isinstance(read, DroppedError)
+            self.found[feature.name] = LoadedFeature(reason=str(read)) if is_dropped else LoadedFeature(read)
+
+    def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
+        """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
+        for number, part in enumerate(reading):
+            if isinstance(part, WholeVideo | WholeSound):
+                self.found[feature.name] = LoadedFeature(facts=part.facts)
+                return part.clips
+            yield LoadedPart(self.modality, self.path, feature.name, number, part)
+        raise AssertionError("a reading ends with its facts")
+
+    def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:
+        self.found |= {feature.name: LoadedFeature(reason=error.reason) for feature in features}
+
+
+def get_sequence(
+    cache: EmbeddingCache, content_hash: str, name: str
+) -> Iterator[FrameFacts | WindowFacts | np.ndarray | None]:
+    """Yield what a cache knows of a sequence, None if it has none; then its parts, None for a missing one."""
     try:
-        with media_errors(path):
-            content_hash = hash_file(file)
-        embedding = None if cache is None else cache.get(content_hash, modality)
-        read = READERS[modality](path) if embedding is None else None
-        return LoadedFile(modality, path, content_hash, read, embedding)
-    except data.MediaError as e:
-        return LoadedFile(modality, path, content_hash, reason=e.reason)
+        facts = FACTS[name](**cache.get_facts(content_hash, name) or {})
+        n_rows = facts.n_rows
+    except (TypeError, ValueError):  # none, or damaged
+        yield None
+        return
+    yield facts
+    for number, first in enumerate(range(0, n_rows, PART_SIZE)):
+        yield cache.get_part(content_hash, name, number, min(PART_SIZE, n_rows - first))
 
 
 def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile:
@@ -123,8 +269,9 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
     except data.MediaError as e:
         return LoadedFile("text", text, reason=e.reason)
     content_hash = hashlib.sha256(read.tokens.numpy().tobytes()).hexdigest()
-    embedding = None if cache is None else cache.get(content_hash, "text")
-    return LoadedFile("text", text, content_hash, read, embedding, is_truncated=read.is_truncated)
+    embedding = None if cache is None else cache.get(content_hash, TEXT.name)
+    loaded = LoadedFeature(read, embedding, is_cached=embedding is not None)
+    return LoadedFile("text", text, content_hash, {TEXT.name: loaded}, is_truncated=read.is_truncated)
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:
@@ -134,20 +281,19 @@ def fingerprint(file: BinaryIO) -> tuple[int, ...]:
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
-    """Collect the warnings of imagebind.data about a file instead of logging them here."""
+    """Add the warnings of imagebind.data about a file to a list instead of logging them here."""
 
-    def __init__(self):
+    def __init__(self, messages: list[str]):
         super().__init__()
-        self.messages = []
+        self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage() not in self.messages:  # a file can be decoded twice
             self.messages.append(record.getMessage())
 
-    def __enter__(self) -> list[str]:
+    def __enter__(self) -> None:
         data_log.addHandler(self)
         data_log.propagate = False
-        return self.messages
 
     def __exit__(self, *exc_info) -> None:
         data_log.propagate = True

@@ -1,5 +1,7 @@
 """Worker processes that may crash, hang or run out of memory: each time only the task at hand is lost.
 
+A task has one result or several, which are handed over as they come.
+
     main process ── one thread and one socket for each worker ── worker
           └── server, which forks the workers and reports how they ended
 
@@ -59,9 +61,9 @@ class Workers:
 
     Args:
         work: "module:function", imported by the server; a worker calls function(context, task) and sends back
-            the pickled result.
+            the pickled results that it yields.
         n_workers: processes.
-        timeout_seconds: for one task; a worker that takes longer is killed.
+        timeout_seconds: for one result; a worker that takes longer is killed.
         memory_bytes: that a worker may allocate, beyond what it has at its start.
     """
 
@@ -93,6 +95,8 @@ class Workers:
     ) -> Iterator[tuple[Any, Any]]:
         """Do tasks and yield (task, result) in the order of completion; may be called once.
 
+        The last result of a task whose worker was lost is a Lost.
+
         Args:
             context: passed to `work` with every task.
             tasks: to be done.
@@ -109,19 +113,20 @@ class Workers:
             """Hand tasks to one worker, and start another when it is lost."""
             worker = None
             try:
+                self._room.acquire()
                 while True:
-                    self._room.acquire()
                     with self._lock:
                         task = next(tasks, None)
                     if task is None or self._closing:
                         break
                     worker = worker or self._start(context)
-                    result = self._do(worker, task)
-                    if isinstance(result, Lost):
-                        worker = None
-                    elif finish is not None:
-                        result = finish(result)
-                    done.put((task, result))
+                    for result in self._do(worker, task):
+                        if isinstance(result, Lost):
+                            worker = None
+                        elif finish is not None:
+                            result = finish(result)
+                        done.put((task, result))
+                        self._room.acquire()  # for the next result, of this task or another
             except Exception as e:
                 done.put(e)
             finally:
@@ -174,11 +179,15 @@ class Workers:
             raise OSError(-answer, os.strerror(-answer))
         return answer
 
-    def _do(self, worker: Worker, task: Any) -> Any:
+    def _do(self, worker: Worker, task: Any) -> Iterator[Any]:
         reason = None
         try:
             _send(worker.socket, task)
-            return _receive(worker.socket, time.monotonic() + self.timeout_seconds)
+            while True:
+                is_result, result = _receive(worker.socket, time.monotonic() + self.timeout_seconds)
+                if not is_result:
+                    return
+                yield result
         except TimeoutError:
             reason = f"took more than {self.timeout_seconds:g} s (--timeout)"
         except Exception:  # its socket is closed, or its message is garbage
@@ -188,7 +197,7 @@ class Workers:
             os.kill(worker.pid, signal.SIGKILL)  # not yet waited for, so the pid cannot be another process
             self._control.sendall(REQUEST.pack(worker.pid))
             status = self._answer()
-        return Lost(reason or describe_end(status))
+        yield Lost(reason or describe_end(status))
 
 
 def describe_end(status: int) -> str:
@@ -248,7 +257,9 @@ def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
     try:
         context = _receive(tasks)
         while True:
-            _send(tasks, work(context, _receive(tasks)))
+            for result in work(context, _receive(tasks)):
+                _send(tasks, (True, result))
+            _send(tasks, (False, None))
     except EOFError:
         os._exit(0)
     except BaseException:

@@ -1,0 +1,37 @@
+"""What is embedded of a file: one embedding, or a sequence of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imagebind.data.mmaudio import mmaudio_clips
+from imagebind.data.video import ClipRecipe, imagebind_clips
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that is embedded of a file.
+
+    Args:
+        name: of it in the cache; raise the cache's RECIPE where the same name gets other inputs.
+        modality: of the file.
+        is_sequence: it is a row for each frame or window, and not one embedding.
+        clips: of a video, whose embedding is the mean of theirs.
+    """
+
+    name: str
+    modality: str
+    is_sequence: bool = False
+    clips: ClipRecipe | None = None
+
+
+AUDIO = Feature("audio", "audio")  # as the released loader takes it
+VIDEO = Feature("video", "video", clips=imagebind_clips())
+TEXT = Feature("text", "text")
+AUDIO_WINDOWS = Feature("audio_windows", "audio", is_sequence=True)
+VIDEO_FRAMES = Feature("video_frames", "video", is_sequence=True)
+
+
+def mmaudio_video(seconds: float) -> Feature:
+    """Return what av-benchmark's IB-score takes of a video, for a duration in seconds."""
+    return Feature(f"video_mmaudio_{seconds:g}", "video", clips=mmaudio_clips(seconds))

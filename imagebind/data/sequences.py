@@ -1,0 +1,270 @@
+"""Every frame of a video, and the sliding windows of a sound, in parts: memory does not grow with their length.
+
+What else is wanted of the file comes from the same reading. Frames are prepared as the released loader
+prepares an image; windows, as it prepares a sound of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from imagebind.data.audio import (
+    AUDIO_CLIPS,
+    SAMPLE_RATE,
+    AudioInput,
+    clip_ranges,
+    clips_to_input,
+    read_audio,
+    resampled_pieces,
+)
+from imagebind.data.frames import Timeline, packet_timeline, stream_fps
+from imagebind.data.inputs import ModelInput
+from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
+from imagebind.data.video import (
+    SIZE,
+    ClipRecipe,
+    DroppedError,
+    VideoInput,
+    check_aspect_ratio,
+    choose_all,
+    chosen_numbers,
+    normalize_rgb,
+    prepare_all,
+    read_clips,
+    to_inputs,
+)
+
+WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s that overlap by 1.5 s
+PART_SIZE = 64  # frames or windows that are handed over together
+
+scale_and_crop = transforms.Compose(
+    [
+        transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(SIZE),
+        np.array,
+        torch.from_numpy,
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ImageInput(ModelInput):
+    """A picture as the model sees it."""
+
+    pixels: torch.Tensor  # (224, 224, 3) uint8
+    counts = {0: 1}  # noqa: RUF012 (one clip, which occurs once)
+
+    def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Return the picture on a device, (1, 3, 2, 224, 224): the model takes it twice."""
+        pixels = self.pixels.to(device, non_blocking=True).permute(2, 0, 1).contiguous()
+        image = normalize_rgb(pixels.float().div_(255))
+        return image[None, :, None].expand(-1, -1, 2, -1, -1)
+
+
+@dataclass(frozen=True)
+class FramesPart(ModelInput):
+    """Some of the distinct frames of a video, in order."""
+
+    pixels: torch.Tensor  # (F, 224, 224, 3) uint8
+
+    def split(self) -> list[ImageInput]:
+        return [ImageInput(pixels) for pixels in self.pixels]
+
+
+@dataclass(frozen=True)
+class WindowsPart(ModelInput):
+    """Some of the windows of a sound, in order."""
+
+    mels: torch.Tensor  # (W, 3, 1, 128, 204)
+
+    def split(self) -> list[AudioInput]:
+        return [AudioInput(mels) for mels in self.mels]
+
+
+@dataclass(frozen=True)
+class FrameFacts:
+    """What is known of the frames of a video beside their pixels."""
+
+    fps: float
+    index: tuple[int, ...]  # of each frame which of the distinct ones it is
+
+    @property
+    def n_rows(self) -> int:
+        """How many distinct frames there are."""
+        return 1 + max(self.index)
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """What is known of the windows of a sound beside their samples; there are none in one of up to 2 s."""
+
+    is_silent: tuple[bool, ...]  # of each window whether all its samples are 0
+    whole_is_silent: bool
+
+    @property
+    def n_rows(self) -> int:
+        """How many windows there are."""
+        return len(self.is_silent)
+
+
+@dataclass(frozen=True)
+class WholeVideo:
+    """What comes of a video after its frames."""
+
+    facts: FrameFacts
+    clips: list[VideoInput | DroppedError]  # what read_clips returns for the recipes
+
+
+def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[FramesPart | WholeVideo]:
+    """Decode all of a video; equal frames are handed over once.
+
+    Yields:
+        parts, then the rest.
+
+    Raises:
+        MediaError: the file cannot be decoded, shows no frame, or one of an extreme shape.
+    """
+    with media_errors(path):
+        with open_stream(path, "video") as stream:
+            timeline = packet_timeline(stream)
+        chosen = choose_all(path, timeline, recipes)
+        watched = WatchedFrames(timeline, chosen_numbers(chosen))
+        number_of, index, waiting, prepared = {}, [], [], [{} for _ in recipes]
+        with open_stream(path, "video") as stream:
+            fps = stream_fps(stream)
+            for number, frame in watched.count(decode(stream)):
+                if number in watched.wanted:
+                    for found, more in zip(
+                        prepared, prepare_all([(number, frame)], chosen, recipes), strict=True
+                    ):
+                        found |= more
+                pixels = prepare_image(frame)
+                digest = hashlib.blake2b(pixels.numpy(), digest_size=16).digest()
+                if digest not in number_of:
+                    number_of[digest] = len(number_of)
+                    waiting.append(pixels)
+                index.append(number_of[digest])
+                if len(waiting) == PART_SIZE:
+                    yield FramesPart(torch.stack(waiting))
+                    waiting.clear()
+        if not index:
+            raise MediaError(path, "no video frames")
+        if waiting:
+            yield FramesPart(torch.stack(waiting))
+        if watched.is_as_listed:
+            clips = to_inputs(chosen, prepared)
+        else:  # damaged, or without times that name its frames
+            clips = read_clips(path, recipes) if recipes else []
+        yield WholeVideo(FrameFacts(fps, tuple(index)), clips)
+
+
+class WatchedFrames:
+    """Counts decoded frames, and notices when they are not those that the timeline lists."""
+
+    def __init__(self, timeline: Timeline, wanted: set[int]):
+        self.timeline, self.wanted = timeline, wanted
+        self.expected = [pts for pts, _ in timeline.times] if timeline.has_times else None
+        self.is_as_listed, self.n = True, 0
+
+    def count(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for number, frame in enumerate(frames):
+            self.n = number + 1
+            if frame.is_corrupt and number in self.wanted:
+                self.is_as_listed = False
+            if self.expected is not None and self.expected[number : number + 1] != [frame.pts]:
+                self.is_as_listed = False
+            yield number, frame
+        self.is_as_listed &= self.n == self.timeline.n_frames
+
+
+def prepare_image(frame: av.VideoFrame) -> torch.Tensor:
+    """Scale and crop a frame as Pillow does, (224, 224, 3) uint8; not rotated: neither do the evaluators."""
+    pixels = frame.to_ndarray(format="rgb24")
+    check_aspect_ratio(*pixels.shape[:2])
+    return scale_and_crop(Image.fromarray(pixels))
+
+
+@dataclass(frozen=True)
+class WholeSound:
+    """What comes of a sound after its windows."""
+
+    facts: WindowFacts
+    clips: AudioInput  # the released loader's input
+
+
+def read_whole_sound(path: Path) -> Iterator[WindowsPart | WholeSound]:
+    """Cut all of a sound into windows of 2 s, one every half second; the last one ends with the sound.
+
+    The mean of a window is subtracted three times, and in place: a window sees the shifts of those before it
+    that it overlaps. So it is in the evaluator, and on copies a score differs by up to 4e-4.
+
+    Yields:
+        parts, then the rest.
+
+    Raises:
+        MediaError: as load_audio.
+    """
+    with media_errors(path):
+        reader, waiting = WindowReader(path), []
+        for mels in reader.windows():
+            waiting.append(mels)
+            if len(waiting) == PART_SIZE:
+                yield WindowsPart(torch.stack(waiting))
+                waiting.clear()
+        if waiting:
+            yield WindowsPart(torch.stack(waiting))
+        if reader.n_pieces == 1:
+            whole = reader.first_piece
+            clips = [whole[:, start:end] for start, end in clip_ranges(whole.shape[1])]
+            audio = AudioInput(clips_to_input(path, clips))
+        else:
+            audio = read_audio(path)
+        yield WholeSound(WindowFacts(tuple(reader.is_silent), reader.whole_is_silent), audio)
+
+
+class WindowReader:
+    """Decodes a sound and cuts it into windows; afterwards it knows which of them are silent.
+
+    Attributes:
+        is_silent: of each window whether all its samples are 0.
+        whole_is_silent: whether all samples are.
+        n_pieces: in which the sound was decoded.
+        first_piece: (C, T), as it was decoded.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.is_silent, self.whole_is_silent = path, [], True
+        self.n_pieces, self.first_piece = 0, None
+
+    def windows(self) -> Iterator[torch.Tensor]:
+        """Yield the mels (3, 1, 128, 204) of each window; of a sound of up to 2 s none."""
+        held, is_zero = torch.empty(0), torch.empty(0)  # samples from number `begin` on
+        begin, start = 0, 0  # the next window begins at `start`
+        for piece in resampled_pieces(self.path):
+            zeros = (piece == 0).all(0)
+            self.whole_is_silent &= bool(zeros.all())
+            if self.n_pieces == 0:
+                self.first_piece, held, is_zero = piece.clone(), piece, zeros
+            else:
+                held, is_zero = torch.cat([held, piece], dim=1), torch.cat([is_zero, zeros])
+            self.n_pieces += 1
+            while start + WINDOW_SAMPLES < begin + held.shape[1]:
+                yield self._window(held, is_zero, start - begin)
+                start += WINDOW_HOP
+            kept = max(start - WINDOW_HOP - begin, 0)
+            held, is_zero, begin = held[:, kept:], is_zero[kept:], begin + kept
+        if start:  # the last window ends with the sound
+            yield self._window(held, is_zero, held.shape[1] - WINDOW_SAMPLES)
+
+    def _window(self, held: torch.Tensor, is_zero: torch.Tensor, start: int) -> torch.Tensor:
+        samples = slice(start, start + WINDOW_SAMPLES)
+        self.is_silent.append(bool(is_zero[samples].all()))
+        return clips_to_input(self.path, [held[:, samples]] * AUDIO_CLIPS)

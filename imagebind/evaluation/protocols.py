@@ -1,0 +1,281 @@
+"""The public ImageBind scores: what each embeds of a file, and how that becomes the score of a pair.
+
+Each is one object; docs/protocols.md has them side by side. Letters in shapes: P pairs, F frames, D distinct
+frames, W windows, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch takes seconds to import, and options are read without it
+    from imagebind.data.features import Feature
+    from imagebind.evaluation.embedding import EmbeddedFiles
+
+NAMES = ("imagebind", "mmaudio", "avhscore", "javisscore")
+LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
+WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows of frames
+LOWEST_SHARE = 0.4  # of the frames of a window
+WINDOWS_AT_A_TIME = 64
+
+
+class Dropped(Exception):
+    """A pair that a protocol gives no score; the message says why."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a pair and its score."""
+
+    start: float  # seconds
+    end: float
+    score: float
+    is_silent: bool  # all samples of its sound are 0
+
+
+@dataclass
+class Scores:
+    """The scores of some pairs by one protocol."""
+
+    values: np.ndarray  # (P,) NaN: dropped
+    reasons: dict[int, str] = field(default_factory=dict)  # pair -> why it is dropped
+    windows: list[list[Window]] | None = None  # of each pair, where the protocol has any
+
+
+class Protocol:
+    """A public score.
+
+    Attributes:
+        name: that the user gives.
+        published_as: what others call it, and how they print it.
+        audio, video: what is embedded of each file.
+    """
+
+    name: str
+    published_as: str
+    audio: tuple[Feature, ...]
+    video: tuple[Feature, ...]
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        return (*self.audio, *self.video)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe for metrics.json how a video is looked at."""
+        raise NotImplementedError
+
+    def score_pair(
+        self, embedded: EmbeddedFiles, audio: str, video: str
+    ) -> tuple[float, list[Window] | None]:
+        """Score a pair of files that have all features.
+
+        Raises:
+            Dropped: there is no score.
+        """
+        raise NotImplementedError
+
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+        """Score pairs of files."""
+        scores, windows = Scores(np.full(len(pairs), np.nan)), []
+        for i, paths in enumerate(pairs):
+            found = None
+            try:
+                for feature in self.features:
+                    if (
+                        reason := embedded.why_missing(feature, paths[feature.modality == "video"])
+                    ) is not None:
+                        raise Dropped(reason)
+                scores.values[i], found = self.score_pair(embedded, *paths)
+            except Dropped as e:
+                scores.reasons[i] = str(e)
+            windows.append(found or [])
+        scores.windows = windows if any(windows) else None
+        return scores
+
+
+class ClipProtocol(Protocol):
+    """The cosine of one embedding of the sound and one of the video."""
+
+    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
+        rows = (
+            embedded.features[feature.name].get(path)
+            for feature, path in zip(self.features, (audio, video), strict=True)
+        )
+        sound, picture = map(unit, rows)
+        return float(sound @ picture), None
+
+
+class ImageBind(ClipProtocol):
+    """The released loaders: five clips of 2 s in three crops, and three windows of sound."""
+
+    name = "imagebind"
+    published_as = "ImageBind score, IB, AV-IB, AV-Align (ImageBind); some papers print x 100"
+
+    def __init__(self):
+        from imagebind.data import features
+
+        self.audio, self.video = (features.AUDIO,), (features.VIDEO,)
+
+    def describe(self) -> dict[str, Any]:
+        from imagebind import data
+
+        return {
+            "clips": data.VIDEO_CLIPS,
+            "clip_seconds": data.CLIP_SECONDS,
+            "frames_per_clip": data.FRAMES_PER_CLIP,
+            "crops": data.CROPS,
+            "size": data.SIZE,
+        }
+
+
+class MMAudio(ClipProtocol):
+    """av-benchmark's IB-score: one frame every 2 s, clips of two neighbours in three crops.
+
+    Args:
+        seconds: of a video that are looked at.
+    """
+
+    name = "mmaudio"
+    published_as = "IB-score of av-benchmark; papers print x 100"
+
+    def __init__(self, seconds: float):
+        from imagebind.data import features
+
+        self.seconds = seconds
+        self.audio, self.video = (features.AUDIO,), (features.mmaudio_video(seconds),)
+
+    def describe(self) -> dict[str, Any]:
+        from imagebind import data
+
+        return {
+            "seconds": self.seconds,
+            "fps": 0.5,
+            "frames_per_clip": 2,
+            "crops": data.CROPS,
+            "size": data.SIZE,
+        }
+
+
+class AVHScore(Protocol):
+    """JavisBench's AVHScore, after TAVGBench: the mean cosine of each frame with the whole sound."""
+
+    name = "avhscore"
+    published_as = "AVHScore of JavisBench and TAVGBench"
+
+    def __init__(self):
+        from imagebind.data import features
+
+        self.audio, self.video = (features.AUDIO,), (features.VIDEO_FRAMES,)
+
+    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
+        sound, frames = unit(embedded.features["audio"].get(audio)), embedded.features["video_frames"]
+        index = frames.facts(video).index
+        counts, total, first = np.bincount(index), 0.0, 0
+        for rows in frames.parts(video):
+            total += float((units(rows) @ sound) @ counts[first : first + len(rows)])
+            first += len(rows)
+        return total / len(index), None
+
+
+class JavisScore(Protocol):
+    """JavisBench's JavisScore: of each window of 2 s the least fitting 40 % of the frames, with its sound."""
+
+    name = "javisscore"
+    published_as = "JavisScore of JavisBench"
+
+    def __init__(self):
+        from imagebind.data import features
+
+        self.audio = (features.AUDIO, features.AUDIO_WINDOWS)
+        self.video = (features.VIDEO_FRAMES,)
+
+    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, list[Window]]:
+        frames, sounds = embedded.features["video_frames"], embedded.features["audio_windows"]
+        facts, is_silent = frames.facts(video), sounds.facts(audio).is_silent
+        ranges = window_ranges(len(facts.index), facts.fps)
+        if len(ranges) == 1 or not is_silent:  # everything is one window
+            ranges, rows = [(0, len(facts.index))], units(embedded.features["audio"].get(audio)[None])
+            is_silent = (sounds.facts(audio).whole_is_silent,)
+        else:
+            ranges, rows = ranges[: len(is_silent)], None
+        index, windows = np.array(facts.index), []
+        for first in range(0, len(ranges), WINDOWS_AT_A_TIME):
+            block = ranges[first : first + WINDOWS_AT_A_TIME]
+            numbers = np.arange(first, first + len(block))
+            window_rows = rows if rows is not None else units(sounds.rows(audio, numbers))
+            for (start, end), cosines in zip(
+                block, self._cosines(frames, video, index, block, window_rows), strict=True
+            ):
+                n_lowest = int(LOWEST_SHARE * len(cosines))
+                if not n_lowest:
+                    raise Dropped(
+                        f"javisscore takes the lowest 40 % of a window's frames, here of {len(cosines)}: none"
+                    )
+                score = float(np.sort(cosines)[:n_lowest].mean())
+                windows.append(Window(start / facts.fps, end / facts.fps, score, is_silent[len(windows)]))
+        return math.fsum(window.score for window in windows) / len(windows), windows
+
+    @staticmethod
+    def _cosines(
+        frames: Any, video: str, index: np.ndarray, ranges: Sequence[tuple[int, int]], windows: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Yield for each window the cosines of its frames with its sound."""
+        needed = np.unique(np.concatenate([index[start:end] for start, end in ranges]))
+        cosines = units(frames.rows(video, needed)) @ windows.T  # (D, W)
+        for i, (start, end) in enumerate(ranges):
+            yield cosines[np.searchsorted(needed, index[start:end]), i]
+
+
+def window_ranges(n_frames: int, fps: float) -> list[tuple[int, int]]:
+    """Return the frames [start, end) of each window of a video; the last one ends with it.
+
+    Raises:
+        Dropped: windows would hold no frame, or stand still.
+
+    >>> window_ranges(225, 25.0)[-3:]
+    [(156, 206), (169, 219), (175, 225)]
+    """
+    size = int(WINDOW_SECONDS * fps)
+    step = size - int(OVERLAP_SECONDS * fps)
+    if n_frames <= size:
+        return [(0, n_frames)]
+    if not size or not step:
+        raise Dropped(f"javisscore's windows of 2 s do not move on at {fps:.4g} frames per second")
+    starts = [*range(0, n_frames - size, step), n_frames - size]
+    return [(start, start + size) for start in starts]
+
+
+def unit(row: np.ndarray) -> np.ndarray:
+    """Scale a row (E,) to unit length, in float64."""
+    return units(row[None])[0]
+
+
+def units(rows: np.ndarray) -> np.ndarray:
+    """Scale rows (N, E) to unit length, in float64; zeros stay zeros."""
+    rows = rows.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def make_protocols(names: Sequence[str], seconds: float) -> list[Protocol]:
+    """Make the protocols of these names.
+
+    Args:
+        seconds: of mmaudio.
+    """
+    makers = {"imagebind": ImageBind, "mmaudio": lambda: MMAudio(seconds)}
+    makers |= {"avhscore": AVHScore, "javisscore": JavisScore}
+    return [makers[name]() for name in names]
+
+
+def features_of(protocols: Sequence[Protocol]) -> dict[str, tuple[Feature, ...]]:
+    """List what is embedded of the files of each modality; what drives embeddings and ranks comes first."""
+    found = {"audio": {}, "video": {}}
+    for protocol in protocols:
+        for feature in protocol.features:
+            found[feature.modality].setdefault(feature.name, feature)
+    return {modality: tuple(features.values()) for modality, features in found.items()}
