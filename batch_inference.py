@@ -16,6 +16,7 @@ What it writes to --output_dir, for N sounds and M videos:
     video_names.txt         M lines
     pairs.txt               audio path, tab, video path; in pairing mode line i is row i of both embeddings
     pair_scores.csv         a line for each pair: similarity, ranks, whether it can be told from a mismatch
+    window_scores.csv       with --protocol javisscore: a line for each window of each pair
     text_embeddings.npy     (T, 1024), with --captions; text_names.txt has the names
     top_matches.csv         the ten most similar videos of each sound, and sounds of each video
     metrics.json            all figures, what was skipped and why, and how they were computed
@@ -40,7 +41,7 @@ from imagebind.evaluation.embedding import embed_files, interruptible, start_wor
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
-from imagebind.evaluation.options import GROUPS, SHARD, Options, options_of
+from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
 from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
@@ -94,8 +95,9 @@ def batch_inference_av_consistency(
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
-        **more: captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout, worker_memory_gb, cache, no_cache,
-            max_matrix_gb, group_by, seed, report_lang, no_html; Options has their meaning and defaults.
+        **more: captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout,
+            worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed, report_lang, no_html; Options
+            has their meaning and defaults. protocols is a sequence of names.
             captions may also be a mapping, name of a file -> text.
 
     Returns:
@@ -112,6 +114,7 @@ def batch_inference_av_consistency(
         candidates: "audio_to_video" and "video_to_audio" -> what the partner of each pair competes with:
             n_better, n_equal and n, each (P,).
         pair_scores: a sequence of dictionaries, one for each pair, with the columns of pair_scores.csv.
+        windows: with the protocol javisscore, for each pair its windows: start, end, score, is_silent.
         failures: dictionaries of path, side (the modality) and reason.
         With captions:
         text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.
@@ -165,6 +168,8 @@ examples:
     {program} --video_dir videos
   captions too:
     {program} --audio_dir audios --video_dir videos --captions captions.csv
+  the public scores of MMAudio's and JavisBench's tables too:
+    {program} --audio_dir audios --video_dir videos --protocol all
   two finished runs against each other:
     {program} --compare outputs_a outputs_b --output_dir comparison
   eight GPUs:
@@ -310,6 +315,10 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
     if args.compare and len(args.compare) < 2:
         parser.error("argument --compare: two directories or more are needed")
+    try:
+        PROTOCOL.check(named_protocols(args))
+    except OptionError as e:
+        parser.error(f"argument --protocol: {e}")
     if args.shard and args.no_cache:
         parser.error("argument --shard: not allowed with argument --no_cache")
     if args.shard and job is not None:
@@ -389,10 +398,14 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     return 3 if status == 0 and args.strict and metrics["counts"]["failed"] else status
 
 
+def named_protocols(args: argparse.Namespace) -> tuple[str, ...]:
+    return PROTOCOLS if "all" in args.protocols else tuple(args.protocols)
+
+
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by their names in Options."""
     options = {f.name: getattr(args, f.name) for group in GROUPS for f in options_of(group)}
-    options["protocols"] = PROTOCOLS if "all" in args.protocols else tuple(args.protocols)
+    options["protocols"] = named_protocols(args)
     for modality in SUFFIXES:
         sources = (getattr(args, f"{modality}_{kind}") for kind in ("dir", "file", "paths"))
         options[f"{modality}_paths"] = next((source for source in sources if source is not None), None)

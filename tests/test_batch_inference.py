@@ -697,7 +697,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     assert set(results) == {
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
         *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores"),
-        *("top_matches", "histograms", "candidates", "failures"),
+        *("top_matches", "histograms", "candidates", "windows", "failures"),
     }
     for side in ("audio", "video"):
         embeddings = results[f"{side}_embeddings"]

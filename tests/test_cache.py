@@ -21,10 +21,11 @@ from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
 from imagebind.evaluation.embedding import FileEmbedder
 from imagebind.evaluation.progress import Progress
+from imagebind.evaluation.protocols import make_protocols
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading.cache import EmbeddingCache
-from imagebind.reading.loader import LoadedFile
+from imagebind.reading.loader import LoadedFeature, LoadedFile
 
 ROW = np.arange(1024, dtype=np.float32)
 
@@ -91,13 +92,14 @@ def test_identical_files_are_embedded_once(evaluate, pairs):
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     """Thousands of equal files fill no batch, and must not fill the memory."""
     cpu = embedder.Embedder(load_model(small_checkpoint), torch.device("cpu"), "fp32")
-    whole = FileEmbedder(cpu, None, 2, None, {"audio": 3})
-    sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
-    waiting, whole.progress = {}, {"audio": Progress("audio", 3)}
+    whole = FileEmbedder(cpu, None, 2, None, {"audio": 3}, make_protocols(["imagebind"], 8))
+    sound = LoadedFeature(data.AudioInput(torch.zeros(3, 1, 128, 204)))
+    waiting, whole.progress = {("audio", "audio"): {}}, {"audio": Progress("audio", 3)}
     for i in range(3):
-        whole._take(LoadedFile("audio", f"{i}.wav", "hash", input=sound), waiting)
-    assert [file.input is None for file in waiting["hash"]] == [False, True, True]
-    whole._embed_batch("audio", waiting)
+        whole._take(LoadedFile("audio", f"{i}.wav", "hash", {"audio": sound}), waiting)
+    (batch,) = waiting.values()
+    assert [file.features["audio"].input is None for file in batch["hash"]] == [False, True, True]
+    whole._embed_batch("audio", "audio", batch)
     assert list(whole.stores["audio"].row_of) == ["0.wav", "1.wav", "2.wav"]
 
 

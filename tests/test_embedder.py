@@ -11,6 +11,7 @@ from conftest import RATE, picture, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency
 from imagebind import data
+from imagebind.data.features import AUDIO, VIDEO
 from imagebind.evaluation.embedding import choose_precision, start_workers
 from imagebind.models import embedder as embedder_module
 from imagebind.models.embedder import Embedder
@@ -208,19 +209,20 @@ def test_workers_report_warnings_and_time(tmp_path):
     path = write_audio(tmp_path / "click.wav", tone(0.01))
     with start_workers(Options(None, "", num_workers=1, timeout=60, worker_memory_gb=1), 1) as one:
         for workers in (None, one):
-            (file,) = load_files([("audio", str(path))], workers, ahead=1)
+            (file,) = load_files([("audio", str(path), (AUDIO,))], workers, ahead=1)
             assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
             assert file.seconds > 0
-            assert file.input.mels.shape == (3, 1, 128, 204)
+            assert file.features["audio"].input.mels.shape == (3, 1, 128, 204)
 
 
 def test_every_file_is_read_once(tmp_path):
-    files = [("audio", f"{i}.wav") for i in range(5)] + [("video", f"{i}.mp4") for i in range(4)]
+    files = [("audio", f"{i}.wav", (AUDIO,)) for i in range(5)]
+    files += [("video", f"{i}.mp4", (VIDEO,)) for i in range(4)]
     with start_workers(
         Options(None, "", num_workers=2, timeout=60, worker_memory_gb=1), len(files)
     ) as workers:
         loaded = list(load_files(files, workers))
-    assert sorted((file.modality, file.path) for file in loaded) == sorted(files)
+    assert sorted((file.modality, file.path) for file in loaded) == sorted(file[:2] for file in files)
     assert {file.reason for file in loaded} == {"No such file or directory"}
 
 

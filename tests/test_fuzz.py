@@ -6,6 +6,7 @@ import pytest
 from conftest import TESTS
 from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
 
+from imagebind.data.features import AUDIO, VIDEO
 from imagebind.reading.loader import read_file
 
 CASES = sorted((TESTS / "fuzz" / "cases").iterdir())
@@ -22,7 +23,9 @@ def test_damaged_files_give_an_input_or_a_reason(tmp_path):
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
 def test_what_was_found_stays_mended(path):
     """Each is named by its side and by what was wrong with it."""
-    assert fault(read_file(None, (path.name.split("_")[0], str(path)))) is None
+    modality = path.name.split("_")[0]
+    (loaded,) = read_file(None, (modality, str(path), ({"audio": AUDIO, "video": VIDEO}[modality],)))
+    assert fault(loaded) is None
 
 
 def test_a_case_is_made_again_by_its_seed():

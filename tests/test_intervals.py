@@ -88,10 +88,32 @@ def test_wilson_is_that_of_scipy():
 
 def test_a_share_over_groups_counts_them():
     hits = np.repeat([1.0, 0, 1, 1, 0, 1], 10)  # ten clips of each of six prompts
-    low, high = share_interval(hits, np.repeat(np.arange(6), 10))
-    expected = wilson_interval(4 / 6, 5)  # the variance over groups is that of five
-    assert (low, high) == pytest.approx(expected, abs=0.02)
-    assert share_interval(np.ones(60), np.repeat(np.arange(6), 10)) == wilson_interval(1, 6)
+    groups = np.repeat(np.arange(6), 10)
+    expected = wilson_interval(4 / 6, 5)  # the variance over groups is that of five or six
+    assert share_interval(hits, groups) == pytest.approx(expected, abs=0.04)
+    assert share_interval(np.ones(60), groups) == pytest.approx(wilson_interval(1, 6), abs=0.05)
+    assert share_interval(hits[:30], groups[:30]) is None  # of three groups
+
+
+def test_one_hit_more_makes_no_interval_jump():
+    """Where all groups are alike their variance is 0, and says nothing of how alike pairs of a group are."""
+    groups = np.repeat(np.arange(20), 5)
+    low = [share_interval(np.arange(100) < n, groups)[0] for n in range(95, 101)]
+    assert np.diff(low).min() > -0.01
+
+
+def test_an_interval_ends_where_a_cosine_does():
+    values = np.array([0.5, 0.95, 0.99, 1.0])
+    assert bootstrap_mean(values, 0).interval[1] > 1
+    assert bootstrap_mean(values, 0, most=1).interval[1] == 1
+
+
+def test_few_groups_give_the_auc_no_interval():
+    audio, video = np.random.default_rng(0).standard_normal((2, 120, 8))
+    pairs = [(i, i) for i in range(120)]
+    of_few, of_many = (measure(audio, video, pairs, groups=np.arange(120) % n).metrics for n in (9, 10))
+    assert of_few["auc_interval"] is None
+    assert of_many["auc_interval"] is not None
 
 
 def test_the_auc_has_an_interval_from_100_pairs_on():

@@ -23,6 +23,7 @@ from imagebind.evaluation.files import MediaFiles
 from imagebind.evaluation.metrics import Candidates
 from imagebind.evaluation.pairing import pair_files
 from imagebind.evaluation.plan import Plan
+from imagebind.evaluation.protocols import make_protocols
 from imagebind.evaluation.report import report_sections
 from imagebind.evaluation.results import build_results
 from imagebind.evaluation.store import EmbeddingStore, OutputArrays
@@ -279,12 +280,15 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
             place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
             rows[side].add(path, embeddings[place].astype(np.float32), content_hash=path)
     protocol = {"checkpoint": {"note": ""}}
-    embedded = EmbeddedFiles(rows, [], set(), {"audio": 2, "video": 2}, torch.device("cpu"), protocol, "")
+    embedded = EmbeddedFiles(
+        *(rows, rows, make_protocols(["imagebind"], 8), {}, [], set()),
+        *({"audio": 2, "video": 2}, torch.device("cpu"), protocol, ""),
+    )
     pairing = pair_files(*sides.values())
     plan = Plan(
         *(sides["audio"], sides["video"], pairing, bool(n_audio), None),
         {side: files.distinct for side, files in sides.items()},
-        None,
+        *(None, None),
     )
     return build_results(plan, embedded, OutputArrays(None), Options(None, "", max_matrix_gb=0))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 
 import av
 import torch
@@ -45,7 +46,7 @@ def choose_clips(timeline: Timeline, seconds: float) -> list[tuple[int, int]]:
         if found < wanted:
             raise DroppedError(f"mmaudio needs {wanted} frames at {float(rate):g} fps, it has {found}")
     chosen = sample_frames(timeline, FRAME_RATE, int(FRAME_RATE * Fraction(seconds)))
-    return list(zip(chosen[:-1], chosen[1:], strict=True))
+    return list(pairwise(chosen))
 
 
 def round_near(time: int, unit: Fraction) -> int:
@@ -65,7 +66,7 @@ def count_sampled(timeline: Timeline, rate: Fraction) -> int:
 
 
 def sample_frames(timeline: Timeline, rate: Fraction, n: int) -> Sequence[int]:
-    """Return the numbers of the first n frames that the filter gives: output k is the last that rounds to k."""
+    """Return the numbers of the first n frames that the filter gives: the last that rounds to each step."""
     unit = timeline.time_base * rate
     steps = [round_near(pts, unit) for pts, _ in timeline.times]
     last, number = [], 0
@@ -77,7 +78,7 @@ def sample_frames(timeline: Timeline, rate: Fraction, n: int) -> Sequence[int]:
 
 
 def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
-    """Scale a frame so that its short side is 224, bicubic with antialiasing in whole numbers, and normalise it.
+    """Scale a frame so that its short side is 224, bicubic and antialiased, in bytes, and normalise it.
 
     It is not rotated: neither does the loader.
 

@@ -1,4 +1,4 @@
-"""Every frame of a video, and the sliding windows of a sound, in parts: memory does not grow with their length.
+"""Every frame of a video, and the sliding windows of a sound, in parts: long ones need no more memory.
 
 What else is wanted of the file comes from the same reading. Frames are prepared as the released loader
 prepares an image; windows, as it prepares a sound of their own.

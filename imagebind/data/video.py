@@ -92,7 +92,7 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
 
 
 def check_aspect_ratio(height: int, width: int) -> None:
-    """Raise an UnsupportedError for a picture that is too long and narrow to be scaled in reasonable memory."""
+    """Raise an UnsupportedError for a picture too long and narrow to be scaled in reasonable memory."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise UnsupportedError(f"a picture of {width} x {height} pixels: longer than {MAX_ASPECT_RATIO} : 1")
 

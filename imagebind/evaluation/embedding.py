@@ -524,7 +524,7 @@ def describe_protocol(
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
         "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": note},
-        "protocols": [protocol.name for protocol in protocols],
+        "protocols": {protocol.name: protocol.describe() for protocol in protocols},
         "precision": precision,
         "device": f"{device}{card}",
         "audio": {

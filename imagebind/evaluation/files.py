@@ -66,6 +66,13 @@ class MediaFiles:
         """Return the path relative to the base, without extension."""
         return os.path.splitext(os.path.relpath(path, self.base))[0]
 
+    def stable_key(self, path: str) -> str:
+        """Return what stays the same when files are added: the path below the searched directory.
+
+        Of listed files, whose common directory may change with any of them, it is the absolute path.
+        """
+        return self.key(path) if self.root else os.path.splitext(os.path.abspath(path))[0]
+
     @cached_property
     def names(self) -> dict[str, str]:
         """Path -> its stem; where files share the stem its key, and where they share that with extension."""

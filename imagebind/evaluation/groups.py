@@ -34,10 +34,15 @@ def compile_group_by(expression: str) -> re.Pattern:
     return pattern
 
 
-def group_names(names: Sequence[str], expression: str) -> list[str | None]:
+def match_groups(names: Sequence[str], expression: str) -> list[str | None]:
     """Name the group of each name: what the first group of the expression matches, or None."""
     matches = map(compile_group_by(expression).search, names)
-    groups = [match and match[1] for match in matches]
+    return [match and (match[1] or None) for match in matches]
+
+
+def group_names(names: Sequence[str], expression: str) -> list[str | None]:
+    """As match_groups, with a warning of names that are in no group."""
+    groups = match_groups(names, expression)
     if without := [name for name, group in zip(names, groups, strict=True) if group is None]:
         log.warning("--group_by fits %d names not; each is its own group: %s", len(without), shorten(without))
     return groups

@@ -18,7 +18,7 @@ AUC_SAMPLES = 1000
 DRAWN_TOGETHER = 2**17  # numbers, few enough to stay in the processor's cache
 MIN_GROUPS = 4  # an interval of fewer means nothing
 MANY_GROUPS = 30  # from here on the percentiles of resampled means are good enough
-MIN_AUC_PAIRS = 100
+MIN_AUC_PAIRS, MIN_AUC_GROUPS = 100, 10
 Z = 1.959964  # of the normal distribution, 95 %
 
 Interval = list[float]  # low, high
@@ -33,7 +33,9 @@ class Mean:
     p_value: float | None = None  # two-sided, that the mean is zero
 
 
-def bootstrap_mean(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Mean:
+def bootstrap_mean(
+    values: np.ndarray, seed: int, groups: np.ndarray | None = None, most: float = math.inf
+) -> Mean:
     """Estimate the mean of values (P,) by resampling them, or the groups that they are in.
 
     From 30 groups on the interval is that of the percentiles (Efron 1979), below the bootstrap-t (Efron and
@@ -41,6 +43,7 @@ def bootstrap_mean(values: np.ndarray, seed: int, groups: np.ndarray | None = No
 
     Args:
         groups: (P,) number of the group of each value; None: each is its own.
+        most: that a mean can be, or -most; the bootstrap-t of four values knows no bounds.
     """
     mean = math.fsum(values) / len(values)
     sums, sizes = group_sums(values, groups)
@@ -65,7 +68,9 @@ def bootstrap_mean(values: np.ndarray, seed: int, groups: np.ndarray | None = No
         if not np.isfinite(interval).all():
             return Mean(mean)
         beyond = min((t >= reached).mean(), (t <= reached).mean())
-    return Mean(mean, interval.tolist(), min(1.0, 2 * (beyond * SAMPLES + 1) / (SAMPLES + 1)))
+    return Mean(
+        mean, interval.clip(-most, most).tolist(), min(1.0, 2 * (beyond * SAMPLES + 1) / (SAMPLES + 1))
+    )
 
 
 def group_sums(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -106,24 +111,30 @@ def wilson_interval(share: float, n: float) -> Interval:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interval:
-    """Return the Wilson interval of the mean of hits (P,) from 0 to 1.
+def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interval | None:
+    """Return the Wilson interval of the mean of hits (P,) from 0 to 1; None of fewer than four groups.
 
     Where hits are in groups, P is divided by the design effect (Kish 1965): how many times the variance over
-    groups is that of independent hits.
+    groups is that of independent hits. It is computed with two groups more, all hits and none, in the manner
+    of Agresti and Coull (1998): over few groups, or equal ones, it would seem smaller than it is.
     """
     share, n = float(hits.mean()), len(hits)
-    if groups is not None:
-        sums, sizes = group_sums(hits, groups)
-        error = float(standard_errors(sums, sizes)) if len(sums) > 1 else 0.0
-        n = min(n, max(1.0, share * (1 - share) / error**2)) if error else len(sums)
-    return wilson_interval(share, n)
+    if groups is None:
+        return wilson_interval(share, n)
+    sums, sizes = group_sums(hits, groups)
+    if len(sums) < MIN_GROUPS:
+        return None
+    size = sizes.mean()
+    sums, sizes = np.append(sums, [0, size]), np.append(sizes, [size, size])
+    smoothed = sums.sum() / sizes.sum()
+    design_effect = float(standard_errors(sums, sizes)) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))
+    return wilson_interval(share, n / max(1.0, design_effect))
 
 
 def auc_interval(
     auc: float, pairs: Cells, mismatches: Cells, groups: np.ndarray | None, seed: int
 ) -> Interval | None:
-    """Return the interval of the AUC; None below MIN_AUC_PAIRS pairs, where it would be too narrow.
+    """Return the interval of the AUC; None of few pairs or groups, where it would be too narrow.
 
     Pairs, or their groups, are resampled with what they contribute to rows and columns: a mismatch between
     two of them counts as often as both are drawn.
@@ -134,7 +145,8 @@ def auc_interval(
         mismatches: S sampled ones.
         groups: (P,) number of the group of each pair.
     """
-    if len(pairs.keys) < MIN_AUC_PAIRS or not len(mismatches.keys):
+    n_groups = MIN_AUC_GROUPS if groups is None else len(np.unique(groups))
+    if len(pairs.keys) < MIN_AUC_PAIRS or n_groups < MIN_AUC_GROUPS or not len(mismatches.keys):
         return None
     generator = np.random.default_rng(seed)
     order = np.argsort(mismatches.keys, kind="stable")

@@ -135,7 +135,7 @@ def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -
         "paired_similarity_min": float(similarity.min()),
         "paired_similarity_max": float(similarity.max()),
         **{f"paired_similarity_{name}": float(q) for name, q in zip(QUARTILES, quartiles, strict=True)},
-        "paired_similarity_interval": bootstrap_mean(similarity, seed, groups).interval,
+        "paired_similarity_interval": bootstrap_mean(similarity, seed, groups, most=1).interval,
         "bootstrap_seed": seed,
         **({} if groups is None else {"groups": len(np.unique(groups))}),
     }

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -31,6 +31,9 @@ from imagebind.evaluation.charts import (
 from imagebind.evaluation.report import format_interval
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
+
+if TYPE_CHECKING:
+    from imagebind.evaluation.protocols import Window
 
 REPORT_PAGE = "report.html"
 MAX_PAIRS = 10_000  # in the table
@@ -144,7 +147,7 @@ def write_report_page(
     if results["pairs"]:
         scores = results["pair_scores"]
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(results["candidates"], lang)))
-        parts.append(pair_table(scores, texts, folder))
+        parts.append(pair_table(scores, results["windows"], texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
     if failures := results["failures"]:
@@ -231,8 +234,14 @@ def matrix_part(results: dict[str, Any], lang: str) -> Part:
     return chart(texts["heat map"], how, heat_map(similarity, *names, lang))
 
 
-def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) -> Part:
-    """Show the pairs, the least similar first."""
+def pair_table(
+    scores: Any, windows: Sequence[Sequence[Window]] | None, texts: dict[str, Any], folder: str | os.PathLike
+) -> Part:
+    """Show the pairs, the least similar first.
+
+    Args:
+        windows: of each pair, if a protocol has any.
+    """
     lowest = scores.lowest(MAX_PAIRS)
     how = texts["pair table how"]
     if len(lowest) < len(scores):
@@ -240,9 +249,20 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
     others = ("best_other_video", "best_other_audio")
     said = {None: None, True: texts["yes"], False: texts["no"]}
+    protocols = scores.protocol_columns if scores.protocol_columns != ("imagebind",) else ()
+    row_of = {pair: i for i, pair in enumerate(scores.pairs)} if windows is not None else {}
+
+    def time_line(pair: dict[str, Any]) -> tuple[Any, ...]:
+        if windows is None:
+            return ()
+        return (draw_windows(windows[row_of[pair["audio"], pair["video"]]], address(pair["video"], folder)),)
+
     rows = (
         (
-            *(pair["name"], pair["similarity"], said[pair.get("suspect")]),
+            *(pair["name"], pair["similarity"]),
+            *(pair[protocol] for protocol in protocols),
+            *time_line(pair),
+            said[pair.get("suspect")],
             *(pair.get(column) for column in others),
             *(pair.get(figure) for figure in figures),
             *(linked(pair[modality], folder) for modality in ("audio", "video")),
@@ -252,9 +272,22 @@ def pair_table(scores: Any, texts: dict[str, Any], folder: str | os.PathLike) ->
     )
     kinds = ("text", "number", "text", "text", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
+    added = [(protocol, "number") for protocol in protocols]
+    if windows is not None:
+        added.append((texts["over time"], "windows"))
+        how += " " + texts["over time how"]
+    columns[2:2] = added
     if scores.caption_columns:
         columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
     return table(texts["pair table"], how, columns, rows, order=(1, 1))
+
+
+def draw_windows(windows: Sequence[Window], video: str) -> list[Any] | None:
+    """Prepare the cell of a time line: score of the weakest window, windows, and the address of the video."""
+    if not windows:
+        return None
+    drawn = [(round(w.start, 3), round(w.end, 3), round(w.score, 4), w.is_silent) for w in windows]
+    return [min(score for _, _, score, _ in drawn), drawn, video]
 
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
@@ -280,30 +313,30 @@ def write_comparison_page(
     texts = PAGE_WORDS[lang]
     names = list(dict.fromkeys(row["system"] for row in rows))
     outlines = outline_chart(names, similarities, lang)
-    parts = compared_parts(rows, "audio_video", texts, folder)
-    parts.insert(2, chart(texts["outlines"], texts["outlines how"], outlines))
-    for agreement in ("text_audio", "text_video"):
-        parts += compared_parts(rows, agreement, texts, folder)
+    parts = []
+    for agreement, protocol in dict.fromkeys((row["agreement"], row["protocol"]) for row in rows):
+        chosen = [row for row in rows if (row["agreement"], row["protocol"]) == (agreement, protocol)]
+        title = "" if not parts else f"{texts.get(agreement, protocol)}: "
+        parts += compared_parts(chosen, title, texts, folder)
+        if not title:
+            parts.insert(2, chart(texts["outlines"], texts["outlines how"], outlines))
     write_page(
         file, lang, texts["comparison"], texts["different"].format(difference) if difference else "", parts
     )
 
 
 def compared_parts(
-    rows: Sequence[dict[str, Any]], agreement: str, texts: dict[str, Any], folder: str | os.PathLike
+    rows: Sequence[dict[str, Any]], title: str, texts: dict[str, Any], folder: str | os.PathLike
 ) -> list[Part]:
-    """Show the systems and their differences in one agreement; nothing where none has it."""
-    rows = [row for row in rows if row["agreement"] == agreement]
+    """Show the systems and their differences in one agreement and protocol."""
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
-    if not systems:
-        return []
-    title = "" if agreement == "audio_video" else f"{texts[agreement]}: "
     interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
     figures = {
         key: figure_label(key, texts)
         for key in systems[0]
-        if key not in ("agreement", "system", *interval) and any(row[key] is not None for row in systems)
+        if key not in ("agreement", "protocol", "system", *interval)
+        and any(row[key] is not None for row in systems)
     }
     columns = interval | figures
     parts = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import MediaFiles, gather_files
-from imagebind.evaluation.groups import find_groups
+from imagebind.evaluation.groups import find_groups, match_groups
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.pairing import (
     Pairing,
@@ -30,6 +30,7 @@ class Plan:
     captions: MatchedCaptions | None
     inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
     groups: dict[tuple[str, str], str | None] | None  # pair -> its group; None: each pair is its own
+    file_groups: dict[str, dict[str, str | None]] | None  # modality -> file -> its group, likewise
 
 
 def plan_run(options: Options) -> Plan:
@@ -64,4 +65,21 @@ def plan_run(options: Options) -> Plan:
     of_captions = captions and [captions.groups.get(captions.of_pair.get(pair)) for pair in pairing.pairs]
     groups = find_groups(names, options.group_by, of_captions)
     of_pair = None if groups is None else dict(zip(pairing.pairs, groups, strict=True))
-    return Plan(audio, video, pairing, retrieval, captions, inputs, of_pair)
+    of_files = None
+    if captions is not None and groups is not None:
+        files = {"audio": audio, "video": video}
+        of_files = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
+    return Plan(audio, video, pairing, retrieval, captions, inputs, of_pair, of_files)
+
+
+def groups_of_files(
+    names: dict[str, str], group_by: str | None, captions: MatchedCaptions, modality: str
+) -> dict[str, str | None]:
+    """Name the group of each file, also of those without a partner.
+
+    Args:
+        names: path -> name.
+    """
+    if group_by is not None:
+        return dict(zip(names, match_groups(list(names.values()), group_by), strict=True))
+    return {path: captions.groups.get(captions.of_file[modality].get(path)) for path in names}

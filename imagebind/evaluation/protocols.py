@@ -24,7 +24,7 @@ LOWEST_SHARE = 0.4  # of the frames of a window
 WINDOWS_AT_A_TIME = 64
 
 
-class Dropped(Exception):
+class NoScoreError(Exception):
     """A pair that a protocol gives no score; the message says why."""
 
 
@@ -75,7 +75,7 @@ class Protocol:
         """Score a pair of files that have all features.
 
         Raises:
-            Dropped: there is no score.
+            NoScoreError: there is no score.
         """
         raise NotImplementedError
 
@@ -89,9 +89,9 @@ class Protocol:
                     if (
                         reason := embedded.why_missing(feature, paths[feature.modality == "video"])
                     ) is not None:
-                        raise Dropped(reason)
+                        raise NoScoreError(reason)
                 scores.values[i], found = self.score_pair(embedded, *paths)
-            except Dropped as e:
+            except NoScoreError as e:
                 scores.reasons[i] = str(e)
             windows.append(found or [])
         scores.windows = windows if any(windows) else None
@@ -172,6 +172,11 @@ class AVHScore(Protocol):
 
         self.audio, self.video = (features.AUDIO,), (features.VIDEO_FRAMES,)
 
+    def describe(self) -> dict[str, Any]:
+        from imagebind import data
+
+        return {"frames": "all", "crops": 1, "size": data.SIZE}
+
     def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
         sound, frames = unit(embedded.features["audio"].get(audio)), embedded.features["video_frames"]
         index = frames.facts(video).index
@@ -194,6 +199,12 @@ class JavisScore(Protocol):
         self.audio = (features.AUDIO, features.AUDIO_WINDOWS)
         self.video = (features.VIDEO_FRAMES,)
 
+    def describe(self) -> dict[str, Any]:
+        from imagebind import data
+
+        windows = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
+        return {"frames": "all", "crops": 1, "size": data.SIZE, **windows, "lowest_share": LOWEST_SHARE}
+
     def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, list[Window]]:
         frames, sounds = embedded.features["video_frames"], embedded.features["audio_windows"]
         facts, is_silent = frames.facts(video), sounds.facts(audio).is_silent
@@ -213,7 +224,7 @@ class JavisScore(Protocol):
             ):
                 n_lowest = int(LOWEST_SHARE * len(cosines))
                 if not n_lowest:
-                    raise Dropped(
+                    raise NoScoreError(
                         f"javisscore takes the lowest 40 % of a window's frames, here of {len(cosines)}: none"
                     )
                 score = float(np.sort(cosines)[:n_lowest].mean())
@@ -235,7 +246,7 @@ def window_ranges(n_frames: int, fps: float) -> list[tuple[int, int]]:
     """Return the frames [start, end) of each window of a video; the last one ends with it.
 
     Raises:
-        Dropped: windows would hold no frame, or stand still.
+        NoScoreError: windows would hold no frame, or stand still.
 
     >>> window_ranges(225, 25.0)[-3:]
     [(156, 206), (169, 219), (175, 225)]
@@ -245,7 +256,7 @@ def window_ranges(n_frames: int, fps: float) -> list[tuple[int, int]]:
     if n_frames <= size:
         return [(0, n_frames)]
     if not size or not step:
-        raise Dropped(f"javisscore's windows of 2 s do not move on at {fps:.4g} frames per second")
+        raise NoScoreError(f"javisscore's windows of 2 s do not move on at {fps:.4g} frames per second")
     starts = [*range(0, n_frames - size, step), n_frames - size]
     return [(start, start + size) for start in starts]
 

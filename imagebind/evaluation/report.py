@@ -11,6 +11,7 @@ from imagebind.names import one_line
 
 REPORT_RULE = "=" * 80
 FAILURES_SHOWN = 20  # metrics.json has all
+DROPPED_SHOWN = 5  # of each protocol
 
 
 def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
@@ -36,6 +37,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
             "标准差": f"{metrics['similarity_matrix_std']:.4f}",
         },
         **pair_sections(metrics, words),
+        **score_section(metrics, words),
         **caption_sections(metrics, words),
         **other_files_section(metrics, words),
         **protocol_section(metrics, words),
@@ -95,7 +97,7 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     if "groups" in metrics:
         rows["分组"] = metrics["groups"]
     if "margin" not in metrics:
-        return rows
+        return rows | chance_rows(metrics, words)
     auc = f"{metrics['auc']:.4f}"
     rows |= {
         "不成对组合的平均相似度": mean_and_std(metrics, "mismatched", words),
@@ -104,16 +106,46 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
             [auc, *map(format_interval, filter(None, [metrics["auc_interval"]]))]
         ),
     }
-    directions = {"音频到视频": metrics, "视频到音频": metrics["video_to_audio"]}
-    for direction, figures in directions.items():
-        rows[f"召回率的 95% 置信区间 ({direction})"] = ", ".join(
-            f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
-        )
-    for direction, figures in directions.items():
-        rows[f"随机水平 ({direction})"] = ", ".join(
+    for direction, figures in directions_of(metrics).items():
+        if figures["recall_at_1_interval"]:
+            rows[f"召回率的 95% 置信区间 ({direction})"] = ", ".join(
+                f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
+            )
+    return rows | chance_rows(metrics, words) | suspect_rows(metrics, words)
+
+
+def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of ranks by direction."""
+    return {"音频到视频": metrics, "视频到音频": metrics["video_to_audio"]}
+
+
+def chance_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
+    """Say what Recall@K would be by chance; 1 where nothing competes."""
+    return {
+        f"随机水平 ({direction})": ", ".join(
             f"Recall@{k} {figures[f'recall_at_{k}_chance']:.4f}" for k in RECALL_AT
         )
-    return rows | suspect_rows(metrics, words)
+        for direction, figures in directions_of(metrics).items()
+    }
+
+
+def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, str]]:
+    """List the public scores, where others than the released loaders' were asked for, and what each drops."""
+    scores, rows = metrics["scores"], {}
+    if list(scores) == ["imagebind"]:
+        return {}
+    for name, found in scores.items():
+        parts = [words["无"] if found["mean"] is None else f"{found['mean']:.4f}"]
+        parts += [format_interval(found["interval"])] if found["interval"] else []
+        text = f"{' '.join(parts)}, {words['计分'].format(found['n_scored'], found['n_pairs'])}"
+        if "mean_dropped_as_zero" in found:
+            text += "; " + words["未计分按 0 计"].format(found["mean_dropped_as_zero"])
+        rows[name] = text
+        for pair in found["dropped"][:DROPPED_SHOWN]:
+            rows[f"  {name}: {one_line(pair['name'])}"] = pair["reason"]
+        if len(found["dropped"]) > DROPPED_SHOWN:
+            rows[f"  {name}: ..."] = words["其余见 metrics.json"]
+    return {"公开评分": rows}
 
 
 def suspect_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, Any]:
@@ -146,7 +178,11 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
         return {}
 
     def retrieval(ranks: dict[str, Any]) -> str:
-        recalls = [f"Recall@{k} {ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT]
+        recalls = [
+            f"Recall@{k} {ranks[f'recall_at_{k}']:.4f} "
+            + words["(随机)"].format(ranks[f"recall_at_{k}_chance"])
+            for k in RECALL_AT
+        ]
         return ", ".join([*recalls, words["排名"].format(ranks["mean_rank"], ranks["median_rank"])])
 
     sections = {}

@@ -19,9 +19,9 @@ from imagebind.evaluation.intervals import bootstrap_mean
 from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
+from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.protocols import Scores, Window
-from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
 from imagebind.evaluation.similarity import Top, look_up, scan
 from imagebind.evaluation.store import OutputArrays
@@ -106,14 +106,14 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         # 1 where all clips of the file have the same embedding, less the more they differ
         norms = row_norms(embeddings[modality], indices)
         scores[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
-        scores[f"{modality}_key"] = [files.key(rows[modality][i]) for i in indices.tolist()]
+        scores[f"{modality}_key"] = [files.stable_key(rows[modality][i]) for i in indices.tolist()]
     if plan.groups is not None:
         scores["group"] = [plan.groups[pair] for pair in pairs]
     protocol_scores = score_protocols(plan, embedded, pairs, scores.get("similarity"), options.seed, groups)
     scores |= protocol_scores.columns
     of_captions = {}
     if captions is not None:
-        figures, agreements = compare_captions(comparison, captions, groups_of_rows(groups, pair_cells, rows))
+        figures, agreements = compare_captions(comparison, captions, groups_of_rows(plan, pairs, rows))
         metrics |= figures
         scores |= caption_scores(captions, agreements, pair_cells)
         of_captions = {"text_names": captions.names, **agreements}
@@ -276,15 +276,15 @@ def find_best_others(
 
 
 def groups_of_rows(
-    groups: Sequence[int] | None, pair_cells: np.ndarray, rows: dict[str, Sequence[str]]
+    plan: Plan, pairs: Sequence[tuple[str, str]], rows: dict[str, Sequence[str]]
 ) -> dict[str, list[int]] | None:
-    """Number the group of each row of a modality: that of its first pair, or its own."""
-    if groups is None:
+    """Number the group of each row of a modality: that of its first pair, or of the file itself."""
+    if plan.file_groups is None:
         return None
     numbered = {}
     for axis, modality in enumerate(MEDIA_MODALITIES):
-        group_of = dict(zip(pair_cells[::-1, axis].tolist(), groups[::-1], strict=True))
-        numbered[modality] = [group_of.get(row, -1 - row) for row in range(len(rows[modality]))]
+        group_of = plan.file_groups[modality] | {pair[axis]: plan.groups[pair] for pair in reversed(pairs)}
+        numbered[modality] = number_groups([group_of[path] for path in rows[modality]])
     return numbered
 
 
@@ -334,10 +334,8 @@ def score_protocols(
         return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)
 
     for i, protocol in enumerate(embedded.protocols):
-        if i == 0 and similarity is not None:
-            found = Scores(similarity)
-        else:
-            found = protocol.score(embedded, pairs)
+        leads = i == 0 and similarity is not None
+        found = Scores(similarity) if leads else protocol.score(embedded, pairs)
         columns[protocol.name] = found.values
         dropped = [
             {"name": plan.audio.names[pair[0]], "reason": reason}
@@ -360,7 +358,7 @@ def score_protocols(
 
 def describe_scores(values: np.ndarray, groups: np.ndarray | None, n_pairs: int, seed: int) -> dict[str, Any]:
     """Describe the scores (S,) of those pairs of a run, n_pairs of them, that a protocol scores."""
-    found = bootstrap_mean(values, seed, groups) if len(values) else None
+    found = bootstrap_mean(values, seed, groups, most=1) if len(values) else None
     described = {
         "mean": None if found is None else found.mean,
         "interval": None if found is None else found.interval,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -89,7 +89,7 @@ class EmbeddingStore:
 class SequenceStore:
     """Sequences of embeddings, such as a row for each frame of a video: parts of them, as they come.
 
-    They lie one after the other in one file that has no name, or in memory where there is no directory for it.
+    They lie one after the other in a file that has no name, or in memory where there is no directory for it.
 
     Args:
         directory: for the file.
@@ -98,7 +98,7 @@ class SequenceStore:
 
     def __init__(self, directory: str | os.PathLike | None, part_size: int):
         self.directory, self.part_size = directory, part_size
-        self.file: BinaryIO | None = None
+        self.file: int | None = None  # its descriptor
         self.width = 0
         self.growing: dict[str, list[tuple[int, int]]] = {}  # path -> first row and length of each part
         self.complete: dict[str, tuple[list[tuple[int, int]], Any]] = {}  # content hash -> parts, facts
@@ -120,8 +120,9 @@ class SequenceStore:
         try:
             if self.file is None:
                 self.file, self.width = self._open(), rows.shape[1]
-            self.file.seek(4 * self.n_rows * self.width)
-            self.file.write(np.ascontiguousarray(rows, np.float32).data)
+            with open(self.file, "r+b", closefd=False) as file:
+                file.seek(4 * self.n_rows * self.width)
+                file.write(np.ascontiguousarray(rows, np.float32).data)
         except OSError as e:
             raise EvaluationError(f"{self.directory}: cannot hold the embeddings ({e.strerror})") from e
         parts.append((self.n_rows, len(rows)))
@@ -162,14 +163,18 @@ class SequenceStore:
         return np.concatenate(found)
 
     def _read(self, first: int, n: int) -> np.ndarray:
-        self.file.seek(4 * first * self.width)
-        return np.frombuffer(self.file.read(4 * n * self.width), np.float32).reshape(n, self.width)
+        content = os.pread(self.file, 4 * n * self.width, 4 * first * self.width)
+        return np.frombuffer(content, np.float32).reshape(n, self.width)
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> int:
         if self.directory is None:
-            return io.BytesIO()
-        ensure_directory(self.directory)
-        return tempfile.TemporaryFile(dir=self.directory)
+            descriptor = os.memfd_create("embeddings")
+        else:
+            ensure_directory(self.directory)
+            with tempfile.TemporaryFile(dir=self.directory) as file:
+                descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
 
 def temporary_array(shape: tuple[int, int], directory: str | os.PathLike | None) -> np.ndarray:

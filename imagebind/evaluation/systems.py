@@ -10,7 +10,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +17,10 @@ import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.groups import group_names, number_groups
-from imagebind.evaluation.intervals import bootstrap_mean, holm, share_interval
+from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import METRICS_NAME, exclusive_use, write_csv, write_files
+from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.names import one_line
 
 COMPARISON_NAME = "comparison.csv"
@@ -37,7 +37,7 @@ COMPARED = {  # column of comparison.csv -> where it is in metrics.json
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high"),
-    *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS),
+    *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
 # Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair. The figures of
 # captions are in metrics.json under the same keys.
@@ -57,7 +57,7 @@ class Pair:
     audio_key: str  # what stays the same from system to system: the path below the searched directory
     video_key: str
     group: str | None
-    similarities: dict[str, float]  # of those AGREEMENTS that it has
+    similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the further protocols
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,14 @@ class Run:
     metrics: dict[str, Any]
     pairs: list[Pair]
 
-    def having(self, agreement: str) -> list[Pair]:
-        """The pairs that have a similarity of this kind."""
-        return [pair for pair in self.pairs if agreement in pair.similarities]
+    def having(self, kind: str) -> list[Pair]:
+        """The pairs that have a similarity of this kind: an agreement, or a further protocol."""
+        return [pair for pair in self.pairs if kind in pair.similarities]
+
+    @property
+    def protocols(self) -> dict[str, Any]:
+        """The protocols of its scores, and how each looks at a video; the first gave all figures."""
+        return self.metrics["protocol"].get("protocols") or {"imagebind": None}
 
 
 def compare_systems(
@@ -112,7 +117,9 @@ def compare_systems(
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    rows = [row for agreement in AGREEMENTS for row in compare_agreement(found, agreement, seed)]
+    rows = [row for agreement in AGREEMENTS for row in compare_kind(found, agreement, seed)]
+    further = {name for run in found for name in list(run.protocols)[1:]}
+    rows += [row for name in PROTOCOLS if name in further for row in compare_kind(found, name, seed)]
     if output_dir is not None:
         similarities = [np.array(list(values_of(run.having("audio_video"), "audio_video"))) for run in found]
 
@@ -127,36 +134,48 @@ def compare_systems(
     return rows
 
 
-def compare_agreement(runs: Sequence[Run], agreement: str, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of comparison.csv for one of AGREEMENTS."""
-    having = [(run, pairs) for run in runs if (pairs := run.having(agreement))]
-    rows = []
+def compare_kind(runs: Sequence[Run], kind: str, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of comparison.csv for one of AGREEMENTS, or for a further protocol."""
+    having = [(run, pairs) for run in runs if (pairs := run.having(kind))]
+    agreement, rows = kind if kind in AGREEMENTS else "audio_video", []
     for run, pairs in having:
-        mean = describe_mean(values_of(pairs, agreement), groups_of(pairs), seed)
+        mean = describe_mean(values_of(pairs, kind), groups_of(pairs), seed)
         del mean["p_value"]
-        metrics = run.metrics if agreement == "audio_video" else run.metrics[agreement]
-        rows.append({"agreement": agreement, "system": run.name, **mean, **compared_figures(metrics)})
+        metrics = run.metrics if kind == "audio_video" else run.metrics.get(kind, {})
+        names = {"agreement": agreement, "protocol": protocol_of(run, kind), "system": run.name}
+        rows.append(names | mean | compared_figures(metrics))
     differences = []
     for (run, pairs), (other, other_pairs) in itertools.combinations(having, 2):
         matched = match_pairs(pairs, other_pairs)
-        if len(matched) < max(len(pairs), len(other_pairs)) and agreement == "audio_video":
+        if len(matched) < max(len(pairs), len(other_pairs)) and kind == "audio_video":
             log.warning(
                 "%s and %s: %d pairs are in both; %d and %d are in one alone, and not in the difference",
                 *(run.name, other.name, len(matched)),
                 *(len(pairs) - len(matched), len(other_pairs) - len(matched)),
             )
         ours, theirs = [pairs[i] for i, _ in matched], [other_pairs[j] for _, j in matched]
-        names = {"agreement": agreement, "system": run.name, "minus": other.name}
-        differences.append(names | describe_difference(ours, theirs, agreement, seed))
+        if kind == "audio_video" and group_differently(ours, theirs):
+            log.warning(
+                "%s and %s have other groups of pairs; those of the first count; or give --group_by",
+                *(run.name, other.name),
+            )
+        names = {"agreement": agreement, "protocol": protocol_of(run, kind)}
+        names |= {"system": run.name, "minus": other.name}
+        differences.append(names | describe_difference(ours, theirs, kind, seed))
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
         row["p_value_holm"] = p_value
     return rows + differences
 
 
-def values_of(pairs: Iterable[Pair], agreement: str) -> np.ndarray:
+def protocol_of(run: Run, kind: str) -> str:
+    """Name the protocol that similarities of a kind are of."""
+    return next(iter(run.protocols)) if kind in AGREEMENTS else kind
+
+
+def values_of(pairs: Iterable[Pair], kind: str) -> np.ndarray:
     """Return the similarities (P,) of some pairs."""
-    return np.array([pair.similarities[agreement] for pair in pairs])
+    return np.array([pair.similarities[kind] for pair in pairs])
 
 
 def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
@@ -165,47 +184,80 @@ def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
     return None if all(group is None for group in groups) else np.array(number_groups(groups))
 
 
-def describe_mean(values: np.ndarray, groups: np.ndarray | None, seed: int) -> dict[str, Any]:
-    """Return the number of values (P,), their mean, its interval, and its p-value of being zero."""
-    found = bootstrap_mean(values, seed, groups)
+def group_differently(ours: Sequence[Pair], theirs: Sequence[Pair]) -> bool:
+    """Whether both systems have groups, and other ones, of the pairs that they have in common."""
+    found = [groups_of(pairs) for pairs in (ours, theirs)]
+    return all(groups is not None for groups in found) and not np.array_equal(*found)
+
+
+def describe_mean(
+    values: np.ndarray, groups: np.ndarray | None, seed: int, most: float = 1
+) -> dict[str, Any]:
+    """Return the number of values (P,), their mean, its interval, and its p-value of being zero.
+
+    Args:
+        most: that a mean can be, or -most.
+    """
+    found = bootstrap_mean(values, seed, groups, most)
     low, high = found.interval or (None, None)
     return {"pairs": len(values), "mean": found.mean, "low": low, "high": high, "p_value": found.p_value}
 
 
-def describe_difference(
-    ours: Sequence[Pair], theirs: Sequence[Pair], agreement: str, seed: int
-) -> dict[str, Any]:
+def describe_difference(ours: Sequence[Pair], theirs: Sequence[Pair], kind: str, seed: int) -> dict[str, Any]:
     """Describe by how much, and how often, the pairs of one system are more similar than those of another."""
     if not ours:
         return {"pairs": 0}
-    differences, groups = values_of(ours, agreement) - values_of(theirs, agreement), groups_of(ours)
+    differences = values_of(ours, kind) - values_of(theirs, kind)
+    of_ours, of_theirs = groups_of(ours), groups_of(theirs)
+    groups = of_theirs if of_ours is None else of_ours
     wins = (np.sign(differences) + 1) / 2  # ties count half
-    low, high = share_interval(wins, groups)
+    low, high = share_interval(wins, groups) or (None, None)
     win_rate = {"win_rate": float(wins.mean()), "win_rate_low": low, "win_rate_high": high}
-    return describe_mean(differences, groups, seed) | {"p_value_holm": None} | win_rate
+    return describe_mean(differences, groups, seed, most=2) | {"p_value_holm": None} | win_rate
 
 
 def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int, int]]:
     """Find the pairs that two systems have in common.
 
     Pairs of the same audio and video key match, then among the others those of the same video key, then those
-    of the same audio key; always only if there is one such pair on either side. So systems match that name
-    their sounds in their own ways.
+    of the same audio key; always only if there is one such pair on either side, or as many copies of one. So
+    systems match that name their sounds in their own ways. Keys of listed files are whole paths, which differ
+    from system to system: of these the ends are compared, the longest first.
 
     Returns:
         indices into both, in the order of `ours`.
     """
     matched = []
     left, right = range(len(ours)), range(len(theirs))
-    for key in (lambda pair: (pair.audio_key, pair.video_key), *map(attrgetter, ("video_key", "audio_key"))):
-        groups = defaultdict(lambda: ([], []))
-        for i, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
-            for index in indices:
-                groups[key(pairs[index])][i].append(index)
-        found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
-        matched += found
-        left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
+    keys = [key for pair in (*ours, *theirs) for key in (pair.audio_key, pair.video_key)]
+    depths = [None]
+    if any(os.path.isabs(key) for key in keys):
+        depths += range(max(len(key.split("/")) for key in keys), 0, -1)
+    for names in (("audio_key", "video_key"), ("video_key",), ("audio_key",)):
+        for depth in depths:
+            groups = defaultdict(lambda: ([], []))
+            for side, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
+                for i in indices:
+                    groups[tuple(end_of(getattr(pairs[i], name), depth) for name in names)][side].append(i)
+            found = [
+                match
+                for a, b in groups.values()
+                if len(a) == len(b) and are_copies(ours, a) and are_copies(theirs, b)
+                for match in zip(a, b, strict=True)
+            ]
+            matched += found
+            left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
     return sorted(matched)
+
+
+def end_of(key: str, depth: int | None) -> str:
+    """Return the last parts of a path, `depth` of them; all of it for None."""
+    return key if depth is None else "/".join(key.split("/")[-depth:])
+
+
+def are_copies(pairs: Sequence[Pair], indices: Sequence[int]) -> bool:
+    """Whether some pairs of one key are one pair that was named several times."""
+    return all(pairs[i].similarities == pairs[indices[0]].similarities for i in indices)
 
 
 def regroup(run: Run, group_by: str) -> Run:
@@ -232,6 +284,8 @@ def read_run(name: str) -> Run:
         similarities = metrics.get("paired_similarities", [])
         if len(pairs) != len(similarities):
             raise ValueError("its files are of different runs")
+        if not isinstance(metrics["protocol"].get("protocols", {}), dict):
+            raise ValueError("its protocols are no names")
         for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
             compared_figures(metrics[agreement] if agreement else metrics)
         for agreement in AGREEMENTS:  # which texts are in pair_scores.csv, and not here?
@@ -253,8 +307,9 @@ def read_pair(row: dict[str, str]) -> Pair:
     Raises:
         ValueError: it has no similarity.
     """
-    texts = {agreement: row.get(column) for agreement, column in AGREEMENTS.items()}
-    similarities = {agreement: float(text) for agreement, text in texts.items() if text}
+    texts = {kind: row.get(column) for kind, column in AGREEMENTS.items()}
+    texts |= {protocol: row.get(protocol) for protocol in PROTOCOLS}
+    similarities = {kind: float(text) for kind, text in texts.items() if text}
     if "audio_video" not in similarities or not all(-1 <= value <= 1 for value in similarities.values()):
         raise ValueError(f"pair_scores.csv has no similarity of {row['name']}")
     similarities = {agreement: float(np.float32(value)) for agreement, value in similarities.items()}
@@ -267,17 +322,22 @@ def read_pair(row: dict[str, str]) -> Pair:
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:
-    """Describe the first difference between the protocols of runs; None if there is none."""
-    for run in runs:
-        if run.metrics.get("definitions") != DEFINITIONS:
-            return f"{run.name}: its figures follow other definitions; evaluate it again with this version"
+    """Describe the differences between the protocols of runs; None if there is none."""
+    differences = [
+        f"{run.name}: its figures follow other definitions; evaluate it again with this version"
+        for run in runs
+        if run.metrics.get("definitions") != DEFINITIONS
+    ]
     protocols = [comparable(run.metrics["protocol"]) for run in runs]
     for run, protocol in zip(runs[1:], protocols[1:], strict=True):
         for key in COMPARABLE:
             if protocol[key] != protocols[0][key]:
                 ways = ", ".join(json.dumps(p[key], ensure_ascii=False) for p in (protocols[0], protocol))
-                return f"{runs[0].name} and {run.name} differ in {key}: {ways}"
-    return None
+                differences.append(f"{runs[0].name} and {run.name} differ in {key}: {ways}")
+        for name in list(run.protocols)[1:]:
+            if name in runs[0].protocols and run.protocols[name] != runs[0].protocols[name]:
+                differences.append(f"{runs[0].name} and {run.name} differ in {name}")
+    return "; ".join(differences) or None
 
 
 def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
@@ -313,12 +373,18 @@ def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
 def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     """Format the comparison as text: for each agreement a table of systems and one of differences."""
 
-    def number(value: Any) -> str:
-        return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    def text(row: dict[str, Any], column: str) -> str:
+        value = row.get(column)
+        if not isinstance(value, float):
+            return "" if value is None else one_line(str(value))
+        start = column.removesuffix("low").removesuffix("high")
+        interval = (row.get(f"{start}low"), row.get(f"{start}high"))
+        is_end = column.endswith(("low", "high")) and None not in interval
+        return f"{value:.{digits_of(list(interval)) if is_end else 4}f}"
 
     def table(columns: dict[str, str], chosen: Sequence[dict[str, Any]]) -> list[str]:
         lines = [list(columns.values())]
-        lines += [[one_line(number(row.get(column))) for column in columns] for row in chosen]
+        lines += [[text(row, column) for column in columns] for row in chosen]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
         return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
@@ -326,16 +392,26 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     figures = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT}
     figures |= {"auc": "AUC", "suspects": "suspects", "skipped": "skipped"}
     lines = []
-    titles = {"audio_video": "", "text_audio": "Captions and audio:", "text_video": "Captions and video:"}
-    for agreement, title in titles.items():
-        systems = [row for row in rows if row["agreement"] == agreement and "minus" not in row]
-        differences = [row for row in rows if row["agreement"] == agreement and "minus" in row]
-        if systems:
-            lines += ["", title] if title else []
-            lines += table({"system": "system", **mean, **figures}, systems)
+    for title, chosen in sections_of(rows).items():
+        systems = [row for row in chosen if "minus" not in row]
+        differences = [row for row in chosen if "minus" in row]
+        lines += ["", f"{title}:"] if title else []
+        shown = {key: label for key, label in figures.items() if any(row[key] is not None for row in systems)}
+        lines += table({"system": "system", **mean, **shown}, systems)
         if differences:
             lines += ["", "Difference on the pairs that both have:"]
             tests = {"p_value": "p", "p_value_holm": "p (Holm)", "win_rate": "wins"}
             ends = {"win_rate_low": "95% low", "win_rate_high": "95% high"}
             lines += table({"system": "system", "minus": "minus", **mean, **tests, **ends}, differences)
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip("\n")
+
+
+def sections_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Sort the rows by what was compared: title -> rows; the first has none, if all have one protocol."""
+    titles = {"text_audio": "Captions and audio", "text_video": "Captions and video"}
+    several = len({row["protocol"] for row in rows}) > 1
+    sections = defaultdict(list)
+    for row in rows:
+        named = row["protocol"] if several else ""
+        sections[titles.get(row["agreement"], named)].append(row)
+    return dict(sections)

@@ -54,6 +54,9 @@ ENGLISH = {
     "更好的视频": "; this audio fits the video {} better",
     "更好的音频": "; this video fits the audio {} better",
     "其余见 pair_scores.csv": "the others are in pair_scores.csv",
+    "公开评分": "Public scores",
+    "计分": "{} of {} pairs",
+    "未计分按 0 计": "{:.4f} where dropped pairs count as 0",
     "文本-音频一致性": "Similarity of captions and audio",
     "文本-视频一致性": "Similarity of captions and video",
     "有文本的数量": "With a caption",
@@ -65,6 +68,7 @@ ENGLISH = {
     "检索 (视频到文本)": "Retrieval, video to caption",
     "没有文本属于它们": "no caption belongs to one of them",
     "排名": "mean rank {:.2f}, median rank {:.2f}",
+    "(随机)": "(by chance {:.4f})",
     "文本": "Captions",
     "文本数量": "With a row",
     "没有对应文件": "Belonging to nothing",
@@ -95,6 +99,7 @@ ENGLISH = {
 CHINESE = {
     **{text: text for text in ENGLISH},
     "排名": "平均排名 {:.2f}, 中位数排名 {:.2f}",
+    "(随机)": "(随机水平 {:.4f})",
     "含义": (
         "在非可疑的配对中，预期有错的不超过 5 %；大约每二十个错误配对会漏掉一个；"
         "可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑"
@@ -102,6 +107,8 @@ CHINESE = {
     "更好的组合": "；此音频与视频 {} 更相似；此视频与音频 {} 更相似",
     "更好的视频": "；此音频与视频 {} 更相似",
     "更好的音频": "；此视频与音频 {} 更相似",
+    "计分": "计分 {} / {} 对",
+    "未计分按 0 计": "未计分的配对按 0 计则为 {:.4f}",
     "pairing": "配对模式",
     "retrieval": "检索模式",
     "stem": "文件名",
@@ -192,6 +199,13 @@ PAGE_WORDS = {
             *("video rank", "audio rank", "percentile", "p-value"),
             *("audio clips alike", "video clips alike", "audio", "video"),
         ),
+        "over time": "over time",
+        "over time how": (
+            "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
+            "click opens the video there; one whose sound is digital silence is hollow. It sorts by the weakest."
+        ),
+        "window": "{start}–{end} s: {score}",
+        "silent": "silent",
         "skipped": "Skipped files",
         "skipped how": "These files have no row, and their pairs are in no figure.",
         "skipped columns": ("side", "file", "reason"),
@@ -300,6 +314,13 @@ PAGE_WORDS = {
             *("视频排名", "音频排名", "百分位", "p 值"),
             *("音频片段相似", "视频片段相似", "音频", "视频"),
         ),
+        "over time": "随时间",
+        "over time how": (
+            "随时间：JavisScore 的 2 秒窗口，越高越相似；最弱的为红色，点击即从该处打开视频；"
+            "声音为数字静音的窗口为空心。该列按最弱的窗口排序。"
+        ),
+        "window": "{start}–{end} 秒：{score}",
+        "silent": "静音",
         "skipped": "跳过的文件",
         "skipped how": "这些文件没有嵌入，其配对不计入任何指标。",
         "skipped columns": ("类别", "文件", "原因"),

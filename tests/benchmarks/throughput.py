@@ -37,6 +37,7 @@ from test_model import released_state_dict  # noqa: E402
 from batch_inference import Options  # noqa: E402
 from imagebind import data  # noqa: E402
 from imagebind.data.clips import clip_spans  # noqa: E402
+from imagebind.data.features import VIDEO  # noqa: E402
 from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
 from imagebind.evaluation.embedding import start_workers  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
@@ -149,7 +150,7 @@ def released_way(path: Path) -> torch.Tensor:
 def decode(folder: Path) -> dict:
     paths = make_clips(folder)
     baseline = timed(lambda: [released_way(path) for path in paths])
-    files = [("video", str(path)) for path in paths]
+    files = [("video", str(path), (VIDEO,)) for path in paths]
     with start_workers(Options(None, "", num_workers=2), len(files)) as workers:
         ours = timed(lambda: list(load_files(files, workers)))
     return {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
@@ -300,6 +301,8 @@ def cached_huge(folder: Path) -> dict:
 
 OVERLAP = """
 import json, os, sys, time, torch
+from imagebind.data.features import VIDEO
+from imagebind.evaluation.protocols import make_protocols
 from imagebind.reading.loader import load_files
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
@@ -312,12 +315,13 @@ def seconds(work):
 cores = sorted(os.sched_getaffinity(0))
 held = []
 with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
-    decode = seconds(lambda: held.extend(load_files([("video", path) for path in files], workers)))
+    decode = seconds(lambda: held.extend(load_files([("video", path, (VIDEO,)) for path in files], workers)))
 embedder = Embedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32")
-embedder("vision", [held[0].input])
-model = seconds(lambda: [embedder("vision", [file.input]) for file in held])
+inputs = [file.features["video"].input for file in held]
+embedder("vision", inputs[:1])
+model = seconds(lambda: [embedder("vision", [input]) for input in inputs])
 with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
-    whole = FileEmbedder(embedder, None, 1, workers, {"video": len(files)})
+    whole = FileEmbedder(embedder, None, 1, workers, {"video": len(files)}, make_protocols(["imagebind"], 8))
     run = seconds(lambda: whole.embed({"video": files}))
 print(json.dumps({"decode_s": decode, "model_s": model, "ours_s": run, "ratio": run / max(decode, model)}))
 """

@@ -30,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from imagebind import data
+from imagebind.data.features import AUDIO, VIDEO, Feature
 from imagebind.reading.loader import load_files
 from imagebind.reading.workers import Workers
 
@@ -179,14 +180,20 @@ def damaged(files: list[tuple[str, str, bytes]], seed: int) -> tuple[str, str, b
 
 def fault(loaded) -> str | None:
     """Say what is wrong with the result of reading a file, if anything is."""
-    if loaded.reason is not None:
-        return loaded.reason if re.search(BAD_REASONS, loaded.reason) else None
-    clips = loaded.input.clips()
+    if (reason := reason_of(loaded)) is not None:
+        return reason if re.search(BAD_REASONS, reason) else None
+    input = loaded.features[loaded.modality].input
+    clips = input.clips()
     if clips.shape[1:] != SHAPES[loaded.modality]:
         return f"shape {tuple(clips.shape)}"
-    if sum(loaded.input.counts.values()) != {"audio": data.AUDIO_CLIPS, "video": 15}[loaded.modality]:
-        return f"counts {dict(loaded.input.counts)}"
+    if sum(input.counts.values()) != {"audio": data.AUDIO_CLIPS, "video": 15}[loaded.modality]:
+        return f"counts {dict(input.counts)}"
     return None if torch.isfinite(clips).all() else "not finite"
+
+
+def reason_of(loaded) -> str | None:
+    """Return why a file gives no input, or None."""
+    return loaded.reason or (loaded.features and loaded.features[loaded.modality].reason) or None
 
 
 def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Counter, dict[Path, str]]:
@@ -197,17 +204,17 @@ def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Co
     """
     whole, outcomes, faults = whole_files(), Counter(), {}
 
-    def cases() -> Iterator[tuple[str, str]]:
+    def cases() -> Iterator[tuple[str, str, tuple[Feature]]]:
         for seed in range(first, first + n_cases):
             side, suffix, content = damaged(whole, seed)
             path = folder / f"{seed}{suffix}"
             path.write_bytes(content)
-            yield side, str(path)
+            yield side, str(path), ({"audio": AUDIO, "video": VIDEO}[side],)
 
     workers = Workers("imagebind.reading.loader:read_file", n_workers, TIMEOUT_SECONDS, MEMORY_BYTES)
     with workers:
         for loaded in load_files(cases(), workers):
-            kind = re.sub(r"\d+", "#", loaded.reason or "input")
+            kind = re.sub(r"\d+", "#", reason_of(loaded) or "input")
             outcomes["input, with a warning" if kind == "input" and loaded.warnings else kind] += 1
             if wrong := fault(loaded):
                 faults[Path(loaded.path)] = wrong
