@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_an_interval_is_shown_in_the_digits_it_deserves():
 
 def test_names_are_grouped_by_what_the_first_parentheses_match(caplog):
     assert group_names(["dog_0", "dog_1", "cat_0", "x"], r"(.+)_\d") == ["dog", "dog", "cat", None]
-    assert "--group_by fits 1 names not; each is its own group: x" in caplog.text
+    assert "--group_by does not fit 1 names; each is its own group: x" in caplog.text
     assert number_groups(["a", None, "a", None, "b"]) == [0, 1, 0, 3, 4]
 
 
@@ -217,3 +218,22 @@ def test_a_group_column_makes_intervals_over_groups(tmp_path, small_checkpoint):
     assert [pair["group"] for pair in results["pair_scores"]] == ["dog"] * 3 + [None] * 3
     assert '"dog"' in (tmp_path / "out" / "pair_scores.csv").read_text(encoding="utf-8-sig")
     assert "分组: 4" in (tmp_path / "out" / "consistency_report.txt").read_text()
+
+
+def test_one_large_group_among_small_ones_gives_no_interval():
+    groups = np.repeat(np.arange(4), (40, 5, 3, 2))
+    values = np.random.default_rng(0).standard_normal(50)
+    assert bootstrap_mean(values, 0, groups).interval is None
+    assert share_interval((values > 0).astype(float), groups) is None
+
+
+def test_copies_of_a_pair_are_one_group(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    for name in "ab":
+        for i in range(3):
+            shutil.copy(pairs / "audio" / f"{name}.wav", pairs / "audio" / f"{name}{i}.wav")
+            shutil.copy(pairs / "video" / f"{name}.mp4", pairs / "video" / f"{name}{i}.mp4")
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "num_workers": 0}
+    metrics = batch_inference_av_consistency("audio", "video", **options)["metrics"]
+    assert (metrics["counts"]["pairs"], metrics["groups"]) == (10, 4)
+    assert metrics["paired_similarity_interval"] is None  # 4, 4, 1 and 1 say no more than three

@@ -118,6 +118,7 @@ def test_sampled_frames_are_those_of_ffmpegs_filter(tmp_path, seed):
     path = write_video(tmp_path / f"x{suffix}", images, fps=int(rng.choice([1, 10, 25, 60])), pts=pts)
     with open_stream(path, "video") as stream:
         timelines = [packet_timeline(stream), decoded_timeline(path)]
+    with open_stream(path, "video") as stream:
         frames = [frame.to_ndarray(format="rgb24") for frame in stream.container.decode(stream)]
     for timeline in timelines:
         if timeline.times is None:

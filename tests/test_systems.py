@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tone, write_audio
+from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
 
@@ -127,3 +127,65 @@ def test_wrong_usage_is_status_2(argv, message, capsys):
         main(argv)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def listed(tmp_path, small_checkpoint, monkeypatch):
+    """Evaluate pairs of listed files, folder/name; give the rows of their comparison."""
+    monkeypatch.chdir(tmp_path)
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "num_workers": 0, "cache": "cache.sqlite"}
+
+    def listed(*runs: tuple[dict[str, int], dict]):
+        for out, (files, more) in zip("ab", runs, strict=True):
+            paths = [(f"{name}.wav", f"{name}.mp4") for name in files]
+            for hz, (sound, video) in zip(files.values(), paths, strict=True):
+                if not os.path.exists(sound):
+                    write_audio(tmp_path / sound, tone(1, hz))
+                    write_video(tmp_path / video, [picture(hz // 40 + i) for i in range(20)])
+            batch_inference_av_consistency(*zip(*paths, strict=True), output_dir=out, **options, **more)
+        return compare_systems(["a", "b"])
+
+    return listed
+
+
+FIVE = {f"m/x/clip{i}": 200 + 150 * i for i in range(5)}
+
+
+def test_one_more_file_in_another_folder_loses_no_pair(listed):
+    *_, difference = listed((FIVE, {}), (FIVE | {"m/y/other": 3000}, {}))
+    assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (5, 0, 0.5)
+
+
+def test_files_of_one_name_in_two_folders_are_not_mixed_up(listed):
+    others = {f"m/clip{i}": 2000 + 100 * i for i in range(5)}
+    *_, difference = listed((FIVE, {}), (FIVE | others, {"seed": 1}))
+    assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (5, 0, 0.5)
+
+
+def test_systems_in_other_folders_match_by_what_is_equal_at_the_end(listed):
+    *_, difference = listed((FIVE, {}), ({name.replace("m/", "n/o/"): hz for name, hz in FIVE.items()}, {}))
+    assert difference["pairs"] == 5
+
+
+def test_the_groups_of_either_system_count(listed, caplog):
+    grouped = {"group_by": r"clip([01]|.)"}
+    *_, difference = listed((FIVE, {"group_by": r"clip(\d)"}), (FIVE, {"group_by": "(clip)"}))
+    assert difference["win_rate_low"] is not None
+    assert "a and b have other groups of pairs; those of the first count; or give --group_by" in caplog.text
+    first, second = (
+        listed(*runs)[-1] for runs in ([(FIVE, {}), (FIVE, grouped)], [(FIVE, grouped), (FIVE, {})])
+    )
+    assert (first["win_rate_low"], first["win_rate_high"]) == (
+        second["win_rate_low"],
+        second["win_rate_high"],
+    )
+
+
+def test_all_differences_of_protocols_are_named(systems):
+    path = Path("two", "metrics.json")
+    metrics = json.loads(path.read_text())
+    del metrics["definitions"]
+    metrics["protocol"]["precision"] = "fp16"
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(EvaluationError, match=r"follow other definitions.*; one and two differ in precision"):
+        compare_systems(["one", "two"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from imagebind.evaluation.errors import OptionError
 from imagebind.names import shorten
@@ -44,7 +44,9 @@ def group_names(names: Sequence[str], expression: str) -> list[str | None]:
     """As match_groups, with a warning of names that are in no group."""
     groups = match_groups(names, expression)
     if without := [name for name, group in zip(names, groups, strict=True) if group is None]:
-        log.warning("--group_by fits %d names not; each is its own group: %s", len(without), shorten(without))
+        log.warning(
+            "--group_by does not fit %d names; each is its own group: %s", len(without), shorten(without)
+        )
     return groups
 
 
@@ -79,7 +81,7 @@ def hint_at_groups(names: Sequence[str]) -> None:
         )
 
 
-def number_groups(groups: Sequence[str | None] | None) -> list[int] | None:
+def number_groups(groups: Sequence[Hashable | None] | None) -> list[int] | None:
     """Number groups from 0; a pair without one is its own.
 
     >>> number_groups(["a", None, "a", None])
@@ -87,5 +89,5 @@ def number_groups(groups: Sequence[str | None] | None) -> list[int] | None:
     """
     if groups is None:
         return None
-    number: dict[str, int] = {}
+    number: dict[Hashable, int] = {}
     return [i if group is None else number.setdefault(group, i) for i, group in enumerate(groups)]

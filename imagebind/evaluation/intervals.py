@@ -16,7 +16,7 @@ from imagebind.evaluation.keys import Cells
 SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
 AUC_SAMPLES = 1000
 DRAWN_TOGETHER = 2**17  # numbers, few enough to stay in the processor's cache
-MIN_GROUPS = 4  # an interval of fewer means nothing
+MIN_GROUPS = 4  # an interval of fewer means nothing; unequal ones count for less (effective_number)
 MANY_GROUPS = 30  # from here on the percentiles of resampled means are good enough
 MIN_AUC_PAIRS, MIN_AUC_GROUPS = 100, 10
 Z = 1.959964  # of the normal distribution, 95 %
@@ -48,7 +48,7 @@ def bootstrap_mean(
     mean = math.fsum(values) / len(values)
     sums, sizes = group_sums(values, groups)
     n = len(sums)
-    if n < MIN_GROUPS:
+    if effective_number(sizes) < MIN_GROUPS:
         return Mean(mean)
     generator = np.random.default_rng(seed)
     if n >= MANY_GROUPS:
@@ -79,6 +79,15 @@ def group_sums(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarra
         return values.astype(np.float64), np.ones(len(values))
     index = np.unique(groups, return_inverse=True)[1]
     return np.bincount(index, values), np.bincount(index).astype(np.float64)
+
+
+def effective_number(sizes: np.ndarray) -> float:
+    """Return of how many equal groups these, of sizes (G,), say as much (Kish 1965).
+
+    >>> float(effective_number(np.array([5, 5, 5, 5]))), float(effective_number(np.array([17, 1, 1, 1])))
+    (4.0, 1.36986301369863)
+    """
+    return sizes.sum() ** 2 / np.square(sizes).sum()
 
 
 def resampled_means(sums: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -122,7 +131,7 @@ def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interv
     if groups is None:
         return wilson_interval(share, n)
     sums, sizes = group_sums(hits, groups)
-    if len(sums) < MIN_GROUPS:
+    if effective_number(sizes) < MIN_GROUPS:
         return None
     size = sizes.mean()
     sums, sizes = np.append(sums, [0, size]), np.append(sizes, [size, size])
@@ -145,7 +154,7 @@ def auc_interval(
         mismatches: S sampled ones.
         groups: (P,) number of the group of each pair.
     """
-    n_groups = MIN_AUC_GROUPS if groups is None else len(np.unique(groups))
+    n_groups = effective_number(group_sums(np.ones(len(pairs.keys)), groups)[1])
     if len(pairs.keys) < MIN_AUC_PAIRS or n_groups < MIN_AUC_GROUPS or not len(mismatches.keys):
         return None
     generator = np.random.default_rng(seed)

@@ -222,12 +222,15 @@ class Comparison:
 
         Args:
             pair_cells: (P, 2) the rows that belong together.
-            groups: (P,) number of the group of each pair; None: each is its own.
+            groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
             matrix: to be filled in.
         """
         rows, columns = self.embeddings[modality], self.embeddings[other]
         contents = self.contents[modality], self.contents[other]
-        truth = find_truth(*contents, ((contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()))
+        of_pairs = [(contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()]
+        truth = find_truth(*contents, of_pairs)
+        if groups is None and len(set(of_pairs)) < len(of_pairs):  # copies of a pair say no more than one
+            groups = number_groups(of_pairs)
         shape = len(rows), len(columns)
         sampled = (
             sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)

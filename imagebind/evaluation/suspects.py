@@ -85,7 +85,7 @@ def rank_products(sample: Sample, true: TrueCells) -> np.ndarray:
 
 
 def can_tell(n_mismatches: int, n_pairs: int) -> bool:
-    """Tell whether there are so many mismatches that a single good pair among wrong ones could pass.
+    """Tell whether there are so many mismatches that a single pair could be told from all of them.
 
     >>> [can_tell(n * (n - 1), n) for n in (20, 21)]
     [False, True]

@@ -401,7 +401,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
         if differences:
             lines += ["", "Difference on the pairs that both have:"]
             tests = {"p_value": "p", "p_value_holm": "p (Holm)", "win_rate": "wins"}
-            ends = {"win_rate_low": "95% low", "win_rate_high": "95% high"}
+            ends = {"win_rate_low": "wins low", "win_rate_high": "wins high"}
             lines += table({"system": "system", "minus": "minus", **mean, **tests, **ends}, differences)
     return "\n".join(lines).lstrip("\n")
 

@@ -202,7 +202,7 @@ PAGE_WORDS = {
         "over time": "over time",
         "over time how": (
             "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
-            "click opens the video there; one whose sound is digital silence is hollow. It sorts by the weakest."
+            "click opens the video there; one whose sound is digital silence is hollow."
         ),
         "window": "{start}–{end} s: {score}",
         "silent": "silent",
