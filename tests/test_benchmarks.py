@@ -10,6 +10,7 @@ from conftest import TESTS
 sys.path.append(str(TESTS / "benchmarks"))
 
 import figures
+import protocols
 
 
 @pytest.mark.parametrize("name", figures.TABLES)
@@ -22,3 +23,10 @@ def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
     assert title
     assert rows
     assert {row.count("|") for row in (columns, *rows)} == {columns.count("|")}
+
+
+def test_costs_of_protocols_are_printed(capsys):
+    protocols.main(["--videos", "1", "--runs", "1", "--seconds", "8", "--times", "2"])
+    printed = capsys.readouterr().out
+    assert "| all, against the sum of the four | " in printed
+    assert "peak memory, 8 s: " in printed

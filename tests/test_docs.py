@@ -61,7 +61,8 @@ def test_every_option_is_listed_with_its_default(page):
     assert [option for option, _ in rows] == list(options)
     for option, default in rows:
         if options[option] not in (None, False):
-            assert default == f"`{options[option]}`"
+            value = options[option]
+            assert default == f"`{' '.join(value) if isinstance(value, tuple) else value}`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -87,7 +88,7 @@ def test_the_examples_of_help_parse(tmp_path, monkeypatch):
     lines = [
         line for line in help.splitlines() if re.match(r" +(python|torchrun .*) batch_inference.py -", line)
     ]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         build_parser().parse_args(shlex.split(line.split("batch_inference.py")[1]))
 

@@ -97,7 +97,7 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     if "groups" in metrics:
         rows["分组"] = metrics["groups"]
     if "margin" not in metrics:
-        return rows | chance_rows(metrics, words)
+        return rows | chance_rows(directions_of(metrics))
     auc = f"{metrics['auc']:.4f}"
     rows |= {
         "不成对组合的平均相似度": mean_and_std(metrics, "mismatched", words),
@@ -111,7 +111,7 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
             rows[f"召回率的 95% 置信区间 ({direction})"] = ", ".join(
                 f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
             )
-    return rows | chance_rows(metrics, words) | suspect_rows(metrics, words)
+    return rows | chance_rows(directions_of(metrics)) | suspect_rows(metrics, words)
 
 
 def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -119,13 +119,13 @@ def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"音频到视频": metrics, "视频到音频": metrics["video_to_audio"]}
 
 
-def chance_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
-    """Say what Recall@K would be by chance; 1 where nothing competes."""
+def chance_rows(directions: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Say what Recall@K would be by chance, in each direction; 1 where nothing competes."""
     return {
         f"随机水平 ({direction})": ", ".join(
             f"Recall@{k} {figures[f'recall_at_{k}_chance']:.4f}" for k in RECALL_AT
         )
-        for direction, figures in directions_of(metrics).items()
+        for direction, figures in directions.items()
     }
 
 
@@ -178,11 +178,7 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
         return {}
 
     def retrieval(ranks: dict[str, Any]) -> str:
-        recalls = [
-            f"Recall@{k} {ranks[f'recall_at_{k}']:.4f} "
-            + words["(随机)"].format(ranks[f"recall_at_{k}_chance"])
-            for k in RECALL_AT
-        ]
+        recalls = [f"Recall@{k} {ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT]
         return ", ".join([*recalls, words["排名"].format(ranks["mean_rank"], ranks["median_rank"])])
 
     sections = {}
@@ -198,8 +194,9 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
         if "margin" in figures:
             rows["不成对组合的平均相似度"] = mean_and_std(figures, "mismatched", words)
             rows["配对高于不成对组合的概率 (AUC)"] = f"{figures['auc']:.4f}"
-        rows[f"检索 (文本到{name})"] = retrieval(figures)
-        rows[f"检索 ({name}到文本)"] = retrieval(figures[f"{modality}_to_text"])
+        directions = {f"文本到{name}": figures, f"{name}到文本": figures[f"{modality}_to_text"]}
+        rows |= {f"检索 ({direction})": retrieval(ranks) for direction, ranks in directions.items()}
+        rows |= chance_rows(directions)
         sections[f"文本-{name}一致性"] = rows
     labels = {
         "文本数量": "text",

@@ -66,9 +66,12 @@ ENGLISH = {
     "检索 (音频到文本)": "Retrieval, audio to caption",
     "检索 (文本到视频)": "Retrieval, caption to video",
     "检索 (视频到文本)": "Retrieval, video to caption",
+    "随机水平 (文本到音频)": "By chance, caption to audio",
+    "随机水平 (音频到文本)": "By chance, audio to caption",
+    "随机水平 (文本到视频)": "By chance, caption to video",
+    "随机水平 (视频到文本)": "By chance, video to caption",
     "没有文本属于它们": "no caption belongs to one of them",
     "排名": "mean rank {:.2f}, median rank {:.2f}",
-    "(随机)": "(by chance {:.4f})",
     "文本": "Captions",
     "文本数量": "With a row",
     "没有对应文件": "Belonging to nothing",
@@ -99,7 +102,6 @@ ENGLISH = {
 CHINESE = {
     **{text: text for text in ENGLISH},
     "排名": "平均排名 {:.2f}, 中位数排名 {:.2f}",
-    "(随机)": "(随机水平 {:.4f})",
     "含义": (
         "在非可疑的配对中，预期有错的不超过 5 %；大约每二十个错误配对会漏掉一个；"
         "可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑"
