@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import CHROMIUM, Browser
-from conftest import picture, skip, tone, write_audio, write_video
+from conftest import RATE, TESTS, picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
 from imagebind.evaluation import charts, page
@@ -454,3 +454,35 @@ def test_no_html_leaves_the_comparison_page_out(systems):
     compare_systems(systems, "compared")
     compare_systems(systems, "compared", no_html=True)
     assert os.listdir("compared") == ["comparison.csv"]
+
+
+def test_each_pair_has_its_time_line(browser, tmp_path):
+    """The weakest window is marked and opens the video there; what is silent is hollow."""
+    folder = TESTS / "reference" / "protocols"
+    video = write_video(tmp_path / "y.mp4", [picture(i % 100) for i in range(110)])
+    sound = np.concatenate([tone(3), np.zeros(3 * RATE, np.float32), tone(2)])
+    results = batch_inference_av_consistency(
+        [folder / "media" / "pattern_25fps_9s.flac", write_audio(tmp_path / "y.wav", sound)],
+        [folder / "media" / "pattern_25fps_9s.mp4", video],
+        *("cpu", 4, tmp_path / "out"),
+        checkpoint=folder / "tiny.pth",
+        report_lang="en",
+        protocols=["imagebind", "javisscore"],
+    )
+    browser.open(tmp_path / "out" / "report.html")
+    lines = browser.run(
+        "[...document.querySelectorAll('svg.time')].map(line => [line.closest('a').getAttribute('href'),"
+        " ...['rect', '.weakest', '.silent'].map(kind => line.querySelectorAll(kind).length),"
+        " line.querySelector('.weakest title').textContent])"
+    )
+    found = {scores["name"]: scores for scores in results["pair_scores"]}
+    for href, n_windows, n_weakest, n_silent, title in lines:
+        path, at = href.split("#t=")
+        scores = found[Path(path).stem]
+        windows = dict(zip(found, results["windows"], strict=True))[scores["name"]]
+        assert (tmp_path / "out" / path).resolve().exists()
+        assert (n_windows, n_weakest, n_silent) == (len(windows), 1, sum(w.is_silent for w in windows))
+        assert float(at) == pytest.approx(scores["weakest_start"], abs=1e-3)
+        assert title.endswith(f": {scores['weakest_score']:.4f}")
+    assert sum(line[3] for line in lines) == 2
+    assert len(lines) == 2

@@ -145,9 +145,8 @@ def write_report_page(
         )
     parts.append(matrix_part(results, lang))
     if results["pairs"]:
-        scores = results["pair_scores"]
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(results["candidates"], lang)))
-        parts.append(pair_table(scores, results["windows"], texts, folder))
+        parts.append(pair_table(results, texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
     if failures := results["failures"]:
@@ -208,6 +207,9 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
         ]
     detail = beside(metrics["recall_at_1_interval"], metrics["recall_at_1_chance"])
     chosen.append(("Recall@1", metrics["recall_at_1"], detail))
+    for name, score in list(metrics["scores"].items())[1:]:
+        mean = "–" if score["mean"] is None else score["mean"]
+        chosen.append((name, mean, texts["scored"].format(score["n_scored"], score["n_pairs"])))
     for key in ("text_audio", "text_video"):
         of_text = metrics.get(key, {})
         if "paired_similarity_mean" in of_text:
@@ -234,14 +236,10 @@ def matrix_part(results: dict[str, Any], lang: str) -> Part:
     return chart(texts["heat map"], how, heat_map(similarity, *names, lang))
 
 
-def pair_table(
-    scores: Any, windows: Sequence[Sequence[Window]] | None, texts: dict[str, Any], folder: str | os.PathLike
-) -> Part:
-    """Show the pairs, the least similar first.
-
-    Args:
-        windows: of each pair, if a protocol has any.
-    """
+def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.PathLike) -> Part:
+    """Show the pairs, the least similar first."""
+    scores, windows = results["pair_scores"], results["windows"]
+    protocols = list(results["metrics"]["scores"])[1:]  # the score of the first is the similarity
     lowest = scores.lowest(MAX_PAIRS)
     how = texts["pair table how"]
     if len(lowest) < len(scores):
@@ -249,7 +247,6 @@ def pair_table(
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
     others = ("best_other_video", "best_other_audio")
     said = {None: None, True: texts["yes"], False: texts["no"]}
-    protocols = scores.protocol_columns if scores.protocol_columns != ("imagebind",) else ()
     row_of = {pair: i for i, pair in enumerate(scores.pairs)} if windows is not None else {}
 
     def time_line(pair: dict[str, Any]) -> tuple[Any, ...]:

@@ -201,6 +201,7 @@ PAGE_WORDS = {
             *("video rank", "audio rank", "percentile", "p-value"),
             *("audio clips alike", "video clips alike", "audio", "video"),
         ),
+        "scored": "{} of {} pairs",
         "over time": "over time",
         "over time how": (
             "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
@@ -316,6 +317,7 @@ PAGE_WORDS = {
             *("视频排名", "音频排名", "百分位", "p 值"),
             *("音频片段相似", "视频片段相似", "音频", "视频"),
         ),
+        "scored": "计分 {} / {} 对",
         "over time": "随时间",
         "over time how": (
             "随时间：JavisScore 的 2 秒窗口，越高越相似；最弱的为红色，点击即从该处打开视频；"
