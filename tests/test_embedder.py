@@ -12,6 +12,7 @@ from conftest import RATE, picture, tone, write_audio, write_video
 from batch_inference import Options, batch_inference_av_consistency
 from imagebind import data
 from imagebind.data.features import AUDIO, VIDEO
+from imagebind.data.sequences import ImageInput
 from imagebind.evaluation.embedding import choose_precision, start_workers
 from imagebind.models import embedder as embedder_module
 from imagebind.models.embedder import Embedder
@@ -58,7 +59,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoi
     inputs = [data.read_video(path) for path in videos]
     embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
     expected = embedder("vision", inputs)
-    embedder.max_files["vision"] = None  # as on a GPU
+    embedder.max_inputs = None  # as on a GPU
 
     def little_memory(module, args):
         if len(args[0]) > 15:  # clips
@@ -68,14 +69,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoi
     np.testing.assert_allclose(embedder("vision", inputs), expected, atol=1e-6)
     embedder("vision", inputs)
     assert [r.getMessage() for r in caplog.records] == [
-        "cpu: out of memory with 4 vision files, going on with fewer"
+        "cpu: out of memory with 4 vision inputs, going on with fewer"
     ]
 
 
 def test_fewer_videos_at_a_time_are_not_fewer_sounds(files, small_checkpoint):
     sounds, videos = files
     embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
-    embedder.max_files = dict.fromkeys(embedder.max_files, None)  # as on a GPU
+    embedder.max_inputs = None  # as on a GPU
     batches = []
 
     def one_file(module, args):
@@ -85,13 +86,15 @@ def test_fewer_videos_at_a_time_are_not_fewer_sounds(files, small_checkpoint):
     embedder.tower("vision").register_forward_pre_hook(one_file)
     embedder.tower("audio").register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     embedder("vision", [data.read_video(path) for path in videos])
+    embedder("vision", [ImageInput(torch.zeros(224, 224, 3, dtype=torch.uint8))] * 9)  # nor fewer pictures
+    assert embedder.max_that_fit == {data.VideoInput: 1}
     embedder("audio", inputs := [data.read_audio(path) for path in sounds])
     assert batches == [sum(len(x.counts) for x in inputs)]
 
 
 def test_memory_is_freed_when_the_failed_batch_no_longer_holds_it(files, small_checkpoint, monkeypatch):
     embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
-    embedder.max_files["vision"] = None
+    embedder.max_inputs = None
     held, seen = [], []
 
     def little_memory(module, args):

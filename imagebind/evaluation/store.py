@@ -46,6 +46,8 @@ class EmbeddingStore:
 
     def add(self, path: str, embedding: np.ndarray, content_hash: str) -> None:
         """Store the embedding (E,) of a file; files of one content get that of the first, bit for bit."""
+        if path in self.row_of:
+            return
         if self.array is None:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
         known, row = self.find(content_hash), len(self.content_hashes)

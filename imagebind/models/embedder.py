@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import torch
 
 from imagebind.data import AudioInput, TextInput, VideoInput
+from imagebind.data.sequences import ImageInput
 from imagebind.memory import free_unused_memory, unless_out_of_memory
 from imagebind.models.imagebind_model import ImageBindModel, Tower
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Input = AudioInput | VideoInput | TextInput
+Input = AudioInput | VideoInput | ImageInput | TextInput
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,15 @@ class Embedder:
         self.device = device
         self.precision = precision
         self._towers: dict[str, Tower] = {}
-        # Files in one forward pass; None is no limit. More than one gain nothing on a CPU, and one by one an
+        # Inputs in one forward pass; None is no limit. More than one gain nothing on a CPU, and one by one an
         # embedding is the same bit for bit whatever else is in the run.
-        self.max_files = dict.fromkeys(model.towers, 1 if device.type == "cpu" else None)
+        self.max_inputs = 1 if device.type == "cpu" else None
+        self.max_that_fit: dict[type[Input], int] = {}  # a video is many clips, a picture is one
         self._in_fp32: Embedder | None = None  # for what is not finite in 16 bits
 
     @torch.inference_mode()
     def __call__(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
-        """Embed a batch of files.
+        """Embed a batch of inputs of one kind: of a file each, or of a frame.
 
         What is not finite in 16 bits is computed in 32.
 
@@ -51,9 +53,10 @@ class Embedder:
             MemoryError: the tower, or one file, does not fit into the device's memory.
         """
         self.tower(modality)
-        embeddings, done = [], 0
+        embeddings, done, kind = [], 0, type(inputs[0])
         while done < len(inputs):
-            part = inputs[done : done + (self.max_files[modality] or len(inputs))]
+            most = self.max_that_fit.get(kind, self.max_inputs)
+            part = inputs[done : done + (most or len(inputs))]
             embedded = self._embed_if_it_fits(modality, part)
             if embedded is not None:
                 embeddings.append(embedded)
@@ -62,12 +65,12 @@ class Embedder:
             free_unused_memory(self.device)
             if len(part) == 1:
                 raise MemoryError(f"{self.device}: one file does not fit into memory")
-            if self.max_files[modality] is None:
+            if kind not in self.max_that_fit:
                 log.warning(
-                    "%s: out of memory with %d %s files, going on with fewer",
+                    "%s: out of memory with %d %s inputs, going on with fewer",
                     *(self.device, len(part), modality),
                 )
-            self.max_files[modality] = len(part) // 2
+            self.max_that_fit[kind] = len(part) // 2
         embeddings = torch.cat(embeddings)
         if DTYPES[self.precision] != torch.float32:
             self._repair(modality, inputs, embeddings)
