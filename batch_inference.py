@@ -37,16 +37,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
+from imagebind.evaluation.embedding import start_workers
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
+from imagebind.evaluation.evaluator import Evaluator, evaluate
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
-from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
-from imagebind.evaluation.plan import plan_run
+from imagebind.evaluation.outputs import output_writers
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.report import format_report
-from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
 from imagebind.evaluation.terminal import (
     logging_to_stderr,
@@ -59,6 +58,7 @@ from imagebind.names import one_line
 
 __all__ = [
     "EvaluationError",
+    "Evaluator",
     "NothingLeftError",
     "OptionError",
     "Options",
@@ -129,27 +129,7 @@ def batch_inference_av_consistency(
         KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
     options = Options(audio_paths, video_paths, device, batch_size, output_dir, retrieval_mode, **more)
-    if job is not None and output_dir is None:
-        raise OptionError("must be given for several processes", "output_dir")
-    if job is not None and not job.is_first:
-        raise OptionError("is for the first process; the others call embed_in_job", "job")
-    with exclusive_use(output_dir, output_writers(options)) as lock:
-        plan = plan_run(options)
-        n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
-        with start_workers(options, n_files, n_processes) as workers:
-            if job is None:
-                embedded = embed_files(plan.inputs, options, workers)
-            else:
-                embedded = embed_in_job(job, options, workers, plan.inputs)
-        with interruptible(lambda: embedded.summary):
-            from imagebind.evaluation.results import build_results  # imports torch, which takes seconds
-
-            lock.renew()
-            arrays = OutputArrays(output_dir)
-            results = build_results(plan, embedded, arrays, options)
-            if output_dir is not None:
-                write_outputs(results, arrays, options, lock)
-    return results
+    return evaluate(options, job=job)
 
 
 # The command line

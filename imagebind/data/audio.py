@@ -304,6 +304,27 @@ class AudioInput(ModelInput):
         return self.mels.to(device, non_blocking=True)[list(self.counts)]
 
 
+def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
+    """Make the model's input of samples (C, N) float32, as of a file that holds them.
+
+    Args:
+        rate: in Hz.
+        name: of the samples in messages.
+
+    Raises:
+        TypeError: they are something else.
+        MediaError: as load_audio.
+    """
+    if not (torch.is_tensor(samples) and samples.dtype == torch.float32 and samples.ndim == 2):
+        raise TypeError(f"{name} must be (channels, samples) float32")
+    with media_errors(name):
+        if not samples.numel():
+            raise MediaError(name, "no audio samples")
+        waveform = resample(samples.cpu().clone(), rate, SAMPLE_RATE)
+        clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
+        return AudioInput(clips_to_input(name, clips))
+
+
 def read_audio(path: Path) -> AudioInput:
     """Read an audio file, or a video file's sound; raises as load_audio."""
     return AudioInput(load_audio(path))

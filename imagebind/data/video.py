@@ -259,6 +259,28 @@ def read_clips(path: Path, recipes: Sequence[ClipRecipe]) -> list[VideoInput | D
         return to_inputs(chosen, prepare_all(frames, chosen, recipes))
 
 
+def from_frames(frames: torch.Tensor, fps: float, name: str) -> VideoInput:
+    """Make the model's input of frames (T, H, W, 3) uint8, as of a file that shows them.
+
+    Args:
+        fps: their rate.
+        name: of the frames in messages.
+
+    Raises:
+        TypeError: they are something else.
+        MediaError: there are none, or they are of an extreme shape.
+    """
+    if not (torch.is_tensor(frames) and frames.dtype == torch.uint8 and frames.shape[3:] == (3,)):
+        raise TypeError(f"{name} must be (frames, height, width, 3) uint8")
+    with media_errors(name):
+        if not frames.numel():
+            raise MediaError(name, "no video frames")
+        clips = clip_frames(len(frames), fps)
+        numbers = sorted({number for clip in clips for number in clip})
+        pictures = ((number, frames[number].cpu().permute(2, 0, 1)) for number in numbers)
+        return to_input(clips, {n: normalize_rgb(resize_short_side(picture)) for n, picture in pictures})
+
+
 def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
     """Read the frames of a video that make up the released loader's clips; raises as read_clips."""
     (video,) = read_clips(path, [imagebind_clips(clip_seconds, n_clips)])

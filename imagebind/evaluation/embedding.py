@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.model import TOWERS, ModelHolder
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
@@ -28,11 +29,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     from imagebind.data.features import Feature
     from imagebind.models.checkpoints import Weights
     from imagebind.models.embedder import Embedder
-    from imagebind.models.imagebind_model import ImageBindModel
     from imagebind.reading.loader import LoadedFeature, LoadedFile, LoadedPart
 
 MEDIA_MODALITIES = ("audio", "video")
-TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
 PACKAGES = (  # whose versions are in the protocol
     *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
     "open_clip_torch",
@@ -366,17 +365,20 @@ class Timing:
         )
 
 
-def embed_files(inputs: Inputs, options: Options, workers: Workers | None) -> EmbeddedFiles:
+def embed_files(
+    inputs: Inputs, options: Options, workers: Workers | None, holder: ModelHolder
+) -> EmbeddedFiles:
     """Embed the files of a run in this process.
 
     Args:
         inputs: the files.
+        holder: of the model.
 
     Raises:
         EvaluationError: the weights cannot be had, there is no such device, or as FileEmbedder.embed.
         KeyboardInterrupt: its message says what is kept.
     """
-    file_embedder = open_file_embedder(options, count_inputs(inputs), workers, options.output_dir)
+    file_embedder = open_file_embedder(options, count_inputs(inputs), workers, options.output_dir, holder)
     with interruptible(file_embedder.summary):
         file_embedder.embed(inputs)
     counts = {modality: progress.counts for modality, progress in file_embedder.progress.items()}
@@ -418,9 +420,10 @@ def open_file_embedder(
     n_files: dict[str, int],
     workers: Workers | None,
     directory: str | os.PathLike | None,
+    holder: ModelHolder,
     part: str = "",
 ) -> FileEmbedder:
-    """Load the model, choose device and precision, and open the cache.
+    """Open the model and the cache.
 
     Args:
         n_files, directory: as in FileEmbedder.
@@ -430,102 +433,37 @@ def open_file_embedder(
         EvaluationError: the weights cannot be had, or there is no such device.
         OptionError: the cache is no cache.
     """
-    from imagebind.models.embedder import Embedder
-
-    model, weights = load_model(options.checkpoint, n_files)
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
+    embedder, weights = holder.open(n_files)
     cache = None
     if options.cache_path is not None:
         with suppress(OSError):  # which the cache itself reports
             os.makedirs(os.path.dirname(options.cache_path) or ".", exist_ok=True)
         try:
-            cache = EmbeddingCache(options.cache_path, weights.sha256, precision, part)
+            cache = EmbeddingCache(options.cache_path, weights.sha256, embedder.precision, part)
         except NotACacheError as e:
             raise OptionError(str(e)) from e
         cache.warn_of_unreadable_parts()
-    embedder = Embedder(model, device, precision)
     protocols = make_protocols(options.protocols, options.protocol_seconds)
-    protocol = describe_protocol(weights, model.note, device, precision, n_files, protocols)
+    protocol = describe_protocol(weights, embedder, n_files, protocols)
     return FileEmbedder(
         embedder, cache, options.batch_size, workers, n_files, protocols, directory, protocol, weights
     )
 
 
-def load_model(
-    checkpoint: str | os.PathLike | None, modalities: Iterable[str]
-) -> tuple[ImageBindModel, Weights]:
-    """Check and open a checkpoint; its tensors are memory-mapped, and read when they are first used.
-
-    Raises:
-        EvaluationError: the weights cannot be had, or are not what they should be.
-    """
-    from imagebind.models import checkpoints, imagebind_model
-
-    try:
-        weights = checkpoints.verify(checkpoint or checkpoints.released_checkpoint())
-        model = imagebind_model.load_model(weights.path)
-        if not weights.is_known:
-            checkpoints.check_finite(weights.path, model.state_dict())
-            checkpoints.remember_digest(weights)
-    except checkpoints.CheckpointError as e:
-        raise EvaluationError(str(e)) from e
-    for modality in modalities:
-        tower = TOWERS[modality]
-        if tower not in model.towers:
-            raise EvaluationError(f"{weights.path}: has no {tower} tower")
-        taken, made = model.towers[tower].config.clip_shape, imagebind_model.IMAGEBIND_HUGE[tower].clip_shape
-        if taken != made or model.towers[tower].config.is_text != (tower == "text"):
-            raise EvaluationError(f"{weights.path}: its {tower} tower takes clips of {taken}, not of {made}")
-    return model, weights
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device, or the CPU where CUDA is asked for and not available.
-
-    Raises:
-        EvaluationError: there is no such device.
-    """
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        log.warning("CUDA is not available; the CPU is used")
-        device = "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as e:
-        reason = str(e).splitlines()[0][:100]
-        raise EvaluationError(f"{device}: cannot be used ({reason}); name another --device") from e
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """Resolve "auto": the fastest precision that changes every cosine by at most 5e-4, their mean by 1e-4.
-
-    With the full-size model that is fp16 (2.4e-5 and 5e-6), not bf16 (4.6e-4 and 1.1e-4).
-    """
-    if precision != "auto":
-        return precision
-    return "fp16" if device.type == "cuda" else "fp32"
-
-
 def describe_protocol(
-    weights: Weights,
-    note: str,
-    device: torch.device,
-    precision: str,
-    modalities: Iterable[str],
-    protocols: Sequence[Protocol],
+    weights: Weights, embedder: Embedder, modalities: Iterable[str], protocols: Sequence[Protocol]
 ) -> dict[str, Any]:
     """Describe how embeddings are computed: what a reader needs to get the same figures again."""
     import torch
 
     from imagebind import data
 
+    device = embedder.device
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": note},
+        "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": embedder.model.note},
         "protocols": {protocol.name: protocol.describe() for protocol in protocols},
-        "precision": precision,
+        "precision": embedder.precision,
         "device": f"{device}{card}",
         "audio": {
             "clips": data.AUDIO_CLIPS,

@@ -102,6 +102,8 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return search_directory(modality, os.fspath(source))
+    if isinstance(source, str | os.PathLike) and not os.path.lexists(source):
+        raise EvaluationError(f"{os.fspath(source)}: no such file or directory")
     paths = [source] if isinstance(source, str | os.PathLike) else source
     files = MediaFiles(unify_spelling(map(os.fspath, paths)))
     if not files.paths:

@@ -37,6 +37,7 @@ from imagebind.evaluation.embedding import (
     start_workers,
 )
 from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.model import ModelHolder
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.store import EmbeddingStore, SequenceStore
@@ -269,10 +270,10 @@ def open_together(
                     f"{directory}: process {job.rank} on {socket.gethostname()} does not see what the first "
                     "process writes there; name a directory that all hosts share with --output_dir or --cache"
                 )
-            if options.device.startswith("cuda"):
+            if str(options.device).startswith("cuda"):
                 options = replace(options, device=own_gpu(job))
             file_embedder = open_file_embedder(
-                options, count_inputs(inputs or share), workers, directory, job.part
+                options, count_inputs(inputs or share), workers, directory, holder_of(options), job.part
             )
             checkpoint = file_embedder.protocol["checkpoint"]["sha256"][:16]
             facts = {"checkpoint": checkpoint, "device": file_embedder.embedder.device.type}
@@ -286,6 +287,10 @@ def open_together(
                 if value != states[0][1][what]:
                     raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
     return file_embedder, share
+
+
+def holder_of(options: Options) -> ModelHolder:
+    return ModelHolder(options.checkpoint, options.device, options.precision)
 
 
 @contextmanager
@@ -467,7 +472,7 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
     (inputs,) = split_inputs(plan_run(options).inputs, n_shares, [i - 1])
     with start_workers(options, sum(map(len, inputs.values()))) as workers:
         file_embedder = open_file_embedder(
-            options, count_inputs(inputs), workers, directory, f"{i}-of-{n_shares}"
+            options, count_inputs(inputs), workers, directory, holder_of(options), f"{i}-of-{n_shares}"
         )
         with interruptible(file_embedder.summary):
             file_embedder.embed(inputs)

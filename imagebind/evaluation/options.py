@@ -88,6 +88,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def is_device(value: Any) -> bool:
+    value = str(value) if type(value).__module__ == "torch" else value  # a torch.device
     return isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value) is not None
 
 
@@ -278,6 +279,8 @@ class Options:
             value, rule = getattr(self, f.name), f.metadata.get("rule")
             if rule is not None and not (value is None and f.default is None):
                 rule.check(value, f.name)
+            if f.name == "video_paths" and value is None:
+                raise OptionError("must be given", f.name)
             if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
                 raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
             if f.name == "checkpoint" and value is not None and not os.fspath(value):

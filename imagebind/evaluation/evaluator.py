@@ -1,0 +1,162 @@
+"""The whole run: plan -> embed -> compare -> write; and an evaluator that keeps its model from run to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
+from imagebind.evaluation.errors import OptionError
+from imagebind.evaluation.files import Source
+from imagebind.evaluation.job import Job, embed_in_job
+from imagebind.evaluation.model import ModelHolder
+from imagebind.evaluation.options import Options
+from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
+from imagebind.evaluation.plan import plan_run
+from imagebind.evaluation.store import OutputArrays
+
+if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
+    import torch
+
+    from imagebind.models.imagebind_model import ImageBindModel
+
+Results = dict[str, Any]
+
+
+def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | None = None) -> Results:
+    """Embed sounds and videos and measure how well they belong together.
+
+    Args:
+        holder: of the model; None loads the one of the options.
+        job: as in batch_inference_av_consistency.
+
+    Returns, raises:
+        as batch_inference_av_consistency.
+    """
+    holder = holder or ModelHolder(options.checkpoint, options.device, options.precision)
+    if job is not None and options.output_dir is None:
+        raise OptionError("must be given for several processes", "output_dir")
+    if job is not None and not job.is_first:
+        raise OptionError("is for the first process; the others call embed_in_job", "job")
+    with exclusive_use(options.output_dir, output_writers(options)) as lock:
+        plan = plan_run(options)
+        n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
+        with start_workers(options, n_files, n_processes) as workers:
+            if job is None:
+                embedded = embed_files(plan.inputs, options, workers, holder)
+            else:
+                embedded = embed_in_job(job, options, workers, plan.inputs)
+        with interruptible(lambda: embedded.summary):
+            from imagebind.evaluation.results import build_results  # imports torch
+
+            lock.renew()
+            arrays = OutputArrays(options.output_dir)
+            results = build_results(plan, embedded, arrays, options)
+            if options.output_dir is not None:
+                write_outputs(results, arrays, options, lock)
+    return results
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a video and a sound belong together, or B of each."""
+
+    similarity: float | torch.Tensor  # cosine; of a batch (B,) float32
+    audio_embedding: torch.Tensor  # (E,), or (B, E) of a batch; float32, as the model gives them
+    video_embedding: torch.Tensor
+
+
+class Evaluator:
+    """ImageBind, loaded once, to evaluate files and tensors again and again.
+
+    It sets no signal handler and looks at no environment of torchrun: each process evaluates what it is
+    given, on its own device.
+
+    Args:
+        checkpoint: weights; None takes the released ones.
+        device: that runs the model; None is cuda:0, or the device of a given model.
+        precision: as the option of that name.
+        model: to be used instead of a checkpoint, as it is at the time of each call; it stays as it is.
+
+    Raises:
+        OptionError: one of them has a value that it does not take.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike | None = None,
+        device: str | torch.device | None = None,
+        precision: str = Options.precision,
+        model: ImageBindModel | None = None,
+    ):
+        if model is not None and checkpoint is not None:
+            raise OptionError("is for an evaluator without a given model", "checkpoint")
+        if device is None:
+            device = Options.device if model is None else next(model.parameters()).device
+        self.options = {"checkpoint": checkpoint, "device": device, "precision": precision}
+        Options(None, "", **self.options)  # checks them
+        self.holder = ModelHolder(checkpoint, device, precision, model)
+
+    def evaluate(
+        self,
+        audio_paths: Source | None,
+        video_paths: Source,
+        batch_size: int = Options.batch_size,
+        output_dir: str | os.PathLike | None = Options.output_dir,
+        retrieval_mode: bool = Options.retrieval_mode,
+        **more: Any,
+    ) -> Results:
+        """Embed files and measure how well they belong together.
+
+        Args, returns, raises:
+            as batch_inference_av_consistency, without checkpoint, device and precision.
+        """
+        if taken := set(more) & set(self.options):
+            raise OptionError("is that of the evaluator", taken.pop())
+        options = Options(
+            audio_paths, video_paths, batch_size=batch_size, output_dir=output_dir,
+            retrieval_mode=retrieval_mode, **self.options, **more,
+        )  # fmt: skip
+        return evaluate(options, self.holder)
+
+    def score(
+        self,
+        video: torch.Tensor | Sequence[torch.Tensor],
+        fps: float | Sequence[float],
+        audio: torch.Tensor | Sequence[torch.Tensor],
+        sample_rate: int | Sequence[int],
+    ) -> Score:
+        """Score frames and samples, or a batch of them, as a file that holds them would be.
+
+        Args:
+            video: (T, H, W, 3) uint8, RGB; of a batch B of them, of any lengths.
+            fps: frames per second; of a batch one for all, or B.
+            audio: (C, N) float32 in [-1, 1]; of a batch B of them.
+            sample_rate: in Hz; of a batch one for all, or B.
+
+        Raises:
+            OptionError: one of them is of another shape or type.
+            MediaError: a tensor cannot be used; its path says which, as video[0].
+            EvaluationError: as evaluate.
+        """
+        import torch
+
+        from imagebind.evaluation.keys import from_keys
+        from imagebind.evaluation.similarity import look_up
+
+        is_batch = not torch.is_tensor(video)
+        videos, audios = (list(x) if is_batch else [x] for x in (video, audio))
+        if len(videos) != len(audios) or not videos:
+            raise OptionError(f"has {len(audios)} sounds for {len(videos)} videos", "audio")
+        rates = [
+            list(rate) if isinstance(rate, Sequence) else [rate] * len(videos) for rate in (fps, sample_rate)
+        ]
+        rows = self.holder.embed_tensors(videos, rates[0], audios, rates[1])
+        index = torch.arange(len(videos)).repeat(2, 1).T.numpy()
+        cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
+        similarity = torch.from_numpy(from_keys(cells.keys))
+        if is_batch:
+            return Score(similarity, rows["audio"], rows["video"])
+        return Score(similarity.item(), rows["audio"][0], rows["video"][0])
