@@ -296,9 +296,11 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     if args.compare and len(args.compare) < 2:
         parser.error("argument --compare: two directories or more are needed")
     try:
-        PROTOCOL.check(named_protocols(args))
+        PROTOCOL.check(named_protocols(args), shown=" ".join(args.protocols))
     except OptionError as e:
         parser.error(f"argument --protocol: {e}")
+    if args.protocol_seconds != Options.protocol_seconds and "mmaudio" not in named_protocols(args):
+        parser.error("argument --protocol_seconds: is for --protocol mmaudio")
     if args.shard and args.no_cache:
         parser.error("argument --shard: not allowed with argument --no_cache")
     if args.shard and job is not None:
@@ -379,7 +381,9 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
 
 
 def named_protocols(args: argparse.Namespace) -> tuple[str, ...]:
-    return PROTOCOLS if "all" in args.protocols else tuple(args.protocols)
+    named = [name for name in args.protocols if name != "all"]
+    further = [name for name in PROTOCOLS if name not in named] if "all" in args.protocols else []
+    return (*named, *further)
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def test_scores_are_the_recorded_ones(run, seconds):
         assert [float(row["score"]) for row in of_pair] == pytest.approx(recorded["window_scores"], abs=1e-6)
         for row, (start, end) in zip(of_pair, recorded["windows"], strict=True):
             seconds_of = (start / recorded["fps"], end / recorded["fps"])
-            assert (float(row["start"]), float(row["end"])) == pytest.approx(seconds_of, abs=1e-4)
+            assert (float(row["start"]), float(row["end"])) == pytest.approx(seconds_of, abs=1e-3)
         weakest = min(of_pair, key=lambda row: float(row["score"]))
         assert [row["weakest"] for row in of_pair].count("yes") == 1
         assert weakest["weakest"] == "yes"
@@ -258,14 +258,15 @@ def test_where_mmaudio_comes_first_a_short_video_is_skipped(run):
 
 
 def test_a_second_run_reads_nothing_that_is_known(run, monkeypatch):
-    _, first, _, _ = run("--protocol", "imagebind", "javisscore")
+    _, first, _, _ = run("--protocol", "imagebind", "mmaudio", "javisscore")
     for reader in ("read_whole_video", "read_whole_sound", "read_clips"):
         monkeypatch.setattr(loader, reader, None)
-    status, second, err, _ = run("--protocol", "imagebind", "avhscore", "javisscore", "--num_workers", "0")
+    status, second, err, _ = run("--protocol", "all", "--num_workers", "0")
     assert status == 0
     assert "10 files" in err
     assert "10 from the cache" in err
     assert second["javisscore"] == first["javisscore"]
+    assert second["mmaudio"] == first["mmaudio"]  # also why two are dropped
     assert second["avhscore"]["n_scored"] == 5
 
 
@@ -351,8 +352,28 @@ def test_compared_systems_have_a_row_for_each_protocol(run, tmp_path, capsys):
         *[("avhscore", False), ("avhscore", False), ("avhscore", True), ("javisscore", False)],
     ]
     run("--protocol", "all", "--protocol_seconds", "4", out="b")
-    assert main(["--compare", str(out), str(tmp_path / "b"), "--output_dir", str(tmp_path / "c")]) == 1
-    assert "differ in mmaudio" in capsys.readouterr().err
+    run(out="d")
+    for order in ("abd", "dab", "bda"):  # whichever is first
+        runs = [str(tmp_path / name) for name in order]
+        assert main(["--compare", *runs, "--output_dir", str(tmp_path / "c")]) == 1
+        assert 'differ in mmaudio: {"seconds": ' in capsys.readouterr().err
+
+
+def test_systems_of_other_first_protocols_are_compared_by_what_they_share(run, tmp_path):
+    _, _, _, out = run("--protocol", "imagebind", "mmaudio", "avhscore", out="a")
+    run("--protocol", "mmaudio", "imagebind", out="b")
+    assert main(["--compare", str(out), str(tmp_path / "b"), "--output_dir", str(tmp_path / "c")]) == 0
+    rows = table(tmp_path / "c" / "comparison.csv")
+    found = [(row["protocol"], Path(row["system"]).name, Path(row["minus"]).name) for row in rows]
+    assert found == [
+        *[("imagebind", "a", ""), ("imagebind", "b", ""), ("imagebind", "a", "b")],
+        *[("mmaudio", "a", ""), ("mmaudio", "b", ""), ("mmaudio", "a", "b"), ("avhscore", "a", "")],
+    ]
+    assert [(row["pairs"], row["mean"], row["win_rate"]) for row in rows if row["minus"]] == [
+        ("3", "0", "0.5")
+    ] * 2
+    assert [row["recall_at_1"] != "" for row in rows] == [True, False, False, False, True, False, False]
+    assert [row["skipped"] for row in rows[:5]] == ["0", "2", "", "2", "2"]
 
 
 # Other media
@@ -387,7 +408,7 @@ def test_one_frame_is_dropped_by_name(one, tmp_path):
     (dropped,) = scores["javisscore"]["dropped"]
     assert dropped == {
         "name": "x",
-        "reason": "javisscore takes the lowest 40 % of a window's frames, here of 1: none",
+        "reason": "javisscore takes the lowest 40 % of a window's frames; of 1 that is none",
     }
     assert scores["javisscore"]["mean"] is None
 
@@ -396,7 +417,39 @@ def test_a_frame_rate_at_which_windows_stand_still_is_dropped(one, tmp_path):
     video = write_video(tmp_path / "x.mp4", [picture(i) for i in range(9)], fps=Fraction(2, 3))
     scores, _ = one(video, write_audio(tmp_path / "x.wav", tone(13)))
     (dropped,) = scores["javisscore"]["dropped"]
-    assert dropped["reason"] == "javisscore's windows of 2 s do not move on at 0.6667 frames per second"
+    assert dropped["reason"] == "javisscore needs more frames per second than 0.6667"
+
+
+def test_times_of_windows_are_those_of_their_frames_and_samples(one, tmp_path):
+    """Where frames come at varying times; sound and frames have windows of their own, as in the evaluator."""
+    pts = [100 * i for i in range(20)] + [6000 + 100 * i for i in range(20)]  # none from 2 to 6 s
+    video = write_video(tmp_path / "x.mkv", [picture(i) for i in range(40)], fps=10, pts=pts)
+    _, (windows,) = one(video, write_audio(tmp_path / "x.wav", tone(7.9)))
+    assert windows[0].start == 0
+    assert windows[-1].end == pytest.approx(8, abs=0.1)
+    assert any(w.start < 2 and w.end > 6 for w in windows)  # across the gap
+    assert [w.audio_start for w in windows] == [0.5 * k for k in range(len(windows))]
+
+
+def test_copies_of_a_pair_are_one_group_in_every_score(one, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [picture(i) for i in range(20)])
+    names = {"a": 300, "b": 400, "c": 500, "d": 600}
+    sounds = [write_audio(tmp_path / f"{name}.wav", tone(1, hz)) for name, hz in names.items()]
+    copies = [
+        write_audio(tmp_path / f"{name}{i}.wav", tone(1, hz)) for name, hz in names.items() for i in "12"
+    ]
+    results = batch_inference_av_consistency(
+        [*sounds, *copies], [video] * 12, "cpu", checkpoint=CHECKPOINT, protocols=["imagebind", "avhscore"]
+    )
+    metrics = results["metrics"]
+    assert metrics["groups"] == 4
+    assert metrics["scores"]["imagebind"]["interval"] == metrics["paired_similarity_interval"]
+
+
+def test_all_keeps_the_first_in_its_place(run):
+    _, scores, err, _ = run("--protocol", "mmaudio", "all")
+    assert list(scores) == ["mmaudio", "imagebind", "avhscore", "javisscore"]
+    assert "mmaudio gives 2 of 5 pairs no score: pattern_24fps_4s (video file: mmaudio needs 4" in err
 
 
 def test_silent_windows_are_marked(one, tmp_path):

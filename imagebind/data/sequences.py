@@ -95,6 +95,8 @@ class FrameFacts:
 
     fps: float
     index: tuple[int, ...]  # of each frame which of the distinct ones it is
+    times: tuple[float, ...]  # when each frame begins, in seconds from the start of the file
+    duration: float  # of the last frame, in seconds
 
     @property
     def n_rows(self) -> int:
@@ -108,6 +110,7 @@ class WindowFacts:
 
     is_silent: tuple[bool, ...]  # of each window whether all its samples are 0
     whole_is_silent: bool
+    seconds: float  # of the whole sound
 
     @property
     def n_rows(self) -> int:
@@ -139,7 +142,8 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
         watched = WatchedFrames(timeline, chosen_numbers(chosen))
         number_of, index, waiting, prepared = {}, [], [], [{} for _ in recipes]
         with open_stream(path, "video") as stream:
-            fps = stream_fps(stream)
+            fps, times, duration = stream_fps(stream), [], 0.0
+            begins = (stream.container.start_time or 0) / av.time_base
             for number, frame in watched.count(decode(stream)):
                 if number in watched.wanted:
                     for found, more in zip(
@@ -152,6 +156,8 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
                     number_of[digest] = len(number_of)
                     waiting.append(pixels)
                 index.append(number_of[digest])
+                times.append(number / fps if frame.time is None else frame.time - begins)
+                duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
                 if len(waiting) == PART_SIZE:
                     yield FramesPart(torch.stack(waiting))
                     waiting.clear()
@@ -163,7 +169,7 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
             clips = to_inputs(chosen, prepared)
         else:  # damaged, or without times that name its frames
             clips = read_clips(path, recipes) if recipes else []
-        yield WholeVideo(FrameFacts(fps, tuple(index)), clips)
+        yield WholeVideo(FrameFacts(fps, tuple(index), tuple(times), duration), clips)
 
 
 class WatchedFrames:
@@ -227,7 +233,10 @@ def read_whole_sound(path: Path) -> Iterator[WindowsPart | WholeSound]:
             audio = AudioInput(clips_to_input(path, clips))
         else:
             audio = read_audio(path)
-        yield WholeSound(WindowFacts(tuple(reader.is_silent), reader.whole_is_silent), audio)
+        yield WholeSound(
+            WindowFacts(tuple(reader.is_silent), reader.whole_is_silent, reader.n_samples / SAMPLE_RATE),
+            audio,
+        )
 
 
 class WindowReader:
@@ -238,11 +247,12 @@ class WindowReader:
         whole_is_silent: whether all samples are.
         n_pieces: in which the sound was decoded.
         first_piece: (C, T), as it was decoded.
+        n_samples: of the whole sound.
     """
 
     def __init__(self, path: Path):
         self.path, self.is_silent, self.whole_is_silent = path, [], True
-        self.n_pieces, self.first_piece = 0, None
+        self.n_pieces, self.first_piece, self.n_samples = 0, None, 0
 
     def windows(self) -> Iterator[torch.Tensor]:
         """Yield the mels (3, 1, 128, 204) of each window; of a sound of up to 2 s none."""
@@ -256,6 +266,7 @@ class WindowReader:
             else:
                 held, is_zero = torch.cat([held, piece], dim=1), torch.cat([is_zero, zeros])
             self.n_pieces += 1
+            self.n_samples += piece.shape[1]
             while start + WINDOW_SAMPLES < begin + held.shape[1]:
                 yield self._window(held, is_zero, start - begin)
                 start += WINDOW_HOP

@@ -226,9 +226,17 @@ class FileEmbedder:
             if feature.is_sequence:
                 self._close_sequence(feature.name, file, loaded)
             if loaded is None or loaded.reason is not None:
+                self._remember_dropped(feature.name, file, loaded)
                 self._miss(feature.name, file, file.reason or loaded.reason)
             elif not feature.is_sequence:
                 self._take_feature(feature.name, file, loaded, waiting[file.modality, feature.name])
+
+    def _remember_dropped(self, name: str, file: LoadedFile, loaded: LoadedFeature | None) -> None:
+        from imagebind.reading.loader import dropped_name
+
+        if self.cache is not None and loaded is not None and loaded.is_dropped and not loaded.is_cached:
+            facts = {"reason": loaded.reason}
+            self.cache.put_sequence(file.content_hash, dropped_name(name), facts, lambda: ())
 
     def _take_feature(
         self, name: str, file: LoadedFile, loaded: LoadedFeature, waiting: dict[str, list[LoadedFile]]

@@ -153,13 +153,14 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
 
 def write_window_scores(results: Results, file: BinaryIO) -> None:
     """Write window_scores.csv: a line for each window of each pair, in the order of time."""
-    columns = ("name", "start", "end", "score", "weakest", "audio_is_silent")
+    columns = ("name", "start", "end", "score", "weakest", "audio_start", "audio_end", "audio_is_silent")
 
     def rows() -> Iterator[Sequence[Any]]:
         for name, windows in zip(results["pair_scores"].names, results["windows"], strict=True):
             lowest = min((window.score for window in windows), default=None)
             for w in windows:
-                yield name, w.start, w.end, np.float32(w.score), w.score == lowest, w.is_silent
+                score, of_audio = np.float32(w.score), (w.audio_start, w.audio_end, w.is_silent)
+                yield name, w.start, w.end, score, w.score == lowest, *of_audio
 
     write_csv(columns, rows(), file)
 

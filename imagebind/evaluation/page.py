@@ -28,7 +28,7 @@ from imagebind.evaluation.charts import (
     recall_chart,
     sample_cells,
 )
-from imagebind.evaluation.report import format_interval
+from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
@@ -149,6 +149,10 @@ def write_report_page(
         parts.append(pair_table(results, texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
+    scores = list(metrics["scores"].items())[1:]
+    if dropped := [(name, d["name"], d["reason"]) for name, score in scores for d in score["dropped"]]:
+        columns = [(label, "text") for label in texts["dropped columns"]]
+        parts.append(table(texts["dropped"], texts["dropped how"], columns, dropped))
     if failures := results["failures"]:
         rows = ((texts[f["side"]], linked(f["path"], folder), f["reason"]) for f in failures)
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
@@ -209,7 +213,9 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
     chosen.append(("Recall@1", metrics["recall_at_1"], detail))
     for name, score in list(metrics["scores"].items())[1:]:
         mean = "–" if score["mean"] is None else score["mean"]
-        chosen.append((name, mean, texts["scored"].format(score["n_scored"], score["n_pairs"])))
+        chosen.append(
+            (score_label(name, metrics), mean, texts["scored"].format(score["n_scored"], score["n_pairs"]))
+        )
     for key in ("text_audio", "text_video"):
         of_text = metrics.get(key, {})
         if "paired_similarity_mean" in of_text:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and options are read without
 
 NAMES = ("imagebind", "mmaudio", "avhscore", "javisscore")
 LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
-WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows of frames
+WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows
+HOP_SECONDS = WINDOW_SECONDS - OVERLAP_SECONDS
 LOWEST_SHARE = 0.4  # of the frames of a window
 WINDOWS_AT_A_TIME = 64
+PAIRS_AT_A_TIME = 1024
 
 
 class NoScoreError(Exception):
@@ -30,10 +32,12 @@ class NoScoreError(Exception):
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a pair and its score."""
+    """A stretch of a pair and its score; in seconds from the start of each file."""
 
-    start: float  # seconds
+    start: float  # of its frames
     end: float
+    audio_start: float  # of its sound: the evaluator's windows of sound and of frames drift apart
+    audio_end: float
     score: float
     is_silent: bool  # all samples of its sound are 0
 
@@ -101,13 +105,26 @@ class Protocol:
 class ClipProtocol(Protocol):
     """The cosine of one embedding of the sound and one of the video."""
 
-    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
-        rows = (
-            embedded.features[feature.name].get(path)
-            for feature, path in zip(self.features, (audio, video), strict=True)
-        )
-        sound, picture = map(unit, rows)
-        return float(sound @ picture), None
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+        from imagebind.evaluation.keys import from_keys
+        from imagebind.evaluation.similarity import look_up
+
+        scores = Scores(np.full(len(pairs), np.nan))
+        for i, paths in enumerate(pairs):
+            reasons = (embedded.why_missing(f, path) for f, path in zip(self.features, paths, strict=True))
+            if (reason := next(filter(None, reasons), None)) is not None:
+                scores.reasons[i] = reason
+        scored = [i for i in range(len(pairs)) if i not in scores.reasons]
+        for first in range(0, len(scored), PAIRS_AT_A_TIME):
+            some = scored[first : first + PAIRS_AT_A_TIME]
+            rows = [
+                np.stack([embedded.features[f.name].get(pairs[i][side]) for i in some])
+                for side, f in enumerate(self.features)
+            ]
+            # rounded as the cells of the matrix are, so that equal things have equal scores
+            cells = look_up(*rows, np.stack([np.arange(len(some))] * 2, axis=1))
+            scores.values[some] = from_keys(cells.keys)
+        return scores
 
 
 class ImageBind(ClipProtocol):
@@ -212,9 +229,13 @@ class JavisScore(Protocol):
         if len(ranges) == 1 or not is_silent:  # everything is one window
             ranges, rows = [(0, len(facts.index))], units(embedded.features["audio"].get(audio)[None])
             is_silent = (sounds.facts(audio).whole_is_silent,)
+            spans = [(0.0, sounds.facts(audio).seconds)]
         else:
             ranges, rows = ranges[: len(is_silent)], None
-        index, windows = np.array(facts.index), []
+            starts = [HOP_SECONDS * k for k in range(len(is_silent))]
+            starts[-1] = sounds.facts(audio).seconds - WINDOW_SECONDS
+            spans = [(start, start + WINDOW_SECONDS) for start in starts]
+        index, windows, times = np.array(facts.index), [], [*facts.times, facts.times[-1] + facts.duration]
         for first in range(0, len(ranges), WINDOWS_AT_A_TIME):
             block = ranges[first : first + WINDOWS_AT_A_TIME]
             numbers = np.arange(first, first + len(block))
@@ -225,10 +246,11 @@ class JavisScore(Protocol):
                 n_lowest = int(LOWEST_SHARE * len(cosines))
                 if not n_lowest:
                     raise NoScoreError(
-                        f"javisscore takes the lowest 40 % of a window's frames, here of {len(cosines)}: none"
+                        f"javisscore takes the lowest 40 % of a window's frames; of {len(cosines)} that is none"
                     )
                 score = float(np.sort(cosines)[:n_lowest].mean())
-                windows.append(Window(start / facts.fps, end / facts.fps, score, is_silent[len(windows)]))
+                number = len(windows)
+                windows.append(Window(times[start], times[end], *spans[number], score, is_silent[number]))
         return math.fsum(window.score for window in windows) / len(windows), windows
 
     @staticmethod
@@ -256,7 +278,7 @@ def window_ranges(n_frames: int, fps: float) -> list[tuple[int, int]]:
     if n_frames <= size:
         return [(0, n_frames)]
     if not size or not step:
-        raise NoScoreError(f"javisscore's windows of 2 s do not move on at {fps:.4g} frames per second")
+        raise NoScoreError(f"javisscore needs more frames per second than {fps:.4g}")
     starts = [*range(0, n_frames - size, step), n_frames - size]
     return [(start, start + size) for start in starts]
 

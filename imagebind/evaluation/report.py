@@ -132,20 +132,27 @@ def chance_rows(directions: dict[str, dict[str, Any]]) -> dict[str, str]:
 def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, str]]:
     """List the public scores, where others than the released loaders' were asked for, and what each drops."""
     scores, rows = metrics["scores"], {}
-    if list(scores) == ["imagebind"]:
+    if list(scores) == ["imagebind"] or not metrics["counts"]["pairs"]:
         return {}
     for name, found in scores.items():
-        parts = [words["无"] if found["mean"] is None else f"{found['mean']:.4f}"]
+        label = score_label(name, metrics)
+        parts = [words["没有评分"] if found["mean"] is None else f"{found['mean']:.4f}"]
         parts += [format_interval(found["interval"])] if found["interval"] else []
         text = f"{' '.join(parts)}, {words['计分'].format(found['n_scored'], found['n_pairs'])}"
         if "mean_dropped_as_zero" in found:
             text += "; " + words["未计分按 0 计"].format(found["mean_dropped_as_zero"])
-        rows[name] = text
+        rows[label] = text
         for pair in found["dropped"][:DROPPED_SHOWN]:
             rows[f"  {name}: {one_line(pair['name'])}"] = pair["reason"]
         if len(found["dropped"]) > DROPPED_SHOWN:
             rows[f"  {name}: ..."] = words["其余见 metrics.json"]
     return {"公开评分": rows}
+
+
+def score_label(name: str, metrics: dict[str, Any]) -> str:
+    """Name a protocol, with the seconds that it looks at where that is an option."""
+    seconds = (metrics["protocol"]["protocols"][name] or {}).get("seconds")
+    return name if seconds is None else f"{name} ({seconds:g} s)"
 
 
 def suspect_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, Any]:

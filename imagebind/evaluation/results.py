@@ -109,7 +109,9 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         scores[f"{modality}_key"] = [files.stable_key(rows[modality][i]) for i in indices.tolist()]
     if plan.groups is not None:
         scores["group"] = [plan.groups[pair] for pair in pairs]
-    protocol_scores = score_protocols(plan, embedded, pairs, scores.get("similarity"), options.seed, groups)
+    protocol_scores = score_protocols(
+        plan, embedded, pairs, scores.get("similarity"), options.seed, compared.groups
+    )
     scores |= protocol_scores.columns
     of_captions = {}
     if captions is not None:
@@ -199,6 +201,7 @@ class Compared:
     top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
     truth: Truth
     n_sampled: int  # mismatches
+    groups: Sequence[int] | None  # (P,) number of the group of each pair
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ class Comparison:
             self.seed,
             (modality, other),
         )
-        return Compared(metrics, scores, histograms, candidates, found.top, truth, len(sampled))
+        return Compared(metrics, scores, histograms, candidates, found.top, truth, len(sampled), groups)
 
 
 def find_best_others(
@@ -346,6 +349,12 @@ def score_protocols(
             if (reason := found.reasons.get(row_of[pair]) if pair in row_of else why_skipped(pair))
             is not None
         ]
+        if dropped:
+            log.warning(
+                "%s gives %d of %d pairs no score: %s",
+                *(protocol.name, len(dropped), len(plan.pairing.pairs)),
+                shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
+            )
         chosen = ~np.isnan(found.values)
         metrics[protocol.name] = describe_scores(
             found.values[chosen],

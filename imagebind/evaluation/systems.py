@@ -26,7 +26,7 @@ from imagebind.names import one_line
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
 # Parts of the protocol that have to be equal for scores to be comparable; device and versions may differ.
-COMPARABLE = ("checkpoint", "precision", "audio", "video", "file_embedding", "similarity", "rank")
+COMPARABLE = ("checkpoint", "precision", "audio", "file_embedding", "similarity", "rank")
 COMPARED = {  # column of comparison.csv -> where it is in metrics.json
     **{f"recall_at_{k}": (f"recall_at_{k}",) for k in RECALL_AT},
     **{f"video_to_audio_recall_at_{k}": ("video_to_audio", f"recall_at_{k}") for k in RECALL_AT},
@@ -39,8 +39,8 @@ COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high"),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
-# Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair. The figures of
-# captions are in metrics.json under the same keys.
+# Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair, by the first
+# protocol. The figures of captions are in metrics.json under the same keys.
 AGREEMENTS = {
     "audio_video": "similarity",
     "text_audio": "text_audio_similarity",
@@ -51,13 +51,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What can be compared: an agreement by a protocol."""
+
+    agreement: str  # one of AGREEMENTS
+    protocol: str
+
+
+@dataclass(frozen=True)
 class Pair:
     """A pair of a finished run."""
 
     audio_key: str  # what stays the same from system to system: the path below the searched directory
     video_key: str
     group: str | None
-    similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the further protocols
+    similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,27 @@ class Run:
     metrics: dict[str, Any]
     pairs: list[Pair]
 
-    def having(self, kind: str) -> list[Pair]:
-        """The pairs that have a similarity of this kind: an agreement, or a further protocol."""
-        return [pair for pair in self.pairs if kind in pair.similarities]
+    def having(self, kind: Kind) -> list[Pair]:
+        """The pairs that have a similarity of this kind."""
+        if kind.agreement != "audio_video" and kind.protocol != self.first_protocol:
+            return []
+        return [pair for pair in self.pairs if self.key(kind) in pair.similarities]
+
+    def key(self, kind: Kind) -> str:
+        """Return where in `similarities` those of a kind are."""
+        is_first = kind.protocol == self.first_protocol
+        return kind.agreement if is_first else kind.protocol
 
     @property
     def protocols(self) -> dict[str, Any]:
         """The protocols of its scores, and how each looks at a video; the first gave all figures."""
-        return self.metrics["protocol"].get("protocols") or {"imagebind": None}
+        return self.metrics["protocol"].get("protocols") or {
+            "imagebind": self.metrics["protocol"].get("video")
+        }
+
+    @property
+    def first_protocol(self) -> str:
+        return next(iter(self.protocols))
 
 
 def compare_systems(
@@ -117,11 +138,12 @@ def compare_systems(
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    rows = [row for agreement in AGREEMENTS for row in compare_kind(found, agreement, seed)]
-    further = {name for run in found for name in list(run.protocols)[1:]}
-    rows += [row for name in PROTOCOLS if name in further for row in compare_kind(found, name, seed)]
+    leading = list(dict.fromkeys(run.first_protocol for run in found))
+    kinds = [Kind(agreement, protocol) for protocol in leading for agreement in AGREEMENTS]
+    kinds += [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
+    rows = [row for kind in kinds for row in compare_kind(found, kind, seed)]
     if output_dir is not None:
-        similarities = [np.array(list(values_of(run.having("audio_video"), "audio_video"))) for run in found]
+        similarities = [np.array([p.similarities["audio_video"] for p in run.pairs]) for run in found]
 
         def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
             from imagebind.evaluation import page  # plotly is slow to import
@@ -134,48 +156,52 @@ def compare_systems(
     return rows
 
 
-def compare_kind(runs: Sequence[Run], kind: str, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of comparison.csv for one of AGREEMENTS, or for a further protocol."""
+def compare_kind(runs: Sequence[Run], kind: Kind, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of comparison.csv for what can be compared."""
     having = [(run, pairs) for run in runs if (pairs := run.having(kind))]
-    agreement, rows = kind if kind in AGREEMENTS else "audio_video", []
+    names, rows = {"agreement": kind.agreement, "protocol": kind.protocol}, []
     for run, pairs in having:
-        mean = describe_mean(values_of(pairs, kind), groups_of(pairs), seed)
+        mean = describe_mean(values_of(pairs, run.key(kind)), groups_of(pairs), seed)
         del mean["p_value"]
-        metrics = run.metrics if kind == "audio_video" else run.metrics.get(kind, {})
-        names = {"agreement": agreement, "protocol": protocol_of(run, kind), "system": run.name}
-        rows.append(names | mean | compared_figures(metrics))
+        rows.append(names | {"system": run.name} | mean | figures_of(run, kind))
     differences = []
     for (run, pairs), (other, other_pairs) in itertools.combinations(having, 2):
         matched = match_pairs(pairs, other_pairs)
-        if len(matched) < max(len(pairs), len(other_pairs)) and kind == "audio_video":
+        if len(matched) < max(len(pairs), len(other_pairs)) and kind.agreement == "audio_video":
             log.warning(
-                "%s and %s: %d pairs are in both; %d and %d are in one alone, and not in the difference",
+                "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
                 *(run.name, other.name, len(matched)),
+                f" with a score by {kind.protocol}" if run.key(kind) == kind.protocol else "",
                 *(len(pairs) - len(matched), len(other_pairs) - len(matched)),
             )
         ours, theirs = [pairs[i] for i, _ in matched], [other_pairs[j] for _, j in matched]
-        if kind == "audio_video" and group_differently(ours, theirs):
+        if kind.agreement == "audio_video" and group_differently(ours, theirs):
             log.warning(
                 "%s and %s have other groups of pairs; those of the first count; or give --group_by",
                 *(run.name, other.name),
             )
-        names = {"agreement": agreement, "protocol": protocol_of(run, kind)}
-        names |= {"system": run.name, "minus": other.name}
-        differences.append(names | describe_difference(ours, theirs, kind, seed))
+        values = [values_of(ours, run.key(kind)), values_of(theirs, other.key(kind))]
+        described = describe_difference(*values, groups_of(ours), groups_of(theirs), seed)
+        differences.append(names | {"system": run.name, "minus": other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
         row["p_value_holm"] = p_value
     return rows + differences
 
 
-def protocol_of(run: Run, kind: str) -> str:
-    """Name the protocol that similarities of a kind are of."""
-    return next(iter(run.protocols)) if kind in AGREEMENTS else kind
+def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
+    """Look up the figures of COMPARED; of a protocol that is not the first, the pairs it dropped."""
+    if kind.protocol == run.first_protocol:
+        return compared_figures(
+            run.metrics if kind.agreement == "audio_video" else run.metrics[kind.agreement]
+        )
+    score = run.metrics["scores"][kind.protocol]
+    return dict.fromkeys(COMPARED) | {"skipped": score["n_pairs"] - score["n_scored"]}
 
 
-def values_of(pairs: Iterable[Pair], kind: str) -> np.ndarray:
+def values_of(pairs: Iterable[Pair], key: str) -> np.ndarray:
     """Return the similarities (P,) of some pairs."""
-    return np.array([pair.similarities[kind] for pair in pairs])
+    return np.array([pair.similarities[key] for pair in pairs])
 
 
 def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
@@ -203,13 +229,22 @@ def describe_mean(
     return {"pairs": len(values), "mean": found.mean, "low": low, "high": high, "p_value": found.p_value}
 
 
-def describe_difference(ours: Sequence[Pair], theirs: Sequence[Pair], kind: str, seed: int) -> dict[str, Any]:
-    """Describe by how much, and how often, the pairs of one system are more similar than those of another."""
-    if not ours:
+def describe_difference(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    our_groups: np.ndarray | None,
+    their_groups: np.ndarray | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Describe by how much, and how often, the pairs of one system are more similar than those of another.
+
+    Args:
+        ours, theirs: (P,) similarities.
+        our_groups, their_groups: (P,) or None; those of ours count where both have them.
+    """
+    if not len(ours):
         return {"pairs": 0}
-    differences = values_of(ours, kind) - values_of(theirs, kind)
-    of_ours, of_theirs = groups_of(ours), groups_of(theirs)
-    groups = of_theirs if of_ours is None else of_ours
+    differences, groups = ours - theirs, their_groups if our_groups is None else our_groups
     wins = (np.sign(differences) + 1) / 2  # ties count half
     low, high = share_interval(wins, groups) or (None, None)
     win_rate = {"win_rate": float(wins.mean()), "win_rate_low": low, "win_rate_high": high}
@@ -334,9 +369,13 @@ def find_difference(runs: Sequence[Run]) -> str | None:
             if protocol[key] != protocols[0][key]:
                 ways = ", ".join(json.dumps(p[key], ensure_ascii=False) for p in (protocols[0], protocol))
                 differences.append(f"{runs[0].name} and {run.name} differ in {key}: {ways}")
-        for name in list(run.protocols)[1:]:
-            if name in runs[0].protocols and run.protocols[name] != runs[0].protocols[name]:
-                differences.append(f"{runs[0].name} and {run.name} differ in {name}")
+    for run, other in itertools.combinations(runs, 2):
+        for name, ways in run.protocols.items():
+            if name in other.protocols and other.protocols[name] != ways:
+                both = ", ".join(json.dumps(w, ensure_ascii=False) for w in (ways, other.protocols[name]))
+                differences.append(f"{run.name} and {other.name} differ in {name}: {both}")
+        if not set(run.protocols) & set(other.protocols):
+            differences.append(f"{run.name} and {other.name} have no protocol in common")
     return "; ".join(differences) or None
 
 

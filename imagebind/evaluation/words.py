@@ -55,6 +55,7 @@ ENGLISH = {
     "更好的音频": "; this video fits the audio {} better",
     "其余见 pair_scores.csv": "the others are in pair_scores.csv",
     "公开评分": "Public scores",
+    "没有评分": "no score",
     "计分": "{} of {} pairs",
     "未计分按 0 计": "{:.4f} where dropped pairs count as 0",
     "文本-音频一致性": "Similarity of captions and audio",
@@ -202,6 +203,9 @@ PAGE_WORDS = {
             *("audio clips alike", "video clips alike", "audio", "video"),
         ),
         "scored": "{} of {} pairs",
+        "dropped": "Pairs without a score",
+        "dropped how": "These pairs are left out of the mean of that score, and stay in the others.",
+        "dropped columns": ("score", "pair", "reason"),
         "over time": "over time",
         "over time how": (
             "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
@@ -318,6 +322,9 @@ PAGE_WORDS = {
             *("音频片段相似", "视频片段相似", "音频", "视频"),
         ),
         "scored": "计分 {} / {} 对",
+        "dropped": "没有评分的配对",
+        "dropped how": "这些配对不计入该评分的平均值，仍计入其他评分。",
+        "dropped columns": ("评分", "配对", "原因"),
         "over time": "随时间",
         "over time how": (
             "随时间：JavisScore 的 2 秒窗口，越高越相似；最弱的为红色，点击即从该处打开视频；"

@@ -64,6 +64,7 @@ class LoadedFeature:
     facts: FrameFacts | WindowFacts | None = None  # of a sequence, whose parts came before
     is_cached: bool = False
     reason: str | None = None  # why there is none
+    is_dropped: bool = False  # the reason is the file's content, and another feature of it can be had
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,9 @@ class FileReader:
             embedding = self.cache.get(self.content_hash, feature.name)
             if embedding is not None:
                 self.found[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
+            elif (facts := self.cache.get_facts(self.content_hash, dropped_name(feature.name))) is not None:
+                reason = str(facts.get("reason"))
+                self.found[feature.name] = LoadedFeature(reason=reason, is_cached=True, is_dropped=True)
             return
         parts = get_sequence(self.cache, self.content_hash, feature.name)
         facts = next(parts)
@@ -232,8 +236,10 @@ class FileReader:
             self._fail(of_clips, e)
             return
         for feature, read in zip(of_clips, inputs, strict=True):
-            is_dropped = isinstance(read, DroppedError)
-            self.found[feature.name] = LoadedFeature(reason=str(read)) if is_dropped else LoadedFeature(read)
+            if isinstance(read, DroppedError):
+                self.found[feature.name] = LoadedFeature(reason=str(read), is_dropped=True)
+            else:
+                self.found[feature.name] = LoadedFeature(read)
 
     def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
         """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
@@ -246,6 +252,11 @@ class FileReader:
 
     def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:
         self.found |= {feature.name: LoadedFeature(reason=error.reason) for feature in features}
+
+
+def dropped_name(feature: str) -> str:
+    """Name the record of the cache that says why a file has no such feature."""
+    return f"{feature}/dropped"
 
 
 def get_sequence(
