@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import signal
 import sqlite3
 from contextlib import closing, suppress
 from fractions import Fraction
@@ -14,16 +17,17 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import RATE, TESTS, picture, tone, write_audio, write_movie, write_video
+from conftest import RATE, TESTS, Program, picture, tone, write_audio, write_movie, write_video
 from test_job import Processes
 
 from batch_inference import OptionError, batch_inference_av_consistency, main
 from imagebind import data
 from imagebind.data import audio, mmaudio, sequences
-from imagebind.data.features import VIDEO_FRAMES
+from imagebind.data.features import VIDEO, VIDEO_FRAMES
 from imagebind.data.frames import decoded_timeline, packet_timeline
 from imagebind.data.media import open_stream
 from imagebind.data.video import DroppedError, crop, crop_offsets, imagebind_clips, read_clips
+from imagebind.evaluation.store import SequenceStore
 from imagebind.reading import loader
 
 FOLDER = TESTS / "reference" / "protocols"
@@ -58,7 +62,7 @@ def test_mmaudios_frames_are_the_recorded_ones(name, seconds):
 def test_all_frames_are_the_recorded_ones(name):
     recipes = [imagebind_clips(), mmaudio.mmaudio_clips(4)]
     path = MEDIA / SCORES[name]["video"]
-    *parts, whole = sequences.read_whole_video(path, recipes)
+    *parts, whole = filter(None, sequences.read_whole_video(path, recipes))
     images = torch.cat([image.clips()[:, :, 0] for part in parts for image in part.split()])
     images = images[list(whole.facts.index)]
     assert len(images) == SCORES[name]["n_frames"]
@@ -150,7 +154,7 @@ def test_a_long_sound_is_cut_in_pieces(tmp_path, monkeypatch):
 
 def test_equal_frames_are_read_once(tmp_path):
     path = write_video(tmp_path / "x.mp4", [picture(30)] * 50 + [picture(60)] * 50, options={"crf": "0"})
-    *parts, whole = sequences.read_whole_video(path, [])
+    *parts, whole = filter(None, sequences.read_whole_video(path, []))
     n_distinct = sum(len(part.pixels) for part in parts)
     assert n_distinct == whole.facts.n_rows < 20
     assert len(whole.facts.index) == 100
@@ -408,7 +412,7 @@ def test_one_frame_is_dropped_by_name(one, tmp_path):
     (dropped,) = scores["javisscore"]["dropped"]
     assert dropped == {
         "name": "x",
-        "reason": "javisscore takes the lowest 40 % of a window's frames; of 1 that is none",
+        "reason": "javisscore takes the lowest 40 % of a window's frames; of 1 it is none",
     }
     assert scores["javisscore"]["mean"] is None
 
@@ -474,3 +478,62 @@ def test_rotation_is_left_out_as_the_evaluators_do(tmp_path):
     plain, turned = (write_video(tmp_path / f"{r}.mp4", images, rotation=r) for r in (0, 90))
     frames = [next(sequences.read_whole_video(path, [])).pixels for path in (plain, turned)]
     assert torch.equal(*frames)
+
+
+def test_frames_without_times_are_dropped_by_name(one, tmp_path):
+    """In a program stream H.264 has a timestamp now and then, and the filter gives what it happens to see."""
+    video = write_video(tmp_path / "x.mpg", [picture(i % 100) for i in range(220)], fps=25)
+    scores, _ = one(video, write_audio(tmp_path / "x.wav", tone(8)))
+    (dropped,) = scores["mmaudio"]["dropped"]
+    assert re.fullmatch(
+        r"mmaudio needs the time of each frame, which \d+ of 220 do not have", dropped["reason"]
+    )
+    assert scores["imagebind"]["n_scored"] == scores["javisscore"]["n_scored"] == 1
+
+
+def test_durations_that_want_other_frames_are_cached_apart(run):
+    argv = ("--protocol", "imagebind", "mmaudio", "--protocol_seconds")
+    run(*argv, "7.9999999")
+    _, found, _, _ = run(*argv, "8")
+    _, expected, _, _ = run(*argv, "8", "--no_cache")
+    assert found == expected
+
+
+def test_a_worker_that_dies_in_the_middle_costs_the_sequence_alone(pairs):
+    video = pairs / "video" / "a.mp4"
+    write_video(video, [picture(i % 100, 360, 640) for i in range(1500)])
+    argv = ("--protocol", "imagebind", "avhscore", "--num_workers", "1", "--output_dir", "outputs")
+    program = Program(pairs, *argv)
+    os.kill(program.reader_of(video), signal.SIGKILL)
+    status, out, _ = program.wait()
+    scores = json.loads((pairs / "outputs" / "metrics.json").read_text())["scores"]
+    assert status == 0
+    assert out[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
+    assert scores["avhscore"]["dropped"] == [{"name": "a", "reason": "its process was killed (SIGKILL)"}]
+    assert scores["imagebind"]["n_scored"] == 4
+
+
+def test_a_long_still_shows_that_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sequences, "FRAMES_PER_SIGN", 10)
+    path = write_video(tmp_path / "x.mp4", [picture(30)] * 100, options={"crf": "0"})
+    file = ("video", str(path), (VIDEO, VIDEO_FRAMES))
+    *parts, whole = loader.read_file(None, file)
+    assert sum(part.is_empty for part in parts) >= 8
+    assert [part.number for part in parts if not part.is_empty] == [0]
+    assert whole.features[VIDEO_FRAMES.name].facts.n_rows == 1
+
+
+def test_a_fork_closes_no_file_of_its_own_for_a_store(tmp_path):
+    """Readers are forked from a process in which an earlier run's store may not be collected yet."""
+    store = SequenceStore(tmp_path, 64)
+    store.add_part("x", 0, np.ones((2, 4), np.float32))
+    child = os.fork()
+    if child == 0:
+        reused = os.dup2(os.open(tmp_path, os.O_RDONLY), store.file)  # as a reader reuses what it closed
+        del store
+        with suppress(OSError):
+            os.fstat(reused)  # raises if it is closed
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.is_finite("x")  # here it is open

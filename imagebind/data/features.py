@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagebind.data.mmaudio import mmaudio_clips
+from imagebind.data.mmaudio import FRAME_RATE, SYNCHRONY_RATE, mmaudio_clips, n_wanted
 from imagebind.data.video import ClipRecipe, imagebind_clips
 
 
@@ -34,4 +34,5 @@ VIDEO_FRAMES = Feature("video_frames", "video", is_sequence=True)
 
 def mmaudio_video(seconds: float) -> Feature:
     """Return what av-benchmark's IB-score takes of a video, for a duration in seconds."""
-    return Feature(f"video_mmaudio_{seconds:g}", "video", clips=mmaudio_clips(seconds))
+    n_frames = [n_wanted(rate, seconds) for rate in (FRAME_RATE, SYNCHRONY_RATE)]  # all that it changes
+    return Feature("video_mmaudio_{}_{}".format(*n_frames), "video", clips=mmaudio_clips(seconds))

@@ -26,6 +26,11 @@ resize = v2.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
 to_float = v2.ToDtype(torch.float32, scale=True)
 
 
+def n_wanted(rate: Fraction, seconds: float) -> int:
+    """Return how many frames at a rate the evaluator wants of a duration."""
+    return int(rate * Fraction(seconds))
+
+
 def mmaudio_clips(seconds: float) -> ClipRecipe:
     """Return how the clips of a video are chosen and prepared.
 
@@ -39,13 +44,17 @@ def choose_clips(timeline: Timeline, seconds: float) -> list[tuple[int, int]]:
     """Choose the frames of each clip: those at 0 and 2 s, at 2 and 4 s, ...
 
     Raises:
-        DroppedError: the video is too short.
+        DroppedError: the video is too short, or frames of it have no timestamp.
     """
+    if (n_without := timeline.n_frames - len(timeline.times)) > 0:
+        raise DroppedError(
+            f"mmaudio needs the time of each frame, which {n_without} of {timeline.n_frames} do not have"
+        )
     for rate in (FRAME_RATE, SYNCHRONY_RATE):
-        wanted, found = int(rate * Fraction(seconds)), count_sampled(timeline, rate)
+        wanted, found = n_wanted(rate, seconds), count_sampled(timeline, rate)
         if found < wanted:
             raise DroppedError(f"mmaudio needs {wanted} frames at {float(rate):g} fps, it has {found}")
-    chosen = sample_frames(timeline, FRAME_RATE, int(FRAME_RATE * Fraction(seconds)))
+    chosen = sample_frames(timeline, FRAME_RATE, n_wanted(FRAME_RATE, seconds))
     return list(pairwise(chosen))
 
 

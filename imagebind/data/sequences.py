@@ -44,6 +44,7 @@ from imagebind.data.video import (
 
 WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s that overlap by 1.5 s
 PART_SIZE = 64  # frames or windows that are handed over together
+FRAMES_PER_SIGN = 250  # that may be decoded without handing over anything
 
 scale_and_crop = transforms.Compose(
     [
@@ -126,11 +127,11 @@ class WholeVideo:
     clips: list[VideoInput | DroppedError]  # what read_clips returns for the recipes
 
 
-def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[FramesPart | WholeVideo]:
+def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[FramesPart | WholeVideo | None]:
     """Decode all of a video; equal frames are handed over once.
 
     Yields:
-        parts, then the rest.
+        parts, then the rest; None now and then where no new frame comes, as a sign of life.
 
     Raises:
         MediaError: the file cannot be decoded, shows no frame, or one of an extreme shape.
@@ -161,6 +162,8 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
                 if len(waiting) == PART_SIZE:
                     yield FramesPart(torch.stack(waiting))
                     waiting.clear()
+                elif len(index) % FRAMES_PER_SIGN == 0:
+                    yield None
         if not index:
             raise MediaError(path, "no video frames")
         if waiting:

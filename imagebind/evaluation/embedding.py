@@ -207,6 +207,8 @@ class FileEmbedder:
 
     def _take_part(self, part: LoadedPart) -> None:
         """Store a part of a sequence, embedded if it is not from the cache."""
+        if part.is_empty:
+            return
         rows = part.rows
         if rows is None:
             self._check_weights()
@@ -227,7 +229,7 @@ class FileEmbedder:
                 self._close_sequence(feature.name, file, loaded)
             if loaded is None or loaded.reason is not None:
                 self._remember_dropped(feature.name, file, loaded)
-                self._miss(feature.name, file, file.reason or loaded.reason)
+                self._miss(feature.name, file, file.reason or (loaded.reason if loaded else file.lost_reason))
             elif not feature.is_sequence:
                 self._take_feature(feature.name, file, loaded, waiting[file.modality, feature.name])
 
@@ -259,6 +261,12 @@ class FileEmbedder:
             store.abandon(file.path)
             return
         self._check_weights()  # before what was computed with them is kept
+        if not loaded.facts.n_rows:
+            store.abandon(file.path)
+        if store.n_growing(file.path) != loaded.facts.n_rows:
+            store.abandon(file.path)
+            self._miss(name, file, "not all of it was read")
+            return
         if not store.is_finite(file.path):
             store.abandon(file.path)
             self._miss(name, file, "an embedding of it is not finite")

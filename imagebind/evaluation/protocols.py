@@ -246,7 +246,7 @@ class JavisScore(Protocol):
                 n_lowest = int(LOWEST_SHARE * len(cosines))
                 if not n_lowest:
                     raise NoScoreError(
-                        f"javisscore takes the lowest 40 % of a window's frames; of {len(cosines)} that is none"
+                        f"javisscore takes the lowest 40 % of a window's frames; of {len(cosines)} it is none"
                     )
                 score = float(np.sort(cosines)[:n_lowest].mean())
                 number = len(windows)

@@ -134,6 +134,10 @@ class SequenceStore:
         """Tell whether all that is there of a file that is not complete is finite."""
         return all(np.isfinite(self._read(first, n)).all() for first, n in self.growing.get(path, ()))
 
+    def n_growing(self, path: str) -> int:
+        """Count the rows that are there of a file that is not complete."""
+        return sum(n for _, n in self.growing.get(path, ()))
+
     def commit(self, path: str, content_hash: str, facts: Any) -> None:
         """Close a sequence, with what else is known of it."""
         self.complete.setdefault(content_hash, (self.growing.pop(path, []), facts))
@@ -175,8 +179,14 @@ class SequenceStore:
             ensure_directory(self.directory)
             with tempfile.TemporaryFile(dir=self.directory) as file:
                 descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, descriptor)
+        weakref.finalize(self, close_in, os.getpid(), descriptor)
         return descriptor
+
+
+def close_in(process: int, descriptor: int) -> None:
+    """Close a descriptor in the process that opened it: in a fork its number may be that of another file."""
+    if os.getpid() == process:
+        os.close(descriptor)
 
 
 def temporary_array(shape: tuple[int, int], directory: str | os.PathLike | None) -> np.ndarray:

@@ -41,7 +41,10 @@ File = tuple[str, str, tuple[Feature, ...]]  # modality, path, what is wanted of
 
 @dataclass(frozen=True)
 class LoadedPart:
-    """Some rows of a sequence, or the inputs that they are computed from. Part 0 begins anew."""
+    """Some rows of a sequence, or the inputs that they are computed from. Part 0 begins anew.
+
+    An empty one says that its file is still being read.
+    """
 
     modality: str
     path: str
@@ -49,6 +52,10 @@ class LoadedPart:
     number: int
     input: FramesPart | WindowsPart | None = None
     rows: np.ndarray | None = None  # (n, E), from the cache
+
+    @property
+    def is_empty(self) -> bool:
+        return self.input is None and self.rows is None
 
     def pin_memory(self) -> LoadedPart:
         """As LoadedFile.pin_memory."""
@@ -76,6 +83,7 @@ class LoadedFile:
     content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
     features: dict[str, LoadedFeature] = field(default_factory=dict)  # by name
     reason: str | None = None
+    lost_reason: str | None = None  # why what is missing in `features` cannot be had
     is_truncated: bool = False  # a text with more tokens than fit
     warnings: tuple[str, ...] = ()  # for the process that owns the terminal to log
     seconds: float = 0.0  # spent on it
@@ -127,8 +135,24 @@ def load_files(
             yield from read_file(cache, file)
         return
     finish = (lambda loaded: loaded.pin_memory()) if pin_memory else None
-    for (modality, path, _), loaded in workers.map(cache, files, workers.n_workers + ahead, finish):
-        yield LoadedFile(modality, path, reason=loaded.reason) if isinstance(loaded, Lost) else loaded
+    lost: dict[tuple[str, str], str] = {}  # (modality, path) -> why its sequences cannot be read
+    for file, loaded in workers.map(cache, files, workers.n_workers + ahead, finish, without_sequences):
+        modality, path, _ = file
+        if isinstance(loaded, Lost) and without_sequences(file) is not None:
+            lost[modality, path] = loaded.reason
+        elif isinstance(loaded, Lost):
+            yield LoadedFile(modality, path, reason=loaded.reason)
+        elif isinstance(loaded, LoadedFile) and (modality, path) in lost and loaded.reason is None:
+            yield replace(loaded, lost_reason=lost[modality, path])
+        else:
+            yield loaded
+
+
+def without_sequences(file: File) -> File | None:
+    """Return what else is wanted of a file whose worker was lost; None if there is nothing else."""
+    modality, path, features = file
+    others = tuple(feature for feature in features if not feature.is_sequence)
+    return (modality, path, others) if others and len(others) < len(features) else None
 
 
 def read_file(cache: EmbeddingCache | None, file: File) -> Iterator[Loaded]:
@@ -243,11 +267,13 @@ class FileReader:
 
     def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
         """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
-        for number, part in enumerate(reading):
+        number = 0
+        for part in reading:
             if isinstance(part, WholeVideo | WholeSound):
                 self.found[feature.name] = LoadedFeature(facts=part.facts)
                 return part.clips
             yield LoadedPart(self.modality, self.path, feature.name, number, part)
+            number += part is not None
         raise AssertionError("a reading ends with its facts")
 
     def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:

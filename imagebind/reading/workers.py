@@ -91,7 +91,12 @@ class Workers:
         self.close()
 
     def map(
-        self, context: Any, tasks: Iterable[Any], ahead: int, finish: Callable[[Any], Any] | None = None
+        self,
+        context: Any,
+        tasks: Iterable[Any],
+        ahead: int,
+        finish: Callable[[Any], Any] | None = None,
+        fall_back: Callable[[Any], Any] = lambda task: None,
     ) -> Iterator[tuple[Any, Any]]:
         """Do tasks and yield (task, result) in the order of completion; may be called once.
 
@@ -102,6 +107,7 @@ class Workers:
             tasks: to be done.
             ahead: how many results may be computed before they are asked for.
             finish: applied to each result in a thread.
+            fall_back: a task whose worker was lost -> a task to do instead, or None.
 
         Raises:
             WorkersError: no process can be started.
@@ -111,12 +117,13 @@ class Workers:
 
         def serve_worker() -> None:
             """Hand tasks to one worker, and start another when it is lost."""
-            worker = None
+            worker = task = None
             try:
                 self._room.acquire()
                 while True:
-                    with self._lock:
-                        task = next(tasks, None)
+                    if task is None:
+                        with self._lock:
+                            task = next(tasks, None)
                     if task is None or self._closing:
                         break
                     worker = worker or self._start(context)
@@ -127,6 +134,7 @@ class Workers:
                             result = finish(result)
                         done.put((task, result))
                         self._room.acquire()  # for the next result, of this task or another
+                    task = fall_back(task) if worker is None else None
             except Exception as e:
                 done.put(e)
             finally:
