@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
@@ -131,7 +132,8 @@ def main():
         if dist.get_rank() == 0:  # and on the first alone
             evaluator.evaluate(f"{folder}/audio", f"{folder}/video", output_dir=f"{folder}/outputs")
         dist.barrier()
-    print("rank", dist.get_rank(), len(set(means)), flush=True)
+    with open(f"{folder}/rank{dist.get_rank()}", "w") as file:
+        file.write(repr(means))
     dist.destroy_process_group()
 
 if __name__ == "__main__":
@@ -150,5 +152,19 @@ def test_a_training_job_evaluates_on_each_rank_and_on_one(pairs, small_checkpoin
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(line for line in done.stdout.splitlines() if line) == ["rank 0 1", "rank 1 1"]
+    means = [json.loads((pairs / f"rank{rank}").read_text()) for rank in (0, 1)]
+    assert len(means[0]) == 2
+    assert means[0] == means[1]
     assert (pairs / "outputs" / "metrics.json").exists()
+
+
+def test_pair_scores_are_a_sequence(evaluator, pairs, monkeypatch):
+    monkeypatch.chdir(pairs)
+    scores = evaluator.evaluate("audio", "video")["pair_scores"]
+    assert [row["name"] for row in scores] == list("abcd")
+    assert scores[-1] == scores[3]
+    assert scores[1:3] == [scores[1], scores[2]]
+    assert {tuple(row) for row in scores} == {("name", "audio", "video", *scores.written_columns)}
+    assert scores[0]["suspect"] is None  # too few pairs to tell
+    with pytest.raises(IndexError):
+        scores[4]

@@ -489,9 +489,15 @@ class PairScores(Sequence):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the columns of pair_scores.csv of one pair; None for a figure that cannot be told."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # also from the end; or an IndexError
         audio, video = self.pairs[i]
-        figures = {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
+        figures = dict.fromkeys(self.written_columns)
+        figures |= {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
+        figures = {column: None if value != value else value for column, value in figures.items()}  # NaN
         return {"name": self.names[i], "audio": audio, "video": video, **figures}
 
     def lowest(self, n: int) -> list[dict[str, Any]]:
@@ -506,6 +512,4 @@ class PairScores(Sequence):
         listed = ("name", "similarity", *OTHER_COLUMNS)
         lowest = suspects[np.argsort(self.columns["similarity"][suspects], kind="stable")]
         pairs = (self[i] for i in lowest[:SUSPECTS_LISTED].tolist())
-        return [
-            {c: None if pair[c] != pair[c] else pair[c] for c in listed} for pair in pairs
-        ]  # NaN: unknown
+        return [{c: pair[c] for c in listed} for pair in pairs]
