@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from imagebind.evaluation.embedding import load_model
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.model import check_towers, load_model
 from imagebind.models import checkpoints
 from imagebind.models.imagebind_model import ImageBindModel, TowerConfig
 
@@ -96,7 +96,8 @@ def fuzz(first: int, n_cases: int, folder: Path) -> tuple[Counter, list[str]]:
             warnings.simplefilter("ignore")
             torch.save(made_up(seed), path)
         try:
-            model, _ = load_model(path, ["audio", "video"])
+            model, weights = load_model(path)
+            check_towers(model, weights, ["audio", "video"])
             outcomes["loaded"] += 1
             if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
                 faults.append(f"seed {seed}: numbers that are not finite")
