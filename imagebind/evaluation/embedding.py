@@ -234,6 +234,7 @@ class FileEmbedder:
                 self._take_feature(feature.name, file, loaded, waiting[file.modality, feature.name])
 
     def _remember_dropped(self, name: str, file: LoadedFile, loaded: LoadedFeature | None) -> None:
+        """Keep why a file has no such feature, so that it is not read again for that."""
         from imagebind.reading.loader import dropped_name
 
         if self.cache is not None and loaded is not None and loaded.is_dropped and not loaded.is_cached:
@@ -250,9 +251,8 @@ class FileEmbedder:
             self._store(name, file, embedding)
             return
         equal_files = waiting.setdefault(file.content_hash, [])
-        if equal_files:  # one input is enough
-            file = replace(file, features=file.features | {name: replace(loaded, input=None)})
-        equal_files.append(file)
+        loaded = replace(loaded, input=None) if equal_files else loaded  # one input is enough
+        equal_files.append(replace(file, features={name: loaded}))
 
     def _close_sequence(self, name: str, file: LoadedFile, loaded: LoadedFeature | None) -> None:
         """Keep a sequence of which all parts have come, or forget what is there of it."""

@@ -90,9 +90,8 @@ class Protocol:
             found = None
             try:
                 for feature in self.features:
-                    if (
-                        reason := embedded.why_missing(feature, paths[feature.modality == "video"])
-                    ) is not None:
+                    reason = embedded.why_missing(feature, paths[feature.modality == "video"])
+                    if reason is not None:
                         raise NoScoreError(reason)
                 scores.values[i], found = self.score_pair(embedded, *paths)
             except NoScoreError as e:
