@@ -320,9 +320,13 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
     with media_errors(name):
         if not samples.numel():
             raise MediaError(name, "no audio samples")
-        waveform = resample(samples.cpu().clone(), rate, SAMPLE_RATE)
-        clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
-        return AudioInput(clips_to_input(name, clips))
+        return from_waveform(name, resample(samples.cpu().clone(), rate, SAMPLE_RATE))
+
+
+def from_waveform(path: Path, waveform: torch.Tensor) -> AudioInput:
+    """Make the model's input of a whole sound (C, T) at SAMPLE_RATE, in place; raises as clips_to_input."""
+    clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
+    return AudioInput(clips_to_input(path, clips))
 
 
 def read_audio(path: Path) -> AudioInput:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import av
 import torch
@@ -43,7 +44,7 @@ class Timeline:
     time_base: Fraction = Fraction(1)  # seconds
     decoded_times: tuple[tuple[int, int], ...] | None = None  # as `times`, where frames were decoded for it
 
-    @property
+    @cached_property
     def times(self) -> Sequence[tuple[int, int]] | None:
         """When each frame begins and how long it is shown, in the time base, in display order.
 

@@ -20,8 +20,8 @@ from imagebind.data.audio import (
     AUDIO_CLIPS,
     SAMPLE_RATE,
     AudioInput,
-    clip_ranges,
     clips_to_input,
+    from_waveform,
     read_audio,
     resampled_pieces,
 )
@@ -30,16 +30,13 @@ from imagebind.data.inputs import ModelInput
 from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
 from imagebind.data.video import (
     SIZE,
+    ChosenFrames,
     ClipRecipe,
     DroppedError,
     VideoInput,
     check_aspect_ratio,
-    choose_all,
-    chosen_numbers,
     normalize_rgb,
-    prepare_all,
     read_clips,
-    to_inputs,
 )
 
 WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s that overlap by 1.5 s
@@ -139,18 +136,14 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
     with media_errors(path):
         with open_stream(path, "video") as stream:
             timeline = packet_timeline(stream)
-        chosen = choose_all(path, timeline, recipes)
-        watched = WatchedFrames(timeline, chosen_numbers(chosen))
-        number_of, index, waiting, prepared = {}, [], [], [{} for _ in recipes]
+        chosen = ChosenFrames(path, timeline, recipes)
+        watched = WatchedFrames(timeline, chosen.numbers)
+        number_of, index, waiting = {}, [], []
         with open_stream(path, "video") as stream:
             fps, times, duration = stream_fps(stream), [], 0.0
             begins = (stream.container.start_time or 0) / av.time_base
             for number, frame in watched.count(decode(stream)):
-                if number in watched.wanted:
-                    for found, more in zip(
-                        prepared, prepare_all([(number, frame)], chosen, recipes), strict=True
-                    ):
-                        found |= more
+                chosen.take(number, frame)
                 pixels = prepare_image(frame)
                 digest = hashlib.blake2b(pixels.numpy(), digest_size=16).digest()
                 if digest not in number_of:
@@ -168,10 +161,9 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
             raise MediaError(path, "no video frames")
         if waiting:
             yield FramesPart(torch.stack(waiting))
-        if watched.is_as_listed:
-            clips = to_inputs(chosen, prepared)
-        else:  # damaged, or without times that name its frames
-            clips = read_clips(path, recipes) if recipes else []
+        # Where it is damaged, or no times name its frames, what is picked above may be other frames.
+        is_right = watched.is_as_listed or not recipes
+        clips = chosen.inputs() if is_right else read_clips(path, recipes)
         yield WholeVideo(FrameFacts(fps, tuple(index), tuple(times), duration), clips)
 
 
@@ -230,12 +222,8 @@ def read_whole_sound(path: Path) -> Iterator[WindowsPart | WholeSound]:
                 waiting.clear()
         if waiting:
             yield WindowsPart(torch.stack(waiting))
-        if reader.n_pieces == 1:
-            whole = reader.first_piece
-            clips = [whole[:, start:end] for start, end in clip_ranges(whole.shape[1])]
-            audio = AudioInput(clips_to_input(path, clips))
-        else:
-            audio = read_audio(path)
+        is_whole = reader.n_pieces == 1
+        audio = from_waveform(path, reader.first_piece) if is_whole else read_audio(path)
         yield WholeSound(
             WindowFacts(tuple(reader.is_silent), reader.whole_is_silent, reader.n_samples / SAMPLE_RATE),
             audio,

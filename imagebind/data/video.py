@@ -171,54 +171,61 @@ def choose_clips(timeline: Timeline, clip_seconds: float, n_clips: int) -> list[
     return clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
 
 
-Chosen = list[list[tuple[int, int]] | DroppedError]  # of each recipe its clips, or why there are none
-Prepared = list[dict[int, torch.Tensor]]  # of each recipe number of a frame -> the frame
+class ChosenFrames:
+    """The frames that some recipes choose of a video, each prepared as it comes.
 
+    Args:
+        path, timeline: of the video.
+        recipes: that choose.
 
-def choose_all(path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]) -> Chosen:
-    """Choose the clips of all recipes.
+    Attributes:
+        numbers: of all chosen frames.
 
     Raises:
         MediaError: there are no frames.
     """
-    if not timeline.n_frames:
-        raise MediaError(path, "no video frames")
-    with_times = timeline
-    if timeline.times is None and any(recipe.needs_times for recipe in recipes):
-        with_times = decoded_timeline(path)
-    chosen = []
-    for recipe in recipes:
-        try:
-            chosen.append(recipe.choose(with_times if recipe.needs_times else timeline))
-        except DroppedError as e:
-            chosen.append(e)
-    return chosen
+
+    def __init__(self, path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]):
+        if not timeline.n_frames:
+            raise MediaError(path, "no video frames")
+        with_times = timeline
+        if timeline.times is None and any(recipe.needs_times for recipe in recipes):
+            with_times = decoded_timeline(path)
+        self._recipes = recipes
+        self._clips = [choose(recipe, with_times if recipe.needs_times else timeline) for recipe in recipes]
+        self._wanted = [
+            set() if isinstance(clips, DroppedError) else {n for clip in clips for n in clip}
+            for clips in self._clips
+        ]
+        self._prepared: list[dict[int, torch.Tensor]] = [{} for _ in recipes]
+        self.numbers = set().union(*self._wanted)
+
+    def take(self, number: int, frame: av.VideoFrame) -> None:
+        """Prepare a frame for the recipes that chose it."""
+        for recipe, wanted, prepared in zip(self._recipes, self._wanted, self._prepared, strict=True):
+            if number in wanted:
+                prepared[number] = recipe.prepare(frame)
+
+    def take_all(self, frames: Iterable[tuple[int, av.VideoFrame]]) -> list[VideoInput | DroppedError]:
+        """Take numbered frames, and return what comes of them."""
+        for number, frame in frames:
+            self.take(number, frame)
+        return self.inputs()
+
+    def inputs(self) -> list[VideoInput | DroppedError]:
+        """Return for each recipe its input, or why there is none, when all frames are taken."""
+        return [
+            clips if isinstance(clips, DroppedError) else to_input(clips, prepared)
+            for clips, prepared in zip(self._clips, self._prepared, strict=True)
+        ]
 
 
-def prepare_all(
-    frames: Iterable[tuple[int, av.VideoFrame]], chosen: Chosen, recipes: Sequence[ClipRecipe]
-) -> Prepared:
-    """Prepare the chosen frames, one at a time, for each recipe."""
-    wanted = [chosen_numbers([clips]) for clips in chosen]
-    prepared = [{} for _ in recipes]
-    for number, frame in frames:
-        for recipe, numbers, found in zip(recipes, wanted, prepared, strict=True):
-            if number in numbers:
-                found[number] = recipe.prepare(frame)
-    return prepared
-
-
-def chosen_numbers(chosen: Chosen) -> set[int]:
-    """Return the numbers of all chosen frames."""
-    return {n for clips in chosen if not isinstance(clips, DroppedError) for clip in clips for n in clip}
-
-
-def to_inputs(chosen: Chosen, prepared: Prepared) -> list[VideoInput | DroppedError]:
-    """Put the frames of each recipe together."""
-    inputs = []
-    for clips, frames in zip(chosen, prepared, strict=True):
-        inputs.append(clips if isinstance(clips, DroppedError) else to_input(clips, frames))
-    return inputs
+def choose(recipe: ClipRecipe, timeline: Timeline) -> list[tuple[int, int]] | DroppedError:
+    """Choose the clips of a recipe, or return why there are none."""
+    try:
+        return recipe.choose(timeline)
+    except DroppedError as e:
+        return e
 
 
 def to_input(clips: list[tuple[int, int]], frames: dict[int, torch.Tensor]) -> VideoInput:
@@ -245,18 +252,14 @@ def read_clips(path: Path, recipes: Sequence[ClipRecipe]) -> list[VideoInput | D
     with media_errors(path):
         with suppress(TimelineError), open_stream(path, "video") as stream:
             timeline = packet_timeline(stream)
-            chosen = choose_all(path, timeline, recipes)
-            numbers = chosen_numbers(chosen)
+            chosen = ChosenFrames(path, timeline, recipes)
             if timeline.has_times:
-                frames = read_frames(stream, timeline, numbers)
-            else:
-                frames = count_frames(path, numbers)
-            return to_inputs(chosen, prepare_all(frames, chosen, recipes))
+                return chosen.take_all(read_frames(stream, timeline, chosen.numbers))
+            return chosen.take_all(count_frames(path, chosen.numbers))
         if len(recipes) > 1:  # the frames of one recipe cannot be found; that is no matter of the others
             return [read_clips(path, [recipe])[0] for recipe in recipes]
-        chosen = choose_all(path, decoded_timeline(path), recipes)
-        frames = count_frames(path, chosen_numbers(chosen))
-        return to_inputs(chosen, prepare_all(frames, chosen, recipes))
+        chosen = ChosenFrames(path, decoded_timeline(path), recipes)
+        return chosen.take_all(count_frames(path, chosen.numbers))
 
 
 def from_frames(frames: torch.Tensor, fps: float, name: str) -> VideoInput:

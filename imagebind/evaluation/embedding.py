@@ -168,7 +168,7 @@ class FileEmbedder:
         self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
         scales = {m: float(self.embedder.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
         return EmbeddedFiles(
-            stores={modality: self.stores[features[0].name] for modality, features in self.wanted.items()},
+            stores={modality: self.main_store(modality) for modality in self.wanted},
             features=self.stores,
             protocols=self.protocols,
             dropped=self.dropped,
@@ -180,13 +180,17 @@ class FileEmbedder:
             summary=self.summary(),
         )
 
+    def main_store(self, modality: str) -> EmbeddingStore:
+        """Return the store of what drives the matrix and the ranks."""
+        return self.stores[self.wanted[modality][0].name]
+
     def _drop_changed(self) -> None:
         """Skip files that were read for their sound and for their picture, and were not the same then."""
-        audio, video = (self.stores[self.wanted[modality][0].name] for modality in MEDIA_MODALITIES)
+        audio, video = stores = [self.main_store(modality) for modality in MEDIA_MODALITIES]
         changed = [p for p in audio.row_of if p in video and audio.hash_of(p) != video.hash_of(p)]
         for path in changed:
-            for modality in MEDIA_MODALITIES:
-                self.stores[self.wanted[modality][0].name].discard(path)
+            for modality, store in zip(MEDIA_MODALITIES, stores, strict=True):
+                store.discard(path)
                 self._report_failure(Failure(path, modality, "it changed between reading sound and picture"))
 
     def summary(self) -> str:
@@ -238,8 +242,7 @@ class FileEmbedder:
         from imagebind.reading.loader import dropped_name
 
         if self.cache is not None and loaded is not None and loaded.is_dropped and not loaded.is_cached:
-            facts = {"reason": loaded.reason}
-            self.cache.put_sequence(file.content_hash, dropped_name(name), facts, lambda: ())
+            self.cache.put_facts(file.content_hash, dropped_name(name), {"reason": loaded.reason})
 
     def _take_feature(
         self, name: str, file: LoadedFile, loaded: LoadedFeature, waiting: dict[str, list[LoadedFile]]

@@ -35,7 +35,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     Returns, raises:
         as batch_inference_av_consistency.
     """
-    holder = holder or ModelHolder(options.checkpoint, options.device, options.precision)
+    holder = holder or ModelHolder.of(options)
     if job is not None and options.output_dir is None:
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:

@@ -273,7 +273,7 @@ def open_together(
             if str(options.device).startswith("cuda"):
                 options = replace(options, device=own_gpu(job))
             file_embedder = open_file_embedder(
-                options, count_inputs(inputs or share), workers, directory, holder_of(options), job.part
+                options, count_inputs(inputs or share), workers, directory, ModelHolder.of(options), job.part
             )
             checkpoint = file_embedder.protocol["checkpoint"]["sha256"][:16]
             facts = {"checkpoint": checkpoint, "device": file_embedder.embedder.device.type}
@@ -287,10 +287,6 @@ def open_together(
                 if value != states[0][1][what]:
                     raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
     return file_embedder, share
-
-
-def holder_of(options: Options) -> ModelHolder:
-    return ModelHolder(options.checkpoint, options.device, options.precision)
 
 
 @contextmanager
@@ -472,7 +468,7 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
     (inputs,) = split_inputs(plan_run(options).inputs, n_shares, [i - 1])
     with start_workers(options, sum(map(len, inputs.values()))) as workers:
         file_embedder = open_file_embedder(
-            options, count_inputs(inputs), workers, directory, holder_of(options), f"{i}-of-{n_shares}"
+            options, count_inputs(inputs), workers, directory, ModelHolder.of(options), f"{i}-of-{n_shares}"
         )
         with interruptible(file_embedder.summary):
             file_embedder.embed(inputs)

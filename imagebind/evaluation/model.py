@@ -15,6 +15,7 @@ from imagebind.evaluation.errors import EvaluationError, OptionError
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
 
+    from imagebind.evaluation.options import Options
     from imagebind.models.checkpoints import Weights
     from imagebind.models.embedder import Embedder
     from imagebind.models.imagebind_model import ImageBindModel
@@ -53,6 +54,11 @@ class ModelHolder:
     ):
         self.checkpoint, self.device, self.precision, self.model = checkpoint, device, precision, model
         self._opened: tuple[Embedder, Weights] | None = None
+
+    @classmethod
+    def of(cls, options: Options) -> ModelHolder:
+        """Make a holder of the model that the options of a run name."""
+        return cls(options.checkpoint, options.device, options.precision)
 
     def open(self, modalities: Iterable[str]) -> tuple[Embedder, Weights | GivenWeights]:
         """Return the model on its device, with towers for some modalities.

@@ -7,15 +7,18 @@ frames, W windows, E embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:  # torch takes seconds to import, and options are read without it
     from imagebind.data.features import Feature
+    from imagebind.data.sequences import WindowFacts
     from imagebind.evaluation.embedding import EmbeddedFiles
+    from imagebind.evaluation.store import SequenceStore
 
 NAMES = ("imagebind", "mmaudio", "avhscore", "javisscore")
 LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
@@ -73,32 +76,15 @@ class Protocol:
         """Describe for metrics.json how a video is looked at."""
         raise NotImplementedError
 
-    def score_pair(
-        self, embedded: EmbeddedFiles, audio: str, video: str
-    ) -> tuple[float, list[Window] | None]:
-        """Score a pair of files that have all features.
-
-        Raises:
-            NoScoreError: there is no score.
-        """
-        raise NotImplementedError
-
     def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
         """Score pairs of files."""
-        scores, windows = Scores(np.full(len(pairs), np.nan)), []
-        for i, paths in enumerate(pairs):
-            found = None
-            try:
-                for feature in self.features:
-                    reason = embedded.why_missing(feature, paths[feature.modality == "video"])
-                    if reason is not None:
-                        raise NoScoreError(reason)
-                scores.values[i], found = self.score_pair(embedded, *paths)
-            except NoScoreError as e:
-                scores.reasons[i] = str(e)
-            windows.append(found or [])
-        scores.windows = windows if any(windows) else None
-        return scores
+        raise NotImplementedError
+
+    def why_no_score(self, embedded: EmbeddedFiles, audio: str, video: str) -> str | None:
+        """Say why a feature of a pair is missing; None if it has all."""
+        path_of = {"audio": audio, "video": video}
+        reasons = (embedded.why_missing(feature, path_of[feature.modality]) for feature in self.features)
+        return next((reason for reason in reasons if reason is not None), None)
 
 
 class ClipProtocol(Protocol):
@@ -110,8 +96,7 @@ class ClipProtocol(Protocol):
 
         scores = Scores(np.full(len(pairs), np.nan))
         for i, paths in enumerate(pairs):
-            reasons = (embedded.why_missing(f, path) for f, path in zip(self.features, paths, strict=True))
-            if (reason := next(filter(None, reasons), None)) is not None:
+            if (reason := self.why_no_score(embedded, *paths)) is not None:
                 scores.reasons[i] = reason
         scored = [i for i in range(len(pairs)) if i not in scores.reasons]
         for first in range(0, len(scored), PAIRS_AT_A_TIME):
@@ -177,7 +162,35 @@ class MMAudio(ClipProtocol):
         }
 
 
-class AVHScore(Protocol):
+class FrameProtocol(Protocol):
+    """Something of the frames of a video, one by one."""
+
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+        scores, windows = Scores(np.full(len(pairs), np.nan)), []
+        for i, paths in enumerate(pairs):
+            found = None
+            try:
+                if (reason := self.why_no_score(embedded, *paths)) is not None:
+                    raise NoScoreError(reason)
+                scores.values[i], found = self.score_pair(embedded, *paths)
+            except NoScoreError as e:
+                scores.reasons[i] = str(e)
+            windows.append(found or [])
+        scores.windows = windows if any(windows) else None
+        return scores
+
+    def score_pair(
+        self, embedded: EmbeddedFiles, audio: str, video: str
+    ) -> tuple[float, list[Window] | None]:
+        """Score a pair of files that have all features.
+
+        Raises:
+            NoScoreError: there is no score.
+        """
+        raise NotImplementedError
+
+
+class AVHScore(FrameProtocol):
     """JavisBench's AVHScore, after TAVGBench: the mean cosine of each frame with the whole sound."""
 
     name = "avhscore"
@@ -203,7 +216,7 @@ class AVHScore(Protocol):
         return total / len(index), None
 
 
-class JavisScore(Protocol):
+class JavisScore(FrameProtocol):
     """JavisBench's JavisScore: of each window of 2 s the least fitting 40 % of the frames, with its sound."""
 
     name = "javisscore"
@@ -223,44 +236,66 @@ class JavisScore(Protocol):
 
     def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, list[Window]]:
         frames, sounds = embedded.features["video_frames"], embedded.features["audio_windows"]
-        facts, is_silent = frames.facts(video), sounds.facts(audio).is_silent
-        ranges = window_ranges(len(facts.index), facts.fps)
-        if len(ranges) == 1 or not is_silent:  # everything is one window
-            ranges, rows = [(0, len(facts.index))], units(embedded.features["audio"].get(audio)[None])
-            is_silent = (sounds.facts(audio).whole_is_silent,)
-            spans = [(0.0, sounds.facts(audio).seconds)]
+        seen, heard = frames.facts(video), sounds.facts(audio)
+        index, times = np.array(seen.index), [*seen.times, seen.times[-1] + seen.duration]
+        ranges = window_ranges(len(index), seen.fps)
+        if len(ranges) == 1 or not heard.n_rows:  # everything is one window
+            ranges, spans, is_silent = [(0, len(index))], [(0.0, heard.seconds)], [heard.whole_is_silent]
+            whole = embedded.features["audio"].get(audio)[None]
+            cosines = window_cosines(frames, video, index, ranges, lambda numbers: whole)
         else:
-            ranges, rows = ranges[: len(is_silent)], None
-            starts = [HOP_SECONDS * k for k in range(len(is_silent))]
-            starts[-1] = sounds.facts(audio).seconds - WINDOW_SECONDS
-            spans = [(start, start + WINDOW_SECONDS) for start in starts]
-        index, windows, times = np.array(facts.index), [], [*facts.times, facts.times[-1] + facts.duration]
-        for first in range(0, len(ranges), WINDOWS_AT_A_TIME):
-            block = ranges[first : first + WINDOWS_AT_A_TIME]
-            numbers = np.arange(first, first + len(block))
-            window_rows = rows if rows is not None else units(sounds.rows(audio, numbers))
-            for (start, end), cosines in zip(
-                block, self._cosines(frames, video, index, block, window_rows), strict=True
-            ):
-                n_lowest = int(LOWEST_SHARE * len(cosines))
-                if not n_lowest:
-                    raise NoScoreError(
-                        f"javisscore takes the lowest 40 % of a window's frames; of {len(cosines)} it is none"
-                    )
-                score = float(np.sort(cosines)[:n_lowest].mean())
-                number = len(windows)
-                windows.append(Window(times[start], times[end], *spans[number], score, is_silent[number]))
+            ranges, spans, is_silent = ranges[: heard.n_rows], window_spans(heard), heard.is_silent
+            cosines = window_cosines(frames, video, index, ranges, partial(sounds.rows, audio))
+        windows = [
+            Window(times[start], times[end], *span, mean_of_lowest(of_window), silent)
+            for (start, end), span, silent, of_window in zip(ranges, spans, is_silent, cosines, strict=False)
+        ]
         return math.fsum(window.score for window in windows) / len(windows), windows
 
-    @staticmethod
-    def _cosines(
-        frames: Any, video: str, index: np.ndarray, ranges: Sequence[tuple[int, int]], windows: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """Yield for each window the cosines of its frames with its sound."""
-        needed = np.unique(np.concatenate([index[start:end] for start, end in ranges]))
+
+def window_cosines(
+    frames: SequenceStore,
+    video: str,
+    index: np.ndarray,
+    ranges: Sequence[tuple[int, int]],
+    rows_of_windows: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[np.ndarray]:
+    """Yield for each window the cosines of its frames with its sound, in bounded memory.
+
+    Args:
+        frames: the distinct frames of the video.
+        index: (F,) of each frame which of the distinct ones it is.
+        ranges: of the windows, in frames.
+        rows_of_windows: numbers (K,) of windows of sound -> their rows (K, E).
+    """
+    for first in range(0, len(ranges), WINDOWS_AT_A_TIME):
+        block = ranges[first : first + WINDOWS_AT_A_TIME]
+        needed = np.unique(np.concatenate([index[start:end] for start, end in block]))
+        windows = units(rows_of_windows(np.arange(first, first + len(block))))
         cosines = units(frames.rows(video, needed)) @ windows.T  # (D, W)
-        for i, (start, end) in enumerate(ranges):
+        for i, (start, end) in enumerate(block):
             yield cosines[np.searchsorted(needed, index[start:end]), i]
+
+
+def mean_of_lowest(cosines: np.ndarray) -> float:
+    """Return the mean of the lowest 40 % of cosines (N,).
+
+    Raises:
+        NoScoreError: that is none.
+    """
+    n_lowest = int(LOWEST_SHARE * len(cosines))
+    if not n_lowest:
+        raise NoScoreError(
+            f"javisscore takes the lowest 40 % of a window's frames; of {len(cosines)} it is none"
+        )
+    return float(np.sort(cosines)[:n_lowest].mean())
+
+
+def window_spans(heard: WindowFacts) -> list[tuple[float, float]]:
+    """Return where the windows of a sound begin and end, in seconds; the last one ends with it."""
+    starts = [HOP_SECONDS * k for k in range(heard.n_rows - 1)]
+    starts.append(heard.seconds - WINDOW_SECONDS)
+    return [(start, start + WINDOW_SECONDS) for start in starts]
 
 
 def window_ranges(n_frames: int, fps: float) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ import torch
 from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
-from imagebind.evaluation.intervals import bootstrap_mean
+from imagebind.evaluation.intervals import Mean
 from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
-from imagebind.evaluation.protocols import Scores, Window
 from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
+from imagebind.evaluation.scores import WEAKEST_COLUMNS, score_protocols
 from imagebind.evaluation.similarity import Top, look_up, scan
 from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, Sample, sample_mismatches
@@ -35,7 +34,6 @@ OTHER_COLUMNS = (  # of suspects
     *("best_other_video", "best_other_video_similarity"),
     *("best_other_audio", "best_other_audio_similarity"),
 )
-WEAKEST_COLUMNS = ("weakest_start", "weakest_end", "weakest_score")  # of the windows of a pair
 PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
@@ -100,18 +98,14 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         for files, paths in ((plan.audio, audio_paths), (plan.video, video_paths))
     )
     scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
-    for modality, files, indices in zip(
-        MEDIA_MODALITIES, (plan.audio, plan.video), pair_cells.T, strict=True
-    ):
-        # 1 where all clips of the file have the same embedding, less the more they differ
-        norms = row_norms(embeddings[modality], indices)
-        scores[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
-        scores[f"{modality}_key"] = [files.stable_key(rows[modality][i]) for i in indices.tolist()]
+    scores |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
         scores["group"] = [plan.groups[pair] for pair in pairs]
-    protocol_scores = score_protocols(
-        plan, embedded, pairs, scores.get("similarity"), options.seed, compared.groups
-    )
+    leading = None
+    if pairs:
+        interval = metrics["paired_similarity_interval"]
+        leading = scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
+    protocol_scores = score_protocols(plan, embedded, pairs, leading, options.seed, compared.groups)
     scores |= protocol_scores.columns
     of_captions = {}
     if captions is not None:
@@ -181,6 +175,25 @@ def new_matrix(arrays: OutputArrays, shape: tuple[int, int], max_gb: float) -> n
         *(MATRIX_NAME, gigabytes, math.ceil(gigabytes)),
     )
     return None
+
+
+def describe_files(
+    plan: Plan,
+    embedded: EmbeddedFiles,
+    embeddings: dict[str, np.ndarray],
+    rows: dict[str, Sequence[str]],
+    pair_cells: np.ndarray,
+) -> dict[str, Sequence[Any]]:
+    """Return what the columns of pair_scores.csv say of the two files of each pair."""
+    columns = {}
+    for modality, files, indices in zip(
+        MEDIA_MODALITIES, (plan.audio, plan.video), pair_cells.T, strict=True
+    ):
+        # 1 where all clips of the file have the same embedding, less the more they differ
+        norms = row_norms(embeddings[modality], indices)
+        columns[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
+        columns[f"{modality}_key"] = [files.stable_key(rows[modality][i]) for i in indices.tolist()]
+    return columns
 
 
 def row_norms(rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -302,97 +315,6 @@ def describe_sample(n_sampled: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "false_discovery_rate": FALSE_DISCOVERY_RATE,
     }
-
-
-# Protocols
-
-
-@dataclass(frozen=True)
-class ProtocolScores:
-    """The scores of a run's pairs by all protocols."""
-
-    metrics: dict[str, dict[str, Any]]  # by name
-    columns: dict[str, Sequence[Any]]  # of pair_scores.csv
-    windows: list[list[Window]] | None  # of each pair, if a protocol has any
-
-
-def score_protocols(
-    plan: Plan,
-    embedded: EmbeddedFiles,
-    pairs: Sequence[tuple[str, str]],
-    similarity: np.ndarray | None,
-    seed: int,
-    groups: Sequence[int] | None,
-) -> ProtocolScores:
-    """Score the pairs by each protocol, and say which pairs it drops.
-
-    Args:
-        pairs: P that have an embedding; the others of the plan are dropped by every protocol.
-        similarity: (P,) of the first protocol; None: there are no pairs.
-        groups: (P,) as in Comparison.compare_modalities.
-    """
-    metrics, columns, windows = {}, {}, None
-    row_of = {pair: i for i, pair in enumerate(pairs)}
-    reasons = {(failure.modality, failure.path): failure.reason for failure in embedded.failures}
-
-    def why_skipped(pair: tuple[str, str]) -> str:
-        found = zip(MEDIA_MODALITIES, pair, strict=True)
-        return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)
-
-    for i, protocol in enumerate(embedded.protocols):
-        leads = i == 0 and similarity is not None
-        found = Scores(similarity) if leads else protocol.score(embedded, pairs)
-        columns[protocol.name] = found.values
-        dropped = [
-            {"name": plan.audio.names[pair[0]], "reason": reason}
-            for pair in plan.pairing.pairs
-            if (reason := found.reasons.get(row_of[pair]) if pair in row_of else why_skipped(pair))
-            is not None
-        ]
-        if dropped:
-            log.warning(
-                "%s gives %d of %d pairs no score: %s",
-                *(protocol.name, len(dropped), len(plan.pairing.pairs)),
-                shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
-            )
-        chosen = ~np.isnan(found.values)
-        metrics[protocol.name] = describe_scores(
-            found.values[chosen],
-            None if groups is None else np.asarray(groups)[chosen],
-            len(plan.pairing.pairs),
-            seed,
-        ) | {"dropped": dropped, "published_as": protocol.published_as}
-        if found.windows is not None:
-            windows = found.windows
-            columns |= weakest_columns(windows)
-    return ProtocolScores(metrics, columns, windows)
-
-
-def describe_scores(values: np.ndarray, groups: np.ndarray | None, n_pairs: int, seed: int) -> dict[str, Any]:
-    """Describe the scores (S,) of those pairs of a run, n_pairs of them, that a protocol scores."""
-    found = bootstrap_mean(values, seed, groups, most=1) if len(values) else None
-    described = {
-        "mean": None if found is None else found.mean,
-        "interval": None if found is None else found.interval,
-        "n_scored": len(values),
-        "n_pairs": n_pairs,
-    }
-    if len(values) < n_pairs:  # as evaluators print it that count what they cannot score as 0
-        described["mean_dropped_as_zero"] = math.fsum(values) / n_pairs
-    return described
-
-
-def weakest_columns(windows: Sequence[Sequence[Window]]) -> dict[str, np.ndarray]:
-    """Return what pair_scores.csv says of the weakest window of each pair."""
-    columns = {column: np.full(len(windows), np.nan) for column in WEAKEST_COLUMNS}
-    for i, of_pair in enumerate(windows):
-        if of_pair:
-            weakest = min(of_pair, key=attrgetter("score"))
-            for column, value in zip(
-                WEAKEST_COLUMNS, (weakest.start, weakest.end, weakest.score), strict=True
-            ):
-                columns[column][i] = value
-    return columns
 
 
 # Captions

@@ -116,6 +116,10 @@ class EmbeddingCache:
         records = [(key, modality, embedding.astype(np.float32).tobytes()) for key, embedding in embeddings]
         self._put(lambda: records)
 
+    def put_facts(self, content_hash: str, name: str, facts: dict[str, Any]) -> None:
+        """Keep what is known of a file, to be found by get_facts."""
+        self._put(lambda: [(content_hash, name, json.dumps(facts).encode())])
+
     def put_sequence(
         self, content_hash: str, name: str, facts: dict[str, Any], parts: Callable[[], Iterable[np.ndarray]]
     ) -> None:
