@@ -171,8 +171,8 @@ def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
     for retrieval in (False, True):
         caplog.clear()
         captioned = match_captions(captions, audio, video, pairs, retrieval)
-        assert captioned.of_pair == {pairs[0]: "x", pairs[1]: "2"}
-        assert captioned.of_file == {
+        assert captioned.of_pairs == {key: ["x", "2", None] for key in ("audio", "video")}
+        assert {modality: dict(links) for modality, links in captioned.of_files.items()} == {
             "audio": {"a/1.wav": "x", "a/2.wav": "2"},
             "video": {"v/x.mp4": "x", "v/y.mp4": "2"},
         }
@@ -420,7 +420,7 @@ from imagebind.evaluation.pairing import pair_files
 names = [f"clip_{{i:07d}}.x" for i in range(0, 2_000_000, 4)]
 sides = [gather_files(side, [f"{{side}}/{{name}}" for name in names]) for side in ("audio", "video")]
 captioned = match_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)
-assert len(captioned.texts) == 1_000_000 and len(captioned.of_pair) == 250_000
+assert len(captioned.texts) == 1_000_000 and sum(map(bool, captioned.of_pairs["video"])) == 250_000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
     result = subprocess.run(

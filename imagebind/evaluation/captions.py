@@ -183,18 +183,23 @@ def first_bad_line(path: str | os.PathLike) -> int:
 
 @dataclass(frozen=True)
 class MatchedCaptions:
-    """Which caption belongs to which file."""
+    """Which caption belongs to which pair and which file."""
 
     texts: dict[str, str]  # name -> text, of all captions
     groups: dict[str, str]  # name -> its group, where it has one
-    of_pair: dict[tuple[str, str], str]  # (audio path, video path) -> name of its caption
-    of_file: dict[str, dict[str, str]]  # modality -> path -> name of its caption
+    of_pairs: dict[str, Sequence[str | None]]  # modality -> of each pair the caption of that side
+    of_files: dict[str, Sequence[tuple[str, str]]]  # modality -> (path, name of a caption of it)
     n_skipped: int  # rows that could not be used
 
     @cached_property
     def used(self) -> set[str]:
         """The names of captions that belong to a file."""
-        return {name for names in self.of_file.values() for name in names.values()}
+        return {name for links in self.of_files.values() for _, name in links}
+
+    @property
+    def used_texts(self) -> tuple[str, ...]:
+        """Their texts, each once."""
+        return tuple(dict.fromkeys(text for name, text in self.texts.items() if name in self.used))
 
 
 def match_captions(
@@ -211,19 +216,17 @@ def match_captions(
     """
     captions = read_captions(source)
     of_audio, of_video = (match_names(captions.texts, files) for files in (audio, video))
-    of_pair = {}
-    for pair in pairs:
-        if name := of_video.get(pair[1]) or of_audio.get(pair[0]):
-            of_pair[pair] = name
-    if retrieval:  # a caption of one file of a pair belongs to the other one too
-        for (audio_path, video_path), name in of_pair.items():
+    of_pairs = [of_video.get(video_path) or of_audio.get(audio_path) for audio_path, video_path in pairs]
+    if not retrieval:
+        of_audio, of_video = {}, {}
+    for (audio_path, video_path), name in zip(pairs, of_pairs, strict=True):
+        if name is not None:  # a caption of one file of a pair belongs to the other one too
             of_audio.setdefault(audio_path, name)
             of_video.setdefault(video_path, name)
-    else:
-        of_audio = {audio_path: name for (audio_path, _), name in of_pair.items()}
-        of_video = {video_path: name for (_, video_path), name in of_pair.items()}
-    of_file = {"audio": of_audio, "video": of_video}
-    matched = MatchedCaptions(captions.texts, captions.groups, of_pair, of_file, captions.n_skipped)
+    of_files = {"audio": list(of_audio.items()), "video": list(of_video.items())}
+    matched = MatchedCaptions(
+        captions.texts, captions.groups, dict.fromkeys(of_files, of_pairs), of_files, captions.n_skipped
+    )
     report_captions(matched, pairs, retrieval, source)
     return matched
 
@@ -274,6 +277,7 @@ def report_captions(
         )
     if unused:
         log.warning("%d captions belong to nothing: %s", len(unused), shorten(unused))
-    if without := [stem(pair[1]) for pair in pairs if pair not in captions.of_pair]:
+    named = zip(pairs, captions.of_pairs["video"], strict=True)
+    if without := [stem(video_path) for (_, video_path), name in named if name is None]:
         log.warning("%d pairs without a caption: %s", len(without), shorten(without))
     log.info("%d captions, %d of them used", len(captions.texts), len(captions.used))

@@ -29,7 +29,7 @@ class Plan:
     retrieval: bool  # all files are compared; otherwise pairs alone
     captions: MatchedCaptions | None
     inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
-    groups: dict[tuple[str, str], str | None] | None  # pair -> its group; None: each pair is its own
+    groups: Sequence[str | None] | None  # of each pair; None: each pair is its own
     file_groups: dict[str, dict[str, str | None]] | None  # modality -> file -> its group, likewise
 
 
@@ -59,17 +59,15 @@ def plan_run(options: Options) -> Plan:
     captions = None
     if options.captions is not None:
         captions = match_captions(options.captions, audio, video, pairing.pairs, retrieval)
-        used = (text for name, text in captions.texts.items() if name in captions.used)
-        inputs["text"] = tuple(dict.fromkeys(used))
+        inputs["text"] = captions.used_texts
     names = [audio.names[audio_path] for audio_path, _ in pairing.pairs]
-    of_captions = captions and [captions.groups.get(captions.of_pair.get(pair)) for pair in pairing.pairs]
+    of_captions = captions and [captions.groups.get(name) for name in captions.of_pairs["video"]]
     groups = find_groups(names, options.group_by, of_captions)
-    of_pair = None if groups is None else dict(zip(pairing.pairs, groups, strict=True))
     of_files = None
     if captions is not None and groups is not None:
         files = {"audio": audio, "video": video}
         of_files = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
-    return Plan(audio, video, pairing, retrieval, captions, inputs, of_pair, of_files)
+    return Plan(audio, video, pairing, retrieval, captions, inputs, groups, of_files)
 
 
 def groups_of_files(
@@ -82,4 +80,5 @@ def groups_of_files(
     """
     if group_by is not None:
         return dict(zip(names, match_groups(list(names.values()), group_by), strict=True))
-    return {path: captions.groups.get(captions.of_file[modality].get(path)) for path in names}
+    caption_of = dict(reversed(captions.of_files[modality]))  # the first of each
+    return {path: captions.groups.get(caption_of.get(path)) for path in names}

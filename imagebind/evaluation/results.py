@@ -41,8 +41,9 @@ PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
     *("audio_key", "video_key"),
 )
 GROUP_COLUMNS = ("group",)  # after these, where there are groups
-CAPTION_COLUMNS = (  # after these, where there are captions
-    *("caption", "text_audio_similarity", "text_video_similarity", "text_audio_rank", "text_video_rank"),
+CAPTION_COLUMNS = (  # after these, where there are captions; audio_caption where sounds have their own
+    *("caption", "audio_caption", "text_audio_similarity", "text_video_similarity"),
+    *("text_audio_rank", "text_video_rank"),
 )
 
 Results = dict[str, Any]  # what batch_inference_av_consistency returns
@@ -67,9 +68,10 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         modality: [path for path in paths if path in embedded.stores[modality]]
         for modality, paths in plan.inputs.items()
     }
-    audio_paths, video_paths, pairs, pair_cells = order_rows(
+    audio_paths, video_paths, numbers, pair_cells = order_rows(
         with_embedding["audio"], with_embedding["video"], plan.pairing.pairs, plan.retrieval
     )
+    pairs = [plan.pairing.pairs[i] for i in numbers]
     counts = {
         "audio": len(audio_paths),
         "video": len(video_paths),
@@ -82,13 +84,15 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         raise NothingLeftError(counts)
     rows, captions = {"audio": audio_paths, "video": video_paths}, None
     if plan.captions is not None:
-        captions = order_captions(plan.captions, set(with_embedding["text"]), rows, pairs, plan.retrieval)
+        captions = order_captions(
+            plan.captions, set(with_embedding["text"]), rows, numbers, pair_cells, plan.retrieval
+        )
         rows["text"] = captions.texts
-        counts |= count_captions(plan, captions, pairs, embedded.truncated_texts)
+        counts |= count_captions(plan, captions, numbers, embedded.truncated_texts)
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
-    groups = number_groups(plan.groups and [plan.groups[pair] for pair in pairs])
+    groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
     device = embedded.device if embedded.device.type == "cuda" else torch.device("cpu")  # that has float64
     comparison = Comparison(contents, embeddings, device, options.seed)
     compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
@@ -100,18 +104,19 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
     scores |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
-        scores["group"] = [plan.groups[pair] for pair in pairs]
+        scores["group"] = [plan.groups[i] for i in numbers]
     leading = None
     if pairs:
         interval = metrics["paired_similarity_interval"]
         leading = scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
-    protocol_scores = score_protocols(plan, embedded, pairs, leading, options.seed, compared.groups)
+    protocol_scores = score_protocols(plan, embedded, numbers, leading, options.seed, compared.groups)
     scores |= protocol_scores.columns
     of_captions = {}
     if captions is not None:
-        figures, agreements = compare_captions(comparison, captions, groups_of_rows(plan, pairs, rows))
+        of_rows = groups_of_rows(plan, numbers, pair_cells, rows)
+        figures, agreements = compare_captions(comparison, captions, of_rows)
         metrics |= figures
-        scores |= caption_scores(captions, agreements, pair_cells)
+        scores |= caption_scores(captions, agreements, len(pairs))
         of_captions = {"text_names": captions.names, **agreements}
     pair_scores = PairScores([plan.audio.names[audio] for audio, _ in pairs], pairs, scores)
     failures = [
@@ -233,6 +238,7 @@ class Comparison:
         pair_cells: np.ndarray,
         groups: Sequence[int] | None,
         matrix: np.ndarray | None = None,
+        span: slice = slice(None),
     ) -> Compared:
         """Compare all rows of one modality with all rows of another.
 
@@ -240,9 +246,11 @@ class Comparison:
             pair_cells: (P, 2) the rows that belong together.
             groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
             matrix: to be filled in.
+            span: of the rows, if not all of the modality.
         """
-        rows, columns = self.embeddings[modality], self.embeddings[other]
-        contents = self.contents[modality], self.contents[other]
+        rows, columns = self.embeddings[modality][span], self.embeddings[other]
+        contents = self.contents[modality][span], self.contents[other]
+        pair_cells = pair_cells - [span.start or 0, 0]
         of_pairs = [(contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()]
         truth = find_truth(*contents, of_pairs)
         if groups is None and len(set(of_pairs)) < len(of_pairs):  # copies of a pair say no more than one
@@ -295,15 +303,21 @@ def find_best_others(
 
 
 def groups_of_rows(
-    plan: Plan, pairs: Sequence[tuple[str, str]], rows: dict[str, Sequence[str]]
+    plan: Plan, numbers: Sequence[int], pair_cells: np.ndarray, rows: dict[str, Sequence[str]]
 ) -> dict[str, list[int]] | None:
-    """Number the group of each row of a modality: that of its first pair, or of the file itself."""
+    """Number the group of each row of a modality: that of its first pair, or of the file itself.
+
+    Args:
+        numbers, pair_cells: as order_rows gives them.
+    """
     if plan.file_groups is None:
         return None
     numbered = {}
     for axis, modality in enumerate(MEDIA_MODALITIES):
-        group_of = plan.file_groups[modality] | {pair[axis]: plan.groups[pair] for pair in reversed(pairs)}
-        numbered[modality] = number_groups([group_of[path] for path in rows[modality]])
+        groups = [plan.file_groups[modality][path] for path in rows[modality]]
+        for i, row in reversed(list(zip(numbers, pair_cells[:, axis].tolist(), strict=True))):
+            groups[row] = plan.groups[i]
+        numbered[modality] = number_groups(groups)
     return numbered
 
 
@@ -321,9 +335,13 @@ def describe_sample(n_sampled: int, seed: int) -> dict[str, Any]:
 
 
 def count_captions(
-    plan: Plan, captions: CaptionRows, pairs: Sequence[tuple[str, str]], truncated_texts: set[str]
+    plan: Plan, captions: CaptionRows, numbers: Sequence[int], truncated_texts: set[str]
 ) -> dict[str, int]:
-    """Count captions, and pairs without one; warn of those that are truncated."""
+    """Count captions, and pairs without one; warn of those that are truncated.
+
+    Args:
+        numbers: of the pairs, as order_rows gives them.
+    """
     names = set(captions.names)
     texts = plan.captions.texts
     if too_long := [name for name, text in texts.items() if name in names and text in truncated_texts]:
@@ -333,7 +351,7 @@ def count_captions(
         "text_unmatched": len(texts) - len(plan.captions.used),
         "text_skipped": plan.captions.n_skipped,
         "text_cut": len(too_long),
-        "pairs_without_text": sum(plan.captions.of_pair.get(pair) not in names for pair in pairs),
+        "pairs_without_text": sum(plan.captions.of_pairs["video"][i] not in names for i in numbers),
     }
 
 
@@ -352,7 +370,9 @@ def compare_captions(
     for modality in MEDIA_MODALITIES if captions.texts else ():
         cells = captions.cells[modality]
         of_pairs = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
-        compared = comparison.compare_modalities("text", modality, cells, of_pairs)
+        compared = comparison.compare_modalities(
+            "text", modality, cells, of_pairs, span=captions.spans[modality]
+        )
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {
             "pair_rows": cells,
@@ -364,25 +384,27 @@ def compare_captions(
 
 
 def caption_scores(
-    captions: CaptionRows, agreements: dict[str, dict[str, Any]], pair_cells: np.ndarray
+    captions: CaptionRows, agreements: dict[str, dict[str, Any]], n_pairs: int
 ) -> dict[str, Sequence[Any]]:
     """Return what captions add to the columns of pair_scores.csv.
 
     Args:
         agreements: as compare_captions returns them.
-        pair_cells: (P, 2) of the audio-video pairs.
     """
-    columns = {"caption": [None] * len(pair_cells)}
-    for modality, files in zip(MEDIA_MODALITIES, pair_cells.T.tolist(), strict=True):
-        cells = captions.cells[modality]
-        cell_of = {file: i for i, file in enumerate(cells[:, 1].tolist())}
-        with_caption = [(pair, cell_of[file]) for pair, file in enumerate(files) if file in cell_of]
+    columns = {"caption": [None] * n_pairs}
+    if not captions.are_shared:
+        columns["audio_caption"] = [None] * n_pairs
+    for modality in MEDIA_MODALITIES:
+        cells, of_pairs = captions.cells[modality], captions.of_pairs[modality]
+        with_caption = np.flatnonzero(of_pairs >= 0)
         for column, key in (("similarity", "similarity"), ("rank", f"{modality}_rank")):
-            values = columns[f"text_{modality}_{column}"] = np.full(len(pair_cells), np.nan)
-            for pair, i in with_caption:
-                values[pair] = agreements[f"text_{modality}"][key][i]
-        for pair, i in with_caption:
-            columns["caption"][pair] = captions.texts[cells[i, 0]]
+            values = columns[f"text_{modality}_{column}"] = np.full(n_pairs, np.nan)
+            if len(with_caption):
+                values[with_caption] = agreements[f"text_{modality}"][key][of_pairs[with_caption]]
+        is_own = modality == "audio" and not captions.are_shared
+        texts = columns["audio_caption" if is_own else "caption"]
+        for pair in with_caption.tolist():
+            texts[pair] = captions.texts[cells[of_pairs[pair], 0]]
     return columns
 
 
@@ -396,7 +418,7 @@ class PairScores(Sequence):
         self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, Sequence[Any]]
     ):
         self.names, self.pairs = names, pairs
-        self.caption_columns = CAPTION_COLUMNS if "caption" in columns else ()
+        self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
         group_columns = GROUP_COLUMNS if "group" in columns else ()
         self.protocol_columns = tuple(name for name in PROTOCOLS if name in columns)
         weakest_columns = WEAKEST_COLUMNS if WEAKEST_COLUMNS[0] in columns else ()

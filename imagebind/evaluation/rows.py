@@ -12,22 +12,27 @@ from imagebind.evaluation.captions import MatchedCaptions
 
 def order_rows(
     audio_paths: Sequence[str], video_paths: Sequence[str], pairs: Sequence[tuple[str, str]], retrieval: bool
-) -> tuple[Sequence[str], Sequence[str], list[tuple[str, str]], np.ndarray]:
+) -> tuple[Sequence[str], Sequence[str], list[int], np.ndarray]:
     """Choose the order of the rows, from the files that have an embedding.
 
     Returns:
-        the files behind the rows of either modality; the pairs among them; and the pairs' cells (P, 2): row
-        of the sound and row of the video. In pairing mode pair i is row i of both; in retrieval mode all
-        files stay, in their order.
+        the files behind the rows of either modality; the numbers of the pairs among them; and the cells of
+        these (P, 2): row of the sound and row of the video. In pairing mode pair i is row i of both; in
+        retrieval mode all files stay, in their order.
     """
     audio_row = {path: i for i, path in enumerate(audio_paths)}
     video_row = {path: i for i, path in enumerate(video_paths)}
-    pairs = [(audio, video) for audio, video in pairs if audio in audio_row and video in video_row]
+    numbers = [i for i, (audio, video) in enumerate(pairs) if audio in audio_row and video in video_row]
     if not retrieval:
-        rows = np.arange(len(pairs))
-        return [audio for audio, _ in pairs], [video for _, video in pairs], pairs, np.stack([rows, rows], 1)
-    cells = to_cells((audio_row[audio], video_row[video]) for audio, video in pairs)
-    return audio_paths, video_paths, pairs, cells
+        rows = np.arange(len(numbers))
+        return (
+            [pairs[i][0] for i in numbers],
+            [pairs[i][1] for i in numbers],
+            numbers,
+            np.stack([rows, rows], 1),
+        )
+    cells = to_cells((audio_row[pairs[i][0]], video_row[pairs[i][1]]) for i in numbers)
+    return audio_paths, video_paths, numbers, cells
 
 
 def to_cells(indices: Iterable[tuple[int, int]]) -> np.ndarray:
@@ -41,44 +46,83 @@ class CaptionRows:
 
     names: list[str]
     texts: list[str]
+    spans: dict[str, slice]  # modality -> the rows that are compared with it
     cells: dict[str, np.ndarray]  # modality -> (K, 2) row of a caption, and row of the file it belongs to
+    of_pairs: dict[str, np.ndarray]  # modality -> (P,) cell of each pair, or -1
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether sounds and videos have the same captions."""
+        return self.spans["audio"] == self.spans["video"]
 
 
 def order_captions(
     captions: MatchedCaptions,
     embedded: Container[str],
     rows: dict[str, Sequence[str]],
-    pairs: Sequence[tuple[str, str]],
+    numbers: Sequence[int],
+    pair_cells: np.ndarray,
     retrieval: bool,
 ) -> CaptionRows:
     """Choose the order of the rows of captions.
 
     In pairing mode a caption has a row for each of its pairs, in their order; in retrieval mode one row, in
-    the order of the captions.
+    the order of the captions. Where sounds have captions of their own, these come after those of videos.
 
     Args:
         embedded: the texts that have an embedding.
         rows: modality -> the files behind its rows.
-        pairs: as order_rows gives them.
+        numbers, pair_cells: as order_rows gives them.
     """
+    found = CaptionRows([], [], {}, {}, {})
+    axes = {modality: axis for axis, modality in enumerate(rows)}
+    are_shared = captions.of_pairs["audio"] == captions.of_pairs["video"]
+    for modalities in [list(rows)] if are_shared else [["video"], ["audio"]]:
+        begin = len(found.names)
+        of_pairs = {m: [captions.of_pairs[m][i] for i in numbers] for m in modalities}
+        if retrieval:
+            row_of = {m: {path: i for i, path in enumerate(rows[m])} for m in modalities}
+            links = {
+                m: [(name, row_of[m][path]) for path, name in captions.of_files[m] if path in row_of[m]]
+                for m in modalities
+            }
+        else:
+            links = {m: [(name, pair) for pair, name in enumerate(of_pairs[m])] for m in modalities}
+        links = {
+            m: [(name, i) for name, i in links[m] if name is not None and captions.texts[name] in embedded]
+            for m in modalities
+        }
+        if retrieval:
+            used = {name for m in modalities for name, _ in links[m]}
+            names = [name for name in captions.texts if name in used]
+            row_of_name = {name: begin + i for i, name in enumerate(names)}
+            cells = {m: [(row_of_name[name], i) for name, i in links[m]] for m in modalities}
+        else:
+            names = [name for name, _ in links[modalities[0]]]
+            cells = {m: [(begin + i, pair) for i, (_, pair) in enumerate(links[m])] for m in modalities}
+        found.names.extend(names)
+        for m in modalities:
+            found.spans[m] = slice(begin, len(found.names))
+            found.cells[m] = to_cells(cells[m])
+            found.of_pairs[m] = find_cells(links[m], of_pairs[m], pair_cells[:, axes[m]].tolist())
+    found.texts.extend(captions.texts[name] for name in found.names)
+    return found
 
-    def is_embedded(name: str | None) -> bool:
-        return name is not None and captions.texts[name] in embedded
 
-    if not retrieval:
-        named = [(i, captions.of_pair.get(pair)) for i, pair in enumerate(pairs)]
-        named = [(i, name) for i, name in named if is_embedded(name)]
-        names = [name for _, name in named]
-        cells = to_cells((row, i) for row, (i, _) in enumerate(named))
-        return CaptionRows(names, [captions.texts[name] for name in names], dict.fromkeys(rows, cells))
-    of_rows = {
-        modality: [captions.of_file[modality].get(path) for path in paths] for modality, paths in rows.items()
-    }
-    used = {name for names in of_rows.values() for name in names if is_embedded(name)}
-    names = [name for name in captions.texts if name in used]
-    row_of = {name: row for row, name in enumerate(names)}
-    cells = {
-        modality: to_cells((row_of[name], i) for i, name in enumerate(of_rows[modality]) if name in used)
-        for modality in rows
-    }
-    return CaptionRows(names, [captions.texts[name] for name in names], cells)
+def find_cells(
+    links: Sequence[tuple[str, int]], names: Sequence[str | None], files: Sequence[int]
+) -> np.ndarray:
+    """Find the cell of each pair: that of its caption and its file, or else the first one of its file.
+
+    Args:
+        links: of each cell the name of the caption, and the row of the file.
+        names: of each pair's caption.
+        files: the row of each pair's file.
+
+    Returns:
+        (P,) numbers of cells, -1 where there is none.
+    """
+    numbered = list(enumerate(links))[::-1]
+    exact, of_file = {link: i for i, link in numbered}, {file: i for i, (_, file) in numbered}
+    found = (exact.get((name, file), of_file.get(file, -1)) for name, file in zip(names, files, strict=True))
+    return np.fromiter(found, np.int64, len(files))

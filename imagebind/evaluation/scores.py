@@ -34,7 +34,7 @@ class ProtocolScores:
 def score_protocols(
     plan: Plan,
     embedded: EmbeddedFiles,
-    pairs: Sequence[tuple[str, str]],
+    numbers: Sequence[int],
     leading: tuple[np.ndarray, Mean] | None,
     seed: int,
     groups: Sequence[int] | None,
@@ -42,12 +42,13 @@ def score_protocols(
     """Score the pairs by each protocol, and say which pairs it drops.
 
     Args:
-        pairs: P that have an embedding; the others of the plan are dropped by every protocol.
+        numbers: of the P pairs that have an embedding; the others of the plan are dropped by every protocol.
         leading: the similarities (P,) by the first protocol, and their mean; None: there are no pairs.
         groups: (P,) as in Comparison.compare_modalities.
     """
     metrics, columns, windows = {}, {}, None
-    row_of = {pair: i for i, pair in enumerate(pairs)}
+    row_of = {number: i for i, number in enumerate(numbers)}
+    pairs = [plan.pairing.pairs[number] for number in numbers]
     reasons = {(failure.modality, failure.path): failure.reason for failure in embedded.failures}
 
     def why_skipped(pair: tuple[str, str]) -> str:
@@ -60,8 +61,8 @@ def score_protocols(
         columns[protocol.name] = found.values
         dropped = [
             {"name": plan.audio.names[pair[0]], "reason": reason}
-            for pair in plan.pairing.pairs
-            if (reason := found.reasons.get(row_of[pair]) if pair in row_of else why_skipped(pair))
+            for number, pair in enumerate(plan.pairing.pairs)
+            if (reason := found.reasons.get(row_of[number]) if number in row_of else why_skipped(pair))
             is not None
         ]
         if dropped:

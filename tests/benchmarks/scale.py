@@ -3,8 +3,8 @@
     python tests/benchmarks/scale.py              # all rows; a quarter of an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
 
-Rows are made up. Each figure is a ratio to a baseline of the same run; it prints a table and writes
-scale.json. "Bare" is the product of the same tiles by the same threads, in float64, as the metrics take it.
+Rows are made up. Each figure is a ratio to a baseline of the same run. "Bare" is the product of
+the same tiles by the same threads, in float64, as the metrics take it.
 """
 
 from __future__ import annotations
@@ -293,12 +293,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000, help="sounds and videos (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    figures = []
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            figures.append(ROWS[name](Path(folder), args.rows, args.device))
-        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in figures[-1].items()))
-    Path("scale.json").write_text(json.dumps(figures, indent=2))
+            figures = ROWS[name](Path(folder), args.rows, args.device)
+        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in figures.items()))
 
 
 if __name__ == "__main__":
