@@ -32,6 +32,7 @@ from imagebind.data.media import (
     open_stream,
     warn_if_truncated,
 )
+from imagebind.segments import span_of
 
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decode the sound of a file from start to end, in pieces.
+    """Decode the sound of a file, or of a part of it, from start to end, in pieces.
 
     Yields:
         (C, T) float32 in [-1, 1], and the sample rate in Hz.
@@ -63,19 +64,36 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
         form = None  # sample rate and number of channels of the first frame
         # Converts the sample format alone. Interleaved, because PyAV crashes on 8 and more planes.
         to_float = av.AudioResampler(format="flt")
-        n_samples = 0
-        for frame in decode(stream):
+        n_samples, first, last = 0, 0, math.inf  # the part is [first, last)
+
+        def is_enough() -> bool:
+            return n_samples >= last
+
+        for frame in decode(stream, is_enough):
             if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                 raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
-            form = form or (frame.sample_rate, frame.layout.nb_channels)
+            if form is None:
+                form = frame.sample_rate, frame.layout.nb_channels
+                first, last = sample_range(path, frame.sample_rate)
             if form != (frame.sample_rate, frame.layout.nb_channels):
                 raise MediaError(path, "its sample rate or number of channels changes")
             for floats in to_float.resample(frame):
+                samples = torch.from_numpy(floats.to_ndarray()).view(-1, form[1]).T
+                kept = samples[:, max(first - n_samples, 0) : max(min(last - n_samples, floats.samples), 0)]
                 n_samples += floats.samples
-                yield torch.from_numpy(floats.to_ndarray()).view(-1, form[1]).T, floats.sample_rate
-        if n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
+                if kept.numel():
+                    yield kept, floats.sample_rate
+        if n_samples and last < math.inf:
+            warn_if_truncated(path, max(n_samples - first, 0), last - first, "samples of this part")
+        elif n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
             stated = float(stream.duration * stream.time_base)
             warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")
+
+
+def sample_range(path: Path, rate: int) -> tuple[int, float]:
+    """Return the samples [first, last) of a file, or of a part of it; its end may be infinite."""
+    start, end = span_of(path)
+    return round(start * rate), end if end == math.inf else round(end * rate)
 
 
 def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:

@@ -8,11 +8,11 @@ Where timestamps cannot name frames, decoded_timeline and count_frames decode th
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -21,6 +21,8 @@ import torch
 from av.stream import Discard
 
 from imagebind.data.media import MediaError, Path, decode, demux, open_stream, warn_if_truncated
+
+TIME_TOLERANCE = 0.0005  # seconds: some containers round times to milliseconds
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,26 @@ class Timeline:
         if not self.has_times:
             return None
         return sorted((packet.pts, packet.duration) for packet in self.packets if packet.is_shown)
+
+    def part(self, start: float, end: float) -> tuple[int, Timeline]:
+        """Cut out the frames that begin in [start, end), in seconds from the first frame.
+
+        Returns:
+            the number of the first one, and the timeline of a file that holds them alone.
+        """
+        if not start and end == math.inf:
+            return 0, self
+        times = self.times
+        if times is None or len(times) != self.n_frames:
+            times, seconds = None, [number / self.fps for number in range(self.n_frames)]
+        else:
+            seconds = [float((pts - times[0][0]) * self.time_base) for pts, _ in times]
+        first, last = (bisect_left(seconds, time - TIME_TOLERANCE) for time in (start, end))
+        if times is not None:
+            times = tuple((pts - times[first][0], duration) for pts, duration in times[first:last])
+        return first, replace(
+            self, n_frames=last - first, packets=(), has_times=times is not None, decoded_times=times
+        )
 
 
 class TimelineError(MediaError):

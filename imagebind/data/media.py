@@ -6,12 +6,14 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 import av
 from av.stream import Disposition
+
+from imagebind.segments import file_of
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
@@ -68,7 +70,7 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be opened.
     """
     held = _held_open.__dict__.setdefault("descriptors", {})
-    with open(path, "rb") as file:
+    with open(file_of(path), "rb") as file:
         held[os.fspath(path)] = file.fileno()
         try:
             yield file
@@ -79,20 +81,20 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
 def open_file(path: Path) -> BinaryIO:
     """Open a file, or the one that is held open under this path, at its start; its name is the path."""
     descriptor = _held_open.__dict__.get("descriptors", {}).get(os.fspath(path))
-    held = path if descriptor is None else f"/proc/self/fd/{descriptor}"
+    held = file_of(path) if descriptor is None else f"/proc/self/fd/{descriptor}"
     return open(path, "rb", opener=lambda _, flags: os.open(held, flags))
 
 
 def check_is_file(path: Path) -> None:
     """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
-    name = os.fspath(path)
-    if os.path.isdir(path):
+    file = os.fspath(file_of(path))
+    if os.path.isdir(file):
         raise MediaError(path, "Is a directory; --audio_dir and --video_dir search one")
-    if os.path.exists(path) and not os.path.isfile(path):
+    if os.path.exists(file) and not os.path.isfile(file):
         raise MediaError(path, "not a regular file")
-    if not os.path.lexists(path) and name.startswith("~"):
+    if not os.path.lexists(file) and file.startswith("~"):
         raise MediaError(path, "No such file or directory; ~ is taken as it stands here")
-    if not os.path.lexists(path) and any(mark in name for mark in "*?"):
+    if not os.path.lexists(file) and any(mark in file for mark in "*?"):
         raise MediaError(path, "No such file or directory; * and ? are taken as they stand here")
 
 
@@ -130,8 +132,15 @@ def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
             continue
 
 
-def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
-    """Decode a stream to its end; packets that cannot be decoded are left out, as ffmpeg does.
+def never() -> bool:
+    return False
+
+
+def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> Iterator[av.frame.Frame]:
+    """Decode a stream; packets that cannot be decoded are left out, as ffmpeg does.
+
+    Args:
+        is_enough: tells before each packet whether to end; by default the stream is decoded to its end.
 
     Raises:
         MediaError: more than MAX_DAMAGED_SHARE of the packets cannot be decoded.
@@ -139,6 +148,8 @@ def decode(stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
     stream.codec_context.thread_count = 1
     path, n_packets, n_damaged = stream.container.name, 0, 0
     for packet in demux(stream):
+        if is_enough():
+            break
         n_packets += packet.size > 0
         try:
             yield from packet.decode()

@@ -38,6 +38,7 @@ from imagebind.data.video import (
     normalize_rgb,
     read_clips,
 )
+from imagebind.segments import Segment
 
 WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s that overlap by 1.5 s
 PART_SIZE = 64  # frames or windows that are handed over together
@@ -143,6 +144,8 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
             fps, times, duration = stream_fps(stream), [], 0.0
             begins = (stream.container.start_time or 0) / av.time_base
             for number, frame in watched.count(decode(stream)):
+                if not 0 <= number - chosen.first < chosen.n_frames:
+                    continue
                 chosen.take(number, frame)
                 pixels = prepare_image(frame)
                 digest = hashlib.blake2b(pixels.numpy(), digest_size=16).digest()
@@ -161,6 +164,10 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
             raise MediaError(path, "no video frames")
         if waiting:
             yield FramesPart(torch.stack(waiting))
+        if isinstance(path, Segment):
+            if not watched.is_as_listed:
+                raise MediaError(path, "damaged: its frames cannot be told by their times")
+            times = [time - times[0] for time in times]
         # Where it is damaged, or no times name its frames, what is picked above may be other frames.
         is_right = watched.is_as_listed or not recipes
         clips = chosen.inputs() if is_right else read_clips(path, recipes)

@@ -32,7 +32,15 @@ from imagebind.data.frames import (
     to_rgb,
 )
 from imagebind.data.inputs import ModelInput
-from imagebind.data.media import MediaError, Path, UnsupportedError, media_errors, open_stream
+from imagebind.data.media import (
+    MediaError,
+    Path,
+    UnsupportedError,
+    media_errors,
+    open_stream,
+    warn_if_truncated,
+)
+from imagebind.segments import span_of
 
 VIDEO_CLIPS = 5
 FRAMES_PER_CLIP = 2  # the first and the last
@@ -180,19 +188,28 @@ class ChosenFrames:
 
     Attributes:
         numbers: of all chosen frames.
+        first, n_frames: the frames that are chosen from: of a part of a file not all of them.
 
     Raises:
         MediaError: there are no frames.
     """
 
     def __init__(self, path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]):
-        if not timeline.n_frames:
-            raise MediaError(path, "no video frames")
+        span = span_of(path)
         with_times = timeline
         if timeline.times is None and any(recipe.needs_times for recipe in recipes):
             with_times = decoded_timeline(path)
+        self.first, part = timeline.part(*span)
+        if not part.n_frames:
+            raise MediaError(path, "no video frames")
+        if span[1] < math.inf:
+            warn_if_truncated(path, part.n_frames, part.fps * (span[1] - span[0]), "frames of this part")
+        self.n_frames, part_with_times = part.n_frames, with_times.part(*span)
         self._recipes = recipes
-        self._clips = [choose(recipe, with_times if recipe.needs_times else timeline) for recipe in recipes]
+        self._clips = [
+            choose(recipe, *(part_with_times if recipe.needs_times else (self.first, part)))
+            for recipe in recipes
+        ]
         self._wanted = [
             set() if isinstance(clips, DroppedError) else {n for clip in clips for n in clip}
             for clips in self._clips
@@ -220,10 +237,14 @@ class ChosenFrames:
         ]
 
 
-def choose(recipe: ClipRecipe, timeline: Timeline) -> list[tuple[int, int]] | DroppedError:
-    """Choose the clips of a recipe, or return why there are none."""
+def choose(recipe: ClipRecipe, first: int, timeline: Timeline) -> list[tuple[int, int]] | DroppedError:
+    """Choose the clips of a recipe, or return why there are none.
+
+    Args:
+        first: the number of the timeline's first frame in the file.
+    """
     try:
-        return recipe.choose(timeline)
+        return [(first + a, first + b) for a, b in recipe.choose(timeline)]
     except DroppedError as e:
         return e
 

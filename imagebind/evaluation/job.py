@@ -43,6 +43,7 @@ from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.store import EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
+from imagebind.segments import file_of
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 CONNECT_LIMIT = timedelta(minutes=2)
@@ -442,7 +443,7 @@ def share_of(order: np.ndarray, i: int, n_shares: int) -> list[int]:
 
 def file_size(path: str) -> int:
     with suppress(OSError):
-        return os.stat(path).st_size
+        return os.stat(file_of(path)).st_size
     return 0
 
 

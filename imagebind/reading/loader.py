@@ -31,8 +31,10 @@ from imagebind.data.sequences import (
 from imagebind.data.video import DroppedError, read_clips
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
+from imagebind.segments import Segment, fragment_of
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
+MAX_HASHES = 64  # that are remembered of files of which parts are read
 FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 data_log = logging.getLogger(data.__name__)
 
@@ -182,7 +184,7 @@ def _look_up_or_read(
                 check_is_file(path)
                 with hold_open(path) as file:
                     before = fingerprint(file)
-                    content_hash = hash_file(file)
+                    content_hash = hash_content(path, file, before)
                     reader = FileReader(cache, modality, path, content_hash)
                     yield from reader.read(features)
                     if fingerprint(file) == before:
@@ -309,6 +311,20 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
     embedding = None if cache is None else cache.get(content_hash, TEXT.name)
     loaded = LoadedFeature(read, embedding, is_cached=embedding is not None)
     return LoadedFile("text", text, content_hash, {TEXT.name: loaded}, is_truncated=read.is_truncated)
+
+
+HASHES: dict[tuple[int, ...], str] = {}  # of the files of the last parts, by their fingerprint
+
+
+def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:
+    """Hash a file; of a part of one, of which there may be many, its file once while that stays the same."""
+    if not isinstance(path, Segment):
+        return hash_file(file)
+    if state not in HASHES:
+        if len(HASHES) >= MAX_HASHES:
+            HASHES.clear()
+        HASHES[state] = hash_file(file)
+    return HASHES[state] + fragment_of(path)
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:
