@@ -11,45 +11,28 @@ refused.
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
+from imagebind.evaluation.tables import Row, read_table
 from imagebind.names import shorten
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
 GROUP = "group"
-DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 MAX_CAPTION = 10_000  # characters
-CAPTION_SUFFIXES = (*DIALECTS, ".jsonl")
-
-csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
 
 log = logging.getLogger(__name__)
 
 
 # Reading
-
-
-@dataclass(frozen=True)
-class Row:
-    """A name and a caption as they are in the source."""
-
-    line: str  # its number; of a mapping its name
-    name: Any = None
-    caption: Any = None
-    group: Any = None
-    fault: str | None = None  # why it cannot be used
 
 
 @dataclass(frozen=True)
@@ -68,67 +51,9 @@ def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
         EvaluationError: the file cannot be read, is no such table, or has no caption.
     """
     if isinstance(source, Mapping):
-        return collect("captions", (Row(repr(name), name, text) for name, text in source.items()))
-    suffix = Path(source).suffix.lower()
-    if os.path.exists(source) and not os.path.isfile(source):
-        raise EvaluationError(f"{source}: not a regular file")
-    try:
-        with open(source, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
-            rows = table_rows(file, DIALECTS[suffix]) if suffix in DIALECTS else json_rows(file)
-            return collect(os.fspath(source), rows)
-    except UnicodeDecodeError as e:
-        raise EvaluationError(f"{source}: line {first_bad_line(source)} is not UTF-8; save it as that") from e
-    except OSError as e:
-        raise EvaluationError(f"{source}: {e.strerror}") from e
-    except csv.Error as e:
-        raise EvaluationError(f"{source}: {e}") from e
-
-
-def table_rows(file: Iterable[str], dialect: str) -> Iterator[Row]:
-    """Read the rows of a table.
-
-    Raises:
-        csv.Error: it lacks a column, or a quote is not closed.
-    """
-    reader = csv.reader(file, dialect, strict=True)
-    first = next(reader, [])
-    columns = [column.strip().lower() for column in first]
-    if missing := [column for column in COLUMNS if column not in columns]:
-        separators = "commas" if dialect == "excel" else "tabs"
-        raise csv.Error(
-            f"no column {' and '.join(missing)}; its first line has to name the columns, separated by "
-            f"{separators}, and is: {' | '.join(first)[:80]}"
-        )
-    if twice := [column for column in (*COLUMNS, GROUP) if columns.count(column) > 1]:
-        raise csv.Error(f"several columns {twice[0]}")
-    name, caption = map(columns.index, COLUMNS)
-    group = columns.index(GROUP) if GROUP in columns else None
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as e:
-            raise csv.Error(f"line {line}: {e}") from e
-        if len(row) == len(columns):
-            yield Row(f"{line}", row[name], row[caption], None if group is None else row[group])
-        elif row:
-            yield Row(f"{line}", fault="another number of columns than in the first line")
-
-
-def json_rows(file: Iterable[str]) -> Iterator[Row]:
-    """Read the rows of a file of JSON lines."""
-    for line, text in enumerate(file, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-            yield Row(f"{line}", row[NAME], row[CAPTION], row.get(GROUP))
-        except (ValueError, RecursionError):
-            yield Row(f"{line}", fault="no JSON")
-        except (KeyError, TypeError):
-            yield Row(f"{line}", fault=f"no object with {NAME} and {CAPTION}")
+        rows = (Row(repr(name), {NAME: name, CAPTION: text}) for name, text in source.items())
+        return collect("captions", rows)
+    return collect(os.fspath(source), read_table(source, [(NAME,), (CAPTION,)], (*COLUMNS, GROUP)))
 
 
 def collect(source: str, rows: Iterable[Row]) -> Captions:
@@ -139,16 +64,17 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
     """
     texts, groups, skipped = {}, {}, defaultdict(list)
     for row in rows:
-        fault = row.fault or find_fault(row)
-        name = None if fault else unicodedata.normalize("NFC", row.name.strip())
+        name, caption, group = (row.values.get(column) for column in (*COLUMNS, GROUP))
+        fault = row.fault or find_fault(name, caption)
+        name = None if fault else unicodedata.normalize("NFC", name.strip())
         if name in texts:
             fault = "a name that has a caption already"
         if fault:
             skipped[fault].append(row.line)
         else:
-            texts[name] = row.caption
-            if row.group not in (None, ""):
-                groups[name] = str(row.group)
+            texts[name] = caption
+            if group not in (None, ""):
+                groups[name] = str(group)
     for fault, lines in skipped.items():
         log.warning("%s: %s: skipped row %s", source, fault, shorten(lines))
     if not texts:
@@ -156,26 +82,15 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
     return Captions(texts, groups, sum(map(len, skipped.values())))
 
 
-def find_fault(row: Row) -> str | None:
-    """Say what is wrong with a row's name or caption; None where nothing is."""
-    if not isinstance(row.name, str) or not isinstance(row.caption, str):
+def find_fault(name: Any, caption: Any) -> str | None:
+    """Say what is wrong with a name or its caption; None where nothing is."""
+    if not isinstance(name, str) or not isinstance(caption, str):
         return "a name or a caption that is no text"
-    if not row.name.strip():
+    if not name.strip():
         return "no name"
-    if len(row.caption) > MAX_CAPTION:
+    if len(caption) > MAX_CAPTION:
         return f"a caption of over {MAX_CAPTION} characters"
-    return None if row.caption.strip() else "an empty caption"
-
-
-def first_bad_line(path: str | os.PathLike) -> int:
-    """Find the first line that is not UTF-8."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return number
+    return None if caption.strip() else "an empty caption"
 
 
 # Matching

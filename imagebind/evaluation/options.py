@@ -12,12 +12,12 @@ from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from imagebind.evaluation.captions import CAPTION_SUFFIXES
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.groups import compile_group_by
 from imagebind.evaluation.protocols import LEADING
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation.tables import TEXT_SUFFIXES
 from imagebind.evaluation.words import LANGUAGES
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
@@ -95,7 +95,7 @@ def is_device(value: Any) -> bool:
 def is_captions(value: Any) -> bool:
     if isinstance(value, Mapping):
         return True
-    return isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(CAPTION_SUFFIXES)
+    return isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(TEXT_SUFFIXES)
 
 
 def read_captions_path(text: str) -> str:

@@ -1,0 +1,154 @@
+"""Tables that the user gives: the rows of a .csv, .tsv, .jsonl or .parquet file, one after the other.
+
+Text is UTF-8, with or without a byte order mark. A row that is no row is handed over with its fault; a file
+that is no such table is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imagebind.evaluation.errors import EvaluationError
+
+DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
+TEXT_SUFFIXES = (*DIALECTS, ".jsonl")
+PARQUET = ".parquet"
+
+csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
+
+Needed = Sequence[Sequence[str]]  # columns that a table has to have, each by any of several names
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is in the source."""
+
+    line: str  # its number; of a mapping its name
+    values: Mapping[str, Any] = field(default_factory=dict)  # by column
+    fault: str | None = None  # why it cannot be used
+
+
+def read_table(path: str | os.PathLike, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
+    """Read the rows of a file, whose suffix says its format.
+
+    Args:
+        needed: columns that it has to have.
+        known: names of columns that are found in any case of the letters; none may be there twice.
+
+    Raises:
+        EvaluationError: it cannot be read, or is no such table.
+    """
+    suffix = Path(path).suffix.lower()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise EvaluationError(f"{path}: not a regular file")
+    try:
+        if suffix == PARQUET:
+            yield from parquet_rows(path, needed, known)
+            return
+        with open(path, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
+            if suffix in DIALECTS:
+                yield from csv_rows(file, DIALECTS[suffix], needed, known)
+            else:
+                yield from json_rows(file, needed)
+    except UnicodeDecodeError as e:
+        raise EvaluationError(f"{path}: line {first_bad_line(path)} is not UTF-8; save it as that") from e
+    except OSError as e:
+        raise EvaluationError(f"{path}: {e.strerror or e}") from e
+    except csv.Error as e:
+        raise EvaluationError(f"{path}: {e}") from e
+
+
+def csv_rows(file: Iterable[str], dialect: str, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
+    """Read the rows of a table whose first line names the columns.
+
+    Raises:
+        csv.Error: it lacks a column, has one twice, or a quote is not closed.
+    """
+    reader = csv.reader(file, dialect, strict=True)
+    columns = spell_columns(next(reader, []), known)
+    separators = "commas" if dialect == "excel" else "tabs"
+    check_columns(
+        columns, needed, f"its first line has to name the columns, separated by {separators}, and is"
+    )
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            raise csv.Error(f"line {line}: {e}") from e
+        if len(row) == len(columns):
+            yield Row(f"{line}", dict(zip(columns, row, strict=True)))
+        elif row:
+            yield Row(f"{line}", fault="another number of columns than in the first line")
+
+
+def spell_columns(columns: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Give known columns their names, whatever the case of their letters."""
+    return [name if (name := column.strip().lower()) in known else column for column in columns]
+
+
+def check_columns(columns: Sequence[str], needed: Needed, how: str) -> None:
+    """Raise a csv.Error for columns that are missing or there twice.
+
+    Args:
+        how: to name columns, for the message.
+    """
+    if missing := [names[0] for names in needed if not set(names) & set(columns)]:
+        raise csv.Error(f"no column {' and '.join(missing)}; {how}: {' | '.join(columns)[:80]}")
+    if twice := [column for column in columns if column and columns.count(column) > 1]:
+        raise csv.Error(f"several columns {twice[0]}")
+
+
+def json_rows(file: Iterable[str], needed: Needed) -> Iterator[Row]:
+    """Read the rows of a file of JSON lines, an object each."""
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            yield Row(f"{line}", fault="no JSON")
+            continue
+        if isinstance(values, dict) and all(set(names) & set(values) for names in needed):
+            yield Row(f"{line}", values)
+        else:
+            yield Row(f"{line}", fault=f"no object with {' and '.join(names[0] for names in needed)}")
+
+
+def parquet_rows(path: str | os.PathLike, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
+    """Read the rows of a Parquet file; their lines are numbers from 1."""
+    import pyarrow  # slow to import, and few tables are of this kind
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = spell_columns(file.schema_arrow.names, known)
+            check_columns(columns, needed, "its columns are")
+            line = 0
+            for batch in file.iter_batches():
+                for values in batch.rename_columns(columns).to_pylist():
+                    line += 1
+                    yield Row(f"{line}", values)
+    except pyarrow.ArrowException as e:
+        raise EvaluationError(
+            f"{path}: no Parquet file that can be read ({' '.join(str(e).split())[:100]})"
+        ) from e
+
+
+def first_bad_line(path: str | os.PathLike) -> int:
+    """Find the first line that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return number
