@@ -70,8 +70,8 @@ __all__ = [
 
 
 def batch_inference_av_consistency(
-    audio_paths: Source | None,
-    video_paths: Source,
+    audio_paths: Source | None = None,
+    video_paths: Source | None = None,
     device: str = Options.device,
     batch_size: int = Options.batch_size,
     output_dir: str | os.PathLike | None = Options.output_dir,
@@ -88,17 +88,18 @@ def batch_inference_av_consistency(
     Args:
         audio_paths: sound files, or video files for their sound, in order; or a directory. None judges each
             video's own sound against its picture.
-        video_paths: video files, in order; or a directory.
+        video_paths: video files, in order; or a directory; left out where a manifest names the pairs.
         device: that runs the model; the CPU is used where CUDA is asked for and not available.
         batch_size: files that go through the model together.
         output_dir: where to write the outputs; None writes none.
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
-        **more: captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout,
+        **more: manifest, captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout,
             worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed, report_lang, no_html; Options
             has their meaning and defaults. protocols is a sequence of names.
-            captions may also be a mapping, name of a file -> text.
+            captions may also be a mapping, name of a file -> text; manifest also a sequence of mappings,
+            a row each.
 
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
@@ -115,6 +116,7 @@ def batch_inference_av_consistency(
             n_better, n_equal and n, each (P,).
         pair_scores: a sequence of dictionaries, one for each pair, with the columns of pair_scores.csv.
         windows: with the protocol javisscore, for each pair its windows: start, end, score, is_silent.
+        skipped_pairs: the same of the pairs that have no scores, with the reason under "status".
         failures: dictionaries of path, side (the modality) and reason.
         With captions:
         text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.
@@ -150,6 +152,8 @@ examples:
     {program} --audio_dir audios --video_dir videos --captions captions.csv
   the public scores of MMAudio's and JavisBench's tables too:
     {program} --audio_dir audios --video_dir videos --protocol all
+  the pairs of a table:
+    {program} --manifest pairs.csv
   two finished runs against each other:
     {program} --compare outputs_a outputs_b --output_dir comparison
   eight GPUs:
@@ -184,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     groups = {
         "inputs": parser.add_argument_group(
-            "inputs", "Give one option for the videos, and one for the sounds or none."
+            "inputs", "Give one option for the videos, and one for the sounds or none; or a manifest."
         )
     }
     for modality, suffixes in SUFFIXES.items():
@@ -290,9 +294,11 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     parser = build_parser()
     args = parser.parse_args(argv)
     names = [f"{modality}_{kind}" for modality in SUFFIXES for kind in ("dir", "file", "paths")]
-    inputs = [name for name in (*names, "captions", "shard") if getattr(args, name) is not None]
+    inputs = [name for name in (*names, "manifest", "captions", "shard") if getattr(args, name) is not None]
     if args.compare and inputs:
         parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
+    if args.manifest and (others := [name for name in inputs if name not in ("manifest", "shard")]):
+        parser.error(f"argument --manifest: not allowed with argument --{others[0]}; it names the files")
     if args.compare and len(args.compare) < 2:
         parser.error("argument --compare: two directories or more are needed")
     try:
@@ -306,18 +312,19 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     if args.shard and job is not None:
         parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
     read = [getattr(args, f"{modality}_file") for modality in SUFFIXES]
-    for source in [*(listed.source for listed in read if listed is not None), args.captions]:
+    for source in [*(listed.source for listed in read if listed is not None), args.captions, args.manifest]:
         if source is not None and is_output(source, args):
             parser.error(f"argument --output_dir: {source} is an input, and would be overwritten")
-    if not args.compare and not any(name.startswith("video") for name in inputs):
-        parser.error("one of the arguments --video_dir --video_file --video_paths is required")
+    if not args.compare and not any(name.startswith(("video", "manifest")) for name in inputs):
+        parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
     return args
 
 
 def is_output(path: str, args: argparse.Namespace) -> bool:
     """Tell whether a run would write or remove this file."""
     folder, name = os.path.split(os.path.abspath(path))
-    names = output_writers(Options(**run_options(args) | {"captions": None}))
+    options = run_options(args) | {"video_paths": "", "captions": None, "manifest": None}
+    names = output_writers(Options(**options))
     return name in names and os.path.realpath(folder) == os.path.realpath(args.output_dir)
 
 
@@ -377,7 +384,8 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     metrics = results["metrics"]
     report = format_report(metrics, args.report_lang)
     status = print_results(report, f"results: {one_line(args.output_dir)}", summary(metrics["counts"]))
-    return 3 if status == 0 and args.strict and metrics["counts"]["failed"] else status
+    is_incomplete = metrics["counts"]["failed"] or metrics["counts"].get("rows_skipped")
+    return 3 if status == 0 and args.strict and is_incomplete else status
 
 
 def named_protocols(args: argparse.Namespace) -> tuple[str, ...]:
@@ -430,6 +438,8 @@ def run_comparison(args: argparse.Namespace) -> int:
 def summary(counts: dict[str, int]) -> str:
     """Return the last line of a run."""
     line = "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files"
+    if counts.get("rows_skipped"):
+        line += "; {rows_skipped} rows of the manifest skipped"
     if "text" in counts:
         line += "; {text} captions, {text_unmatched} unmatched, {pairs_without_text} pairs without one"
     return line.format_map(counts)

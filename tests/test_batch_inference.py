@@ -644,8 +644,11 @@ def test_outputs_are_written_whole_or_not_at_all(run, pairs):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "one of the arguments --video_dir --video_file --video_paths is required"),
-        (["--audio_dir", "audio"], "one of the arguments --video_dir --video_file --video_paths is required"),
+        ([], "one of the arguments --video_dir --video_file --video_paths --manifest is required"),
+        (
+            ["--audio_dir", "audio"],
+            "one of the arguments --video_dir --video_file --video_paths --manifest is required",
+        ),
         (["--audio_dir", "audio", "--audio_paths", "a.wav"], "not allowed with argument --audio_dir"),
         (["--audio_dir", "nowhere"], "argument --audio_dir: nowhere: no such directory"),
         (["--audio_file", "nowhere.txt"], "argument --audio_file: nowhere.txt: No such file or directory"),
@@ -696,7 +699,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     )
     assert set(results) == {
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
-        *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores"),
+        *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores", "skipped_pairs"),
         *("top_matches", "histograms", "candidates", "windows", "failures"),
     }
     for side in ("audio", "video"):

@@ -164,7 +164,7 @@ def test_pair_scores_are_a_sequence(evaluator, pairs, monkeypatch):
     assert [row["name"] for row in scores] == list("abcd")
     assert scores[-1] == scores[3]
     assert scores[1:3] == [scores[1], scores[2]]
-    assert {tuple(row) for row in scores} == {("name", "audio", "video", *scores.written_columns)}
+    assert {tuple(row) for row in scores} == {("name", "audio", "video", "status", *scores.written_columns)}
     assert scores[0]["suspect"] is None  # too few pairs to tell
     with pytest.raises(IndexError):
         scores[4]

@@ -286,7 +286,8 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     )
     pairing = pair_files(*sides.values())
     plan = Plan(
-        *(sides["audio"], sides["video"], pairing, bool(n_audio), None),
+        *(sides["audio"], sides["video"], pairing),
+        *([sides["audio"].names[path] for path, _ in pairing.pairs], bool(n_audio), None),
         {side: files.distinct for side, files in sides.items()},
         *(None, None),
     )

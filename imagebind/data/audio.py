@@ -84,7 +84,8 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
                 if kept.numel():
                     yield kept, floats.sample_rate
         if n_samples and last < math.inf:
-            warn_if_truncated(path, max(n_samples - first, 0), last - first, "samples of this part")
+            found, wanted = (n / form[0] for n in (max(n_samples - first, 0), last - first))
+            warn_if_truncated(path, found, wanted, "seconds of this part")
         elif n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
             stated = float(stream.duration * stream.time_base)
             warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")

@@ -28,6 +28,10 @@ from imagebind.names import shorten
 NAME, CAPTION = COLUMNS = ("name", "caption")
 GROUP = "group"
 MAX_CAPTION = 10_000  # characters
+CAPTION_COLUMNS = (  # of pair_scores.csv; the second where sounds have captions of their own
+    *("caption", "audio_caption", "text_audio_similarity", "text_video_similarity"),
+    *("text_audio_rank", "text_video_rank"),
+)
 
 log = logging.getLogger(__name__)
 

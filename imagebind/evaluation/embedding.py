@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,16 @@ class EmbeddedFiles:
         if path in self.features[feature.name]:
             return None
         return self.dropped.get((feature.name, path), "it was skipped")
+
+    def why_skipped(self, pair: tuple[str, str]) -> str:
+        """Say why files of a pair (audio path, video path) were skipped; "" where none was."""
+        found = zip(MEDIA_MODALITIES, pair, strict=True)
+        return "; ".join(f"{m} file: {self.reasons[m, p]}" for m, p in found if (m, p) in self.reasons)
+
+    @cached_property
+    def reasons(self) -> dict[tuple[str, str], str]:
+        """Why files were skipped, by modality and path."""
+        return {(failure.modality, failure.path): failure.reason for failure in self.failures}
 
 
 @contextmanager

@@ -101,8 +101,8 @@ class Evaluator:
 
     def evaluate(
         self,
-        audio_paths: Source | None,
-        video_paths: Source,
+        audio_paths: Source | None = None,
+        video_paths: Source | None = None,
         batch_size: int = Options.batch_size,
         output_dir: str | os.PathLike | None = Options.output_dir,
         retrieval_mode: bool = Options.retrieval_mode,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.names import shorten
+from imagebind.segments import file_of, fragment_of
 
 SUFFIXES = {
     "audio": (".wav", ".mp3", ".flac", ".m4a", ".ogg"),
@@ -59,19 +60,21 @@ class MediaFiles:
     @cached_property
     def base(self) -> str:
         """The directory that keys are relative to: the searched one, or the common one of listed files."""
-        folders = {os.path.dirname(os.path.abspath(path)) for path in self.paths}
+        folders = {os.path.dirname(os.path.abspath(file_of(path))) for path in self.paths}
         return self.root or os.path.commonpath(folders)
 
     def key(self, path: str) -> str:
         """Return the path relative to the base, without extension."""
-        return os.path.splitext(os.path.relpath(path, self.base))[0]
+        return os.path.splitext(os.path.relpath(file_of(path), self.base))[0] + fragment_of(path)
 
     def stable_key(self, path: str) -> str:
         """Return what stays the same when files are added: the path below the searched directory.
 
         Of listed files, whose common directory may change with any of them, it is the absolute path.
         """
-        return self.key(path) if self.root else os.path.splitext(os.path.abspath(path))[0]
+        if self.root:
+            return self.key(path)
+        return os.path.splitext(os.path.abspath(file_of(path)))[0] + fragment_of(path)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -80,14 +83,14 @@ class MediaFiles:
         names = {path: stem(path) if stems[stem(path)] == 1 else self.key(path) for path in self.distinct}
         n_uses = Counter(names.values())
         return {
-            path: name if n_uses[name] == 1 else os.path.relpath(path, self.base)
+            path: name if n_uses[name] == 1 else os.path.relpath(file_of(path), self.base) + fragment_of(path)
             for path, name in names.items()
         }
 
 
 def stem(path: str) -> str:
     """Return a file's name without folders and extension."""
-    return os.path.splitext(os.path.basename(path))[0]
+    return os.path.splitext(os.path.basename(file_of(path)))[0] + fragment_of(path)
 
 
 def gather_files(modality: str, source: Source) -> MediaFiles:

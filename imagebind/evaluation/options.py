@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.groups import compile_group_by
+from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from imagebind.evaluation.protocols import LEADING
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.tables import TEXT_SUFFIXES
@@ -104,6 +105,18 @@ def read_captions_path(text: str) -> str:
     return text
 
 
+def is_manifest(value: Any) -> bool:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
+    return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
+
+
+def read_manifest_path(text: str) -> str:
+    if is_manifest(text) and not os.path.isfile(text):
+        raise OptionError(f"{text}: no such file")
+    return text
+
+
 def read_group_by(text: str) -> str:
     compile_group_by(text)
     return text
@@ -131,6 +144,7 @@ def is_protocols(value: Any) -> bool:
 
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
+MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file", read_manifest_path, is_manifest, "FILE")
 PROTOCOL = Rule(
     f"must be {' or '.join(LEADING)}, then any of {', '.join(PROTOCOLS)}, each once",
     str,
@@ -166,7 +180,7 @@ class Options:
     """
 
     audio_paths: Source | None  # None: the sound of each video file itself
-    video_paths: Source
+    video_paths: Source | None  # None with a manifest alone
     device: str = option(
         "cuda:0",
         "model",
@@ -189,6 +203,14 @@ class Options:
         "inputs",
         "Compare all sounds with all videos: files without a partner stay, as distractors for the ranks. "
         "Without this option files without a partner are ignored.",
+    )
+    manifest: str | os.PathLike | Sequence[Mapping[str, Any]] | None = option(
+        None,
+        "inputs",
+        "Take the pairs of this table instead: a .csv, .tsv, .jsonl or .parquet file with the columns video, "
+        "audio (empty: the video's own sound) and, if you like, id, caption, audio_caption, group, start and "
+        "end. Relative paths are relative to it.",
+        MANIFEST,
     )
     captions: str | os.PathLike | Mapping[str, str] | None = option(
         None,
@@ -279,8 +301,10 @@ class Options:
             value, rule = getattr(self, f.name), f.metadata.get("rule")
             if rule is not None and not (value is None and f.default is None):
                 rule.check(value, f.name)
-            if f.name == "video_paths" and value is None:
+            if f.name == "video_paths" and value is None and self.manifest is None:
                 raise OptionError("must be given", f.name)
+            if f.name in ("audio_paths", "video_paths", "captions") and None not in (value, self.manifest):
+                raise OptionError("is not for a run with a manifest, which names its files", f.name)
             if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
                 raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
             if f.name == "checkpoint" and value is not None and not os.fspath(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import json
 import logging
 import math
@@ -117,20 +118,6 @@ def to_json(metrics: dict[str, Any]) -> str:
 
 def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
     """Write a table for spreadsheets: UTF-8 with a byte order mark, and no cell that is a formula."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, np.float32):  # as many digits as tell it from its neighbours
-            return "" if np.isnan(value) else str(value)
-        if isinstance(value, float):
-            digits = 6 if abs(value) < 1e5 else 12  # a rank of a large set is whole or a half
-            return "" if math.isnan(value) else f"{value:.{digits}g}"
-        if not isinstance(value, str):
-            return value
-        text = field(value)
-        return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # so that a spreadsheet splits at no other mark
     writer.writerow(columns)
@@ -138,17 +125,27 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: Binar
     text.detach()
 
 
+def cell(value: Any) -> Any:
+    """Format the value of a cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, np.float32):  # as many digits as tell it from its neighbours
+        return "" if np.isnan(value) else str(value)
+    if isinstance(value, float):
+        digits = 6 if abs(value) < 1e5 else 12  # a rank of a large set is whole or a half
+        return "" if math.isnan(value) else f"{value:.{digits}g}"
+    if not isinstance(value, str):
+        return value
+    text = field(value)
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
 def write_pair_scores(results: Results, file: BinaryIO) -> None:
-    """Write pair_scores.csv: a line for each pair."""
-    scores = results["pair_scores"]
-    columns = ("name", "audio", "video", *scores.written_columns)
-
-    def value(pair: dict[str, Any], column: str) -> Any:
-        is_similarity = column.endswith("similarity") or column in scores.protocol_columns
-        is_similarity &= pair.get(column) is not None
-        return np.float32(pair[column]) if is_similarity else pair.get(column)
-
-    write_csv(columns, ([value(pair, column) for column in columns] for pair in scores), file)
+    """Write pair_scores.csv: a line for each pair, then one for each that was skipped."""
+    scores, skipped = results["pair_scores"], results["skipped_pairs"]
+    columns = ("name", "audio", "video", "status", *scores.written_columns)
+    rows = itertools.chain(scores.rows(columns), ([pair.get(c) for c in columns] for pair in skipped))
+    write_csv(columns, rows, file)
 
 
 def write_window_scores(results: Results, file: BinaryIO) -> None:

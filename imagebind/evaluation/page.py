@@ -20,6 +20,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from imagebind.evaluation.captions import CAPTION_COLUMNS
 from imagebind.evaluation.charts import (
     heat_map,
     histogram_chart,
@@ -31,6 +32,7 @@ from imagebind.evaluation.charts import (
 from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
+from imagebind.segments import file_of, fragment_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.protocols import Window
@@ -116,7 +118,7 @@ def cell(value: Any) -> Any:
 
 def address(path: str, folder: str | os.PathLike) -> str:
     """Return the address of a file for a page in a folder: relative, so that both can move together."""
-    return quote(os.fsencode(os.path.relpath(path, folder)))
+    return quote(os.fsencode(os.path.relpath(file_of(path), folder))) + fragment_of(path)
 
 
 # The two pages
@@ -253,25 +255,22 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.
     figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
     others = ("best_other_video", "best_other_audio")
     said = {None: None, True: texts["yes"], False: texts["no"]}
-    row_of = {pair: i for i, pair in enumerate(scores.pairs)} if windows is not None else {}
 
-    def time_line(pair: dict[str, Any]) -> tuple[Any, ...]:
-        if windows is None:
-            return ()
-        return (draw_windows(windows[row_of[pair["audio"], pair["video"]]], address(pair["video"], folder)),)
+    def time_line(number: int, video: str) -> tuple[Any, ...]:
+        return () if windows is None else (draw_windows(windows[number], address(video, folder)),)
 
     rows = (
         (
             *(pair["name"], pair["similarity"]),
             *(pair[protocol] for protocol in protocols),
-            *time_line(pair),
+            *time_line(number, pair["video"]),
             said[pair.get("suspect")],
             *(pair.get(column) for column in others),
             *(pair.get(figure) for figure in figures),
             *(linked(pair[modality], folder) for modality in ("audio", "video")),
             *(pair[column] for column in scores.caption_columns),
         )
-        for pair in lowest
+        for number, pair in zip(lowest, map(scores.__getitem__, lowest), strict=True)
     )
     kinds = ("text", "number", "text", "text", "text", *["number"] * len(figures), "file", "file")
     columns = list(zip(texts["columns"], kinds, strict=True))
@@ -281,7 +280,11 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.
         how += " " + texts["over time how"]
     columns[2:2] = added
     if scores.caption_columns:
-        columns += zip(texts["text columns"], ("long", *["number"] * 4), strict=True)
+        labels = dict(zip(CAPTION_COLUMNS, texts["text columns"], strict=True))
+        columns += [
+            (labels[column], "long" if column.endswith("caption") else "number")
+            for column in scores.caption_columns
+        ]
     return table(texts["pair table"], how, columns, rows, order=(1, 1))
 
 
@@ -294,7 +297,7 @@ def draw_windows(windows: Sequence[Window], video: str) -> list[Any] | None:
 
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
-    return os.path.basename(path), address(path, folder)
+    return os.path.basename(file_of(path)) + fragment_of(path), address(path, folder)
 
 
 def write_comparison_page(

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Pairing:
     """Which sound belongs to which video."""
 
-    rule: str  # "stem", "position", "file" or "none"
+    rule: str  # "stem", "position", "file", "manifest" or "none"
     pairs: tuple[tuple[str, str], ...] = ()  # (audio path, video path)
     unmatched_audio: tuple[str, ...] = ()
     unmatched_video: tuple[str, ...] = ()
@@ -99,6 +99,12 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
         log.warning("no file name is on both sides; the two lists are paired by position")
     elif pairing.rule == "none":
         log.warning("no file name is on both sides; all files are compared, without knowing the pairs")
+    if pairing.rule == "manifest":
+        log.info(
+            "%d pairs of %d audio and %d video files",
+            *(len(pairing.pairs), len(audio.distinct), len(video.distinct)),
+        )
+        return
     if pairing.rule == "stem":
         if pairing.ambiguous:
             log.warning("not paired, as several files share the name: %s", shorten(pairing.ambiguous))

@@ -9,6 +9,7 @@ from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import MediaFiles, gather_files
 from imagebind.evaluation.groups import find_groups, match_groups
+from imagebind.evaluation.manifest import Manifest, read_manifest
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.pairing import (
     Pairing,
@@ -26,11 +27,13 @@ class Plan:
     audio: MediaFiles
     video: MediaFiles
     pairing: Pairing
+    names: Sequence[str]  # of the pairs
     retrieval: bool  # all files are compared; otherwise pairs alone
     captions: MatchedCaptions | None
     inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
     groups: Sequence[str | None] | None  # of each pair; None: each pair is its own
     file_groups: dict[str, dict[str, str | None]] | None  # modality -> file -> its group, likewise
+    manifest: Manifest | None = None  # that the pairs are of
 
 
 def plan_run(options: Options) -> Plan:
@@ -39,6 +42,8 @@ def plan_run(options: Options) -> Plan:
     Raises:
         EvaluationError: nothing can be evaluated.
     """
+    if options.manifest is not None:
+        return plan_manifest(read_manifest(options.manifest), options)
     video = gather_files("video", options.video_paths)
     if options.audio_paths is None:
         audio, pairing = video, pair_with_own_sound(video)
@@ -48,26 +53,60 @@ def plan_run(options: Options) -> Plan:
     if pairing.rule == "none" and not options.retrieval_mode:
         raise EvaluationError(explain_no_pairs(audio, video))
     report_pairing(audio, video, pairing)
-    retrieval = options.retrieval_mode
-    if retrieval:
-        inputs = {"audio": audio.distinct, "video": video.distinct}
-    elif not pairing.pairs:
+    if not pairing.pairs and not options.retrieval_mode:
         raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
-    else:
-        audio_paths, video_paths = zip(*pairing.pairs, strict=True)
-        inputs = {"audio": tuple(dict.fromkeys(audio_paths)), "video": tuple(dict.fromkeys(video_paths))}
     captions = None
     if options.captions is not None:
-        captions = match_captions(options.captions, audio, video, pairing.pairs, retrieval)
-        inputs["text"] = captions.used_texts
+        captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
     names = [audio.names[audio_path] for audio_path, _ in pairing.pairs]
     of_captions = captions and [captions.groups.get(name) for name in captions.of_pairs["video"]]
     groups = find_groups(names, options.group_by, of_captions)
-    of_files = None
+    file_groups = None
     if captions is not None and groups is not None:
         files = {"audio": audio, "video": video}
-        of_files = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
-    return Plan(audio, video, pairing, retrieval, captions, inputs, groups, of_files)
+        file_groups = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
+    retrieval = options.retrieval_mode
+    inputs = list_inputs(audio, video, pairing, captions, retrieval)
+    return Plan(audio, video, pairing, names, retrieval, captions, inputs, groups, file_groups)
+
+
+def plan_manifest(manifest: Manifest, options: Options) -> Plan:
+    """Plan the pairs of a manifest.
+
+    Raises:
+        OptionError: group_by is no regular expression with a group.
+    """
+    pairing = Pairing("manifest", tuple(manifest.pairs))
+    audio, video = (MediaFiles(paths) for paths in zip(*pairing.pairs, strict=True))
+    names = [name or audio.names[path] for name, (path, _) in zip(manifest.ids(), pairing.pairs, strict=True)]
+    report_pairing(audio, video, pairing)
+    captions = manifest.captions(names)
+    groups = find_groups(names, options.group_by, manifest.groups())
+    file_groups = None
+    if groups is not None:
+        file_groups = {
+            modality: dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
+            for axis, modality in enumerate(("audio", "video"))
+        }
+    retrieval = options.retrieval_mode
+    inputs = list_inputs(audio, video, pairing, captions, retrieval)
+    return Plan(audio, video, pairing, names, retrieval, captions, inputs, groups, file_groups, manifest)
+
+
+def list_inputs(
+    audio: MediaFiles,
+    video: MediaFiles,
+    pairing: Pairing,
+    captions: MatchedCaptions | None,
+    retrieval: bool,
+) -> dict[str, Sequence[str]]:
+    """List what is to be embedded, each once: modality -> paths, or texts."""
+    if retrieval:
+        inputs = {"audio": audio.distinct, "video": video.distinct}
+    else:
+        audio_paths, video_paths = zip(*pairing.pairs, strict=True)
+        inputs = {"audio": tuple(dict.fromkeys(audio_paths)), "video": tuple(dict.fromkeys(video_paths))}
+    return inputs if captions is None else inputs | {"text": captions.used_texts}
 
 
 def groups_of_files(

@@ -222,6 +222,8 @@ def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[
     if unmatched := metrics["counts"]["unmatched"]:
         kept = metrics["mode"] == "retrieval"
         rows["无配对，作为干扰项" if kept else "无配对，已忽略"] = unmatched
+    if rows_skipped := metrics["counts"].get("rows_skipped"):
+        rows["清单中无法使用的行"] = rows_skipped
     if failures := metrics["failures"]:
         rows["跳过"] = len(failures)
         rows |= {f"  {f['side']} {one_line(f['path'])}": f["reason"] for f in failures[:FAILURES_SHOWN]}

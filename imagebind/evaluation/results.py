@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
+from imagebind.evaluation.captions import CAPTION_COLUMNS
 from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.intervals import Mean
+from imagebind.evaluation.manifest import Manifest
 from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
@@ -27,6 +32,7 @@ from imagebind.evaluation.store import OutputArrays
 from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, Sample, sample_mismatches
 from imagebind.evaluation.truth import TrueCells, Truth, find_truth
 from imagebind.names import shorten
+from imagebind.segments import file_of
 
 MATRIX_NAME = "similarity_matrix.npy"
 SUSPECTS_LISTED = 10  # in metrics.json and the report
@@ -34,17 +40,18 @@ OTHER_COLUMNS = (  # of suspects
     *("best_other_video", "best_other_video_similarity"),
     *("best_other_audio", "best_other_audio_similarity"),
 )
-PAIR_COLUMNS = (  # of pair_scores.csv, after name and paths
+PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
     *("similarity", "video_rank", "audio_rank", "percentile"),
     *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
     *OTHER_COLUMNS,
     *("audio_key", "video_key"),
 )
+MANIFEST_COLUMNS = ("id", "line", "start", "end")  # before these, where there is a manifest
 GROUP_COLUMNS = ("group",)  # after these, where there are groups
-CAPTION_COLUMNS = (  # after these, where there are captions; audio_caption where sounds have their own
-    *("caption", "audio_caption", "text_audio_similarity", "text_video_similarity"),
-    *("text_audio_rank", "text_video_rank"),
-)
+OUR_COLUMNS = {
+    *("name", "audio", "video", "status", *MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS),
+    *(*GROUP_COLUMNS, *CAPTION_COLUMNS),
+}
 
 Results = dict[str, Any]  # what batch_inference_av_consistency returns
 
@@ -79,6 +86,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "pairs_skipped": len(plan.pairing.pairs) - len(pairs),
         "unmatched": count_unmatched(plan, embedded),
         "failed": len(embedded.failures),
+        **({"rows_skipped": len(plan.manifest.faults)} if plan.manifest is not None else {}),
     }
     if not audio_paths or not video_paths:
         raise NothingLeftError(counts)
@@ -118,7 +126,11 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         metrics |= figures
         scores |= caption_scores(captions, agreements, len(pairs))
         of_captions = {"text_names": captions.names, **agreements}
-    pair_scores = PairScores([plan.audio.names[audio] for audio, _ in pairs], pairs, scores)
+    if plan.manifest is not None:
+        scores |= given_columns(plan.manifest, [plan.manifest.rows[i] for i in numbers])
+        if plan.manifest.has_unique_ids:  # by which systems can be compared that name files in their own ways
+            scores["audio_key"] = scores["video_key"] = [plan.names[i] for i in numbers]
+    pair_scores = PairScores([plan.names[i] for i in numbers], pairs, scores)
     failures = [
         {"path": failure.path, "side": failure.modality, "reason": failure.reason}
         for failure in embedded.failures
@@ -132,6 +144,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "scores": protocol_scores.metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
+        "working_directory": os.getcwd(),
         "protocol": embedded.protocol | {"suspects": describe_sample(compared.n_sampled, options.seed)},
     }
     return {
@@ -147,6 +160,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
+        "skipped_pairs": list_skipped(plan, embedded, numbers),
         "windows": protocol_scores.windows,
         "failures": failures,
     }
@@ -411,19 +425,69 @@ def caption_scores(
 # Pair by pair
 
 
+def given_columns(manifest: Manifest, rows: Sequence[int]) -> dict[str, list[Any]]:
+    """Return what pair_scores.csv says of some rows of a manifest that is not computed.
+
+    A column that has the name of one of ours is handed on as manifest_NAME.
+    """
+    columns = {"line": [int(manifest.lines[row]) for row in rows]}
+    for meaning in ("id", "start", "end"):
+        if meaning in manifest.column_of:
+            columns[meaning] = [manifest.get(meaning, row) for row in rows]
+    for name in manifest.other_columns:
+        values = manifest.columns[name]
+        columns[f"manifest_{name}" if name in OUR_COLUMNS else name] = [values[row] for row in rows]
+    return columns
+
+
+def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """List the pairs without scores, and the rows of a manifest that are no pairs, each with its reason.
+
+    Args:
+        numbers: of the pairs that have scores.
+    """
+    scored, found = set(numbers), []
+    for number, pair in enumerate(plan.pairing.pairs):
+        if number not in scored:
+            row = number if plan.manifest is None else plan.manifest.rows[number]
+            found.append((row, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
+    if plan.manifest is not None:
+        for row, fault in plan.manifest.faults.items():
+            name, *paths = (plan.manifest.get(meaning, row) for meaning in ("id", "audio", "video"))
+            found.append((row, *("" if x is None else str(x) for x in (name, *paths)), fault))
+        found.sort(key=itemgetter(0))
+        given = given_columns(plan.manifest, [row for row, *_ in found])
+    skipped = [
+        {"name": name, "audio": audio, "video": video, "status": f"skipped: {reason}"}
+        for _, name, audio, video, reason in found
+    ]
+    if plan.manifest is not None:
+        for i, values in enumerate(skipped):
+            values |= {column: given[column][i] for column in given}
+    return skipped
+
+
 class PairScores(Sequence):
-    """What pair_scores.csv says of each pair, as a dictionary; stored in columns."""
+    """What pair_scores.csv says of each pair that has scores, as a dictionary; stored in columns.
+
+    Args:
+        names, pairs: P of each.
+        columns: further ones by name; those that have no name of ours come last.
+    """
 
     def __init__(
         self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, Sequence[Any]]
     ):
         self.names, self.pairs = names, pairs
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
-        group_columns = GROUP_COLUMNS if "group" in columns else ()
         self.protocol_columns = tuple(name for name in PROTOCOLS if name in columns)
-        weakest_columns = WEAKEST_COLUMNS if WEAKEST_COLUMNS[0] in columns else ()
-        self.written_columns = PAIR_COLUMNS + self.protocol_columns + weakest_columns
-        self.written_columns += group_columns + self.caption_columns
+        listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS, *GROUP_COLUMNS)
+        self.written_columns = tuple(
+            column
+            for column in (*listed, *CAPTION_COLUMNS, *(c for c in columns if c not in OUR_COLUMNS))
+            if column in columns or column in PAIR_COLUMNS
+        )
+        self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")} | set(PROTOCOLS)
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
             c: np.asarray(columns[c], object if isinstance(columns[c], list) else None)
             for c in self.written_columns
@@ -442,11 +506,32 @@ class PairScores(Sequence):
         figures = dict.fromkeys(self.written_columns)
         figures |= {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
         figures = {column: None if value != value else value for column, value in figures.items()}  # NaN
-        return {"name": self.names[i], "audio": audio, "video": video, **figures}
+        paths = {"audio": file_of(audio), "video": file_of(video)}
+        return {"name": self.names[i], **paths, "status": "ok", **figures}
 
-    def lowest(self, n: int) -> list[dict[str, Any]]:
-        """Return the n least similar pairs, the lowest first."""
-        return [self[i] for i in np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()]
+    def rows(self, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
+        """Yield some columns of each pair; similarities as float32, which is what they are."""
+        texts = {"name": self.names, "status": itertools.repeat("ok", len(self))}
+        texts |= {
+            modality: [file_of(pair[axis]) for pair in self.pairs]
+            for axis, modality in enumerate(MEDIA_MODALITIES)
+        }
+        found = []
+        for column in columns:
+            values = self.columns.get(column)
+            if column in texts:
+                found.append(texts[column])
+            elif values is None:
+                found.append(itertools.repeat(None, len(self)))
+            elif column in self.similarity_columns and values.dtype != object:
+                found.append(values.astype(np.float32))
+            else:
+                found.append(values.tolist())
+        return zip(*found, strict=True)
+
+    def lowest(self, n: int) -> list[int]:
+        """Return the numbers of the n least similar pairs, the lowest first."""
+        return np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()
 
     def lowest_suspects(self) -> list[dict[str, Any]]:
         """Return names, similarities and best other matches of the suspects, the lowest first."""

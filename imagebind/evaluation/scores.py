@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.evaluation.embedding import EmbeddedFiles
 from imagebind.evaluation.intervals import Mean, bootstrap_mean
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.protocols import Scores, Window
@@ -49,20 +49,19 @@ def score_protocols(
     metrics, columns, windows = {}, {}, None
     row_of = {number: i for i, number in enumerate(numbers)}
     pairs = [plan.pairing.pairs[number] for number in numbers]
-    reasons = {(failure.modality, failure.path): failure.reason for failure in embedded.failures}
-
-    def why_skipped(pair: tuple[str, str]) -> str:
-        found = zip(MEDIA_MODALITIES, pair, strict=True)
-        return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)
 
     for i, protocol in enumerate(embedded.protocols):
         leads = i == 0 and leading is not None
         found = Scores(leading[0]) if leads else protocol.score(embedded, pairs)
         columns[protocol.name] = found.values
         dropped = [
-            {"name": plan.audio.names[pair[0]], "reason": reason}
+            {"name": plan.names[number], "reason": reason}
             for number, pair in enumerate(plan.pairing.pairs)
-            if (reason := found.reasons.get(row_of[number]) if number in row_of else why_skipped(pair))
+            if (
+                reason := found.reasons.get(row_of[number])
+                if number in row_of
+                else embedded.why_skipped(pair)
+            )
             is not None
         ]
         if dropped:

@@ -313,7 +313,7 @@ def read_run(name: str) -> Run:
     try:
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
         with open(Path(name, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
-            pairs = [read_pair(row) for row in csv.DictReader(file)]
+            pairs = [read_pair(row) for row in csv.DictReader(file) if row.get("status", "ok") == "ok"]
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])

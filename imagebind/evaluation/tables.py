@@ -137,10 +137,31 @@ def parquet_rows(path: str | os.PathLike, needed: Needed, known: Sequence[str]) 
                 for values in batch.rename_columns(columns).to_pylist():
                     line += 1
                     yield Row(f"{line}", values)
-    except pyarrow.ArrowException as e:
-        raise EvaluationError(
-            f"{path}: no Parquet file that can be read ({' '.join(str(e).split())[:100]})"
-        ) from e
+    except (OSError, pyarrow.ArrowException) as e:
+        raise EvaluationError(f"{path}: {describe_arrow_error(e)}") from e
+
+
+def read_schema(path: str | os.PathLike, known: Sequence[str]) -> Any:
+    """Return pyarrow's schema of a Parquet file that read_table takes.
+
+    Raises:
+        EvaluationError: it is none.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (OSError, pyarrow.ArrowException) as e:
+        raise EvaluationError(f"{path}: {describe_arrow_error(e)}") from e
+    fields = zip(spell_columns(schema.names, known), schema, strict=True)
+    return pyarrow.schema([field.with_name(name) for name, field in fields])
+
+
+def describe_arrow_error(error: Exception) -> str:
+    """Say in one line what is wrong with a Parquet file."""
+    strerror = getattr(error, "strerror", None)
+    return strerror or f"no Parquet file that can be read ({' '.join(str(error).split())[:100]})"
 
 
 def first_bad_line(path: str | os.PathLike) -> int:

@@ -84,6 +84,7 @@ ENGLISH = {
     "无配对，已忽略": "Without a partner, ignored",
     "无配对，作为干扰项": "Without a partner, kept as distractors",
     "跳过": "Skipped",
+    "清单中无法使用的行": "Rows of the manifest that could not be used",
     "其余见 metrics.json": "the others are in metrics.json",
     "计算方式": "How it was computed",
     "模式": "Mode",
@@ -93,6 +94,7 @@ ENGLISH = {
     "stem": "file name",
     "position": "position in the two lists",
     "file": "file, each with its own sound",
+    "manifest": "manifest",
     "none": "nothing",
     "模型权重": "Checkpoint",
     "精度与设备": "Precision and device",
@@ -117,6 +119,7 @@ CHINESE = {
     "stem": "文件名",
     "position": "两个列表中的位置",
     "file": "同一文件的声音与画面",
+    "manifest": "清单",
     "none": "无",
 }
 REPORT_WORDS = {"zh": CHINESE, "en": ENGLISH}
@@ -152,7 +155,10 @@ PAGE_WORDS = {
             "How similar captions and what they belong to are, over all other combinations of the two; and "
             "how often each is among the K most similar ones of the other."
         ),
-        "text columns": ("caption", "caption-audio", "caption-video", "audio rank of it", "video rank of it"),
+        "text columns": (
+            *("caption", "caption of the audio", "caption-audio", "caption-video"),
+            *("audio rank of it", "video rank of it"),
+        ),
         "chance": "by chance",
         "yes": "yes",
         "no": "no",
@@ -276,7 +282,7 @@ PAGE_WORDS = {
             "各文本与其所属文件的相似度，与两者所有其他组合的相似度重叠显示；以及各自排在对方最相似的前 K 个"
             "之内的比例。"
         ),
-        "text columns": ("文本", "文本-音频", "文本-视频", "文本的音频排名", "文本的视频排名"),
+        "text columns": ("文本", "音频的文本", "文本-音频", "文本-视频", "文本的音频排名", "文本的视频排名"),
         "chance": "随机水平",
         "yes": "是",
         "no": "否",

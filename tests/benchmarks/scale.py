@@ -10,7 +10,6 @@ the same tiles by the same threads, in float64, as the metrics take it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re

@@ -1,0 +1,244 @@
+"""A manifest of pairs: a table with a row for each pair.
+
+    video           path of the video file; a relative one is relative to the manifest
+    audio           path of the sound; empty: the video's own sound
+    id              of the row, which names the pair
+    caption         text that belongs to the pair
+    audio_caption   text that belongs to its sound instead
+    group           what belongs together beyond the pair, such as the prompt of several clips
+    start, end      in seconds: only this part of both files
+
+All but `video` may be left out. The names of JavisBench's tables are understood too. Other columns are handed
+on to pair_scores.csv.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from imagebind.evaluation.captions import MAX_CAPTION, MatchedCaptions
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.files import unify_spelling
+from imagebind.evaluation.tables import PARQUET, TEXT_SUFFIXES, Row, read_schema, read_table
+from imagebind.names import shorten
+from imagebind.segments import Segment
+
+SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
+# meaning -> names of the column; the second is JavisBench's
+COLUMNS = {
+    "video": ("video", "path"),
+    "audio": ("audio", "audio_path"),
+    "id": ("id",),
+    "caption": ("caption", "text"),
+    "audio_caption": ("audio_caption", "audio_text"),
+    "group": ("group",),
+    "start": ("start",),
+    "end": ("end",),
+}
+TEXTS = ("video", "audio", "caption", "audio_caption")
+
+Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, or rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Manifest:
+    """A manifest as it was read. Rows are numbered from 0, those that can be used are pairs."""
+
+    source: str
+    lines: list[str] = field(default_factory=list)  # of each row the line that it begins in
+    columns: dict[str, list[Any]] = field(default_factory=dict)  # as they are in the source, of all rows
+    schema: Any = None  # pyarrow's, of a Parquet file
+    faults: dict[int, str] = field(default_factory=dict)  # row -> why it cannot be used
+    rows: list[int] = field(default_factory=list)  # of each pair its row
+    pairs: list[tuple[str, str]] = field(default_factory=list)  # (audio path, video path)
+
+    @cached_property
+    def column_of(self) -> dict[str, str]:
+        """Meaning -> name of its column, for those that are there."""
+        found = {meaning: [n for n in names if n in self.columns] for meaning, names in COLUMNS.items()}
+        return {meaning: names[0] for meaning, names in found.items() if names}
+
+    @property
+    def other_columns(self) -> list[str]:
+        """Names of the columns without a meaning here."""
+        return [name for name in self.columns if name and name not in self.column_of.values()]
+
+    @property
+    def suffix(self) -> str:
+        """Of the file; ".csv" of rows that are in no file."""
+        return Path(self.source).suffix.lower() or ".csv"
+
+    def get(self, meaning: str, row: int) -> Any:
+        """Return the value of a row, None where there is none."""
+        name = self.column_of.get(meaning)
+        return None if name is None else without_nan(self.columns[name][row])
+
+    def ids(self) -> list[str | None]:
+        """Return the id of each pair."""
+        return [None if (value := self.get("id", row)) in (None, "") else str(value) for row in self.rows]
+
+    @property
+    def has_unique_ids(self) -> bool:
+        """Whether every pair has an id of its own."""
+        ids = self.ids()
+        return None not in ids and len(set(ids)) == len(ids)
+
+    def groups(self) -> list[str | None] | None:
+        """Return the group of each pair; None where no pair has one."""
+        values = [self.get("group", row) for row in self.rows]
+        groups = [None if value in (None, "") else str(value) for value in values]
+        return groups if any(group is not None for group in groups) else None
+
+    def captions(self, names: Sequence[str]) -> MatchedCaptions | None:
+        """Return the captions of the pairs; None where no pair has one.
+
+        Args:
+            names: of the pairs.
+        """
+        n_uses, texts, of_pairs = Counter(names), {}, {"audio": [], "video": []}
+        for row, name in zip(self.rows, names, strict=True):
+            key = None
+            unique = name if n_uses[name] == 1 else f"{name} (row {self.lines[row]})"
+            for modality, meaning, key_of in (
+                ("video", "caption", unique),
+                ("audio", "audio_caption", f"{unique} (audio_caption)"),
+            ):
+                if text := self.get(meaning, row):
+                    key = key_of
+                    texts[key] = text
+                of_pairs[modality].append(key)
+        if not texts:
+            return None
+        paths = {"audio": [audio for audio, _ in self.pairs], "video": [video for _, video in self.pairs]}
+        of_files = {
+            modality: [(path, key) for path, key in zip(paths[modality], keys, strict=True) if key]
+            for modality, keys in of_pairs.items()
+        }
+        if without := [name for name, key in zip(names, of_pairs["video"], strict=True) if key is None]:
+            log.warning("%d pairs without a caption: %s", len(without), shorten(without))
+        return MatchedCaptions(texts, {}, of_pairs, of_files, 0)
+
+
+def read_manifest(source: Source) -> Manifest:
+    """Read a manifest, and warn of the rows that cannot be used.
+
+    Raises:
+        EvaluationError: it cannot be read, is no such table, or no row can be used.
+    """
+    if isinstance(source, str | os.PathLike):
+        manifest, folder = Manifest(os.fspath(source)), os.path.dirname(source)
+        known = [name for names in COLUMNS.values() for name in names]
+        rows = read_table(source, [COLUMNS["video"]], known)
+        if manifest.suffix == PARQUET:
+            manifest.schema = read_schema(source, known)
+    else:
+        manifest, folder = Manifest("manifest"), ""
+        rows = (Row(f"{i}", row) for i, row in enumerate(source, 1))
+    collect(manifest, rows)
+    find_pairs(manifest, folder)
+    skipped = defaultdict(list)
+    for row, fault in manifest.faults.items():
+        skipped[fault].append(manifest.lines[row])
+    for fault, lines in skipped.items():
+        log.warning("%s: %s: skipped row %s", manifest.source, fault, shorten(lines))
+    if not manifest.pairs:
+        raise EvaluationError(f"{manifest.source}: has no row that can be used")
+    uses = Counter(filter(None, manifest.ids()))
+    if shared := [name for name, n in uses.items() if n > 1]:
+        log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
+    return manifest
+
+
+def collect(manifest: Manifest, rows: Iterable[Row]) -> None:
+    """Keep the rows, column by column."""
+    for number, row in enumerate(rows):
+        manifest.lines.append(row.line)
+        if row.fault:
+            manifest.faults[number] = row.fault
+        for name, value in row.values.items():
+            if name not in manifest.columns:
+                manifest.columns[name] = [None] * number
+            manifest.columns[name].append(value)
+        for values in manifest.columns.values():
+            if len(values) == number:
+                values.append(None)
+
+
+def find_pairs(manifest: Manifest, folder: str) -> None:
+    """Find the pairs of the rows that can be used.
+
+    Args:
+        folder: that relative paths are relative to.
+
+    Raises:
+        EvaluationError: a file has the name of a part of another.
+    """
+    found = []
+    for row in range(len(manifest.lines)):
+        fault = manifest.faults.get(row) or find_fault(manifest, row)
+        if fault:
+            manifest.faults[row] = fault
+            continue
+        video, audio = (manifest.get(meaning, row) for meaning in ("video", "audio"))
+        found.append((row, os.path.join(folder, audio or video), os.path.join(folder, video)))
+    spelt = iter(unify_spelling(path for _, *paths in found for path in paths))
+    kinds: dict[str, type] = {}
+    for row, *_ in found:
+        start, end = (read_seconds(manifest.get(meaning, row)) for meaning in ("start", "end"))
+        pair = next(spelt), next(spelt)
+        if start or end is not None:
+            pair = tuple(Segment(path, start or 0.0, math.inf if end is None else end) for path in pair)
+        for path in pair:
+            if kinds.setdefault(path, type(path)) is not type(path):
+                raise EvaluationError(f"{path}: is a file and a part of another one; rename the file")
+        manifest.rows.append(row)
+        manifest.pairs.append(pair)
+    manifest.faults = dict(sorted(manifest.faults.items()))
+
+
+def find_fault(manifest: Manifest, row: int) -> str | None:
+    """Say why a row cannot be used; None where it can."""
+    values = {meaning: manifest.get(meaning, row) for meaning in COLUMNS}
+    for meaning in TEXTS:
+        if not isinstance(values[meaning], str | None):
+            return f"{'a path' if meaning in ('video', 'audio') else 'a caption'} that is no text"
+        if len(values[meaning] or "") > MAX_CAPTION:
+            return f"{meaning} of over {MAX_CAPTION} characters"
+    if not (values["video"] or "").strip():
+        return "no video"
+    try:
+        start, end = (read_seconds(values[meaning]) for meaning in ("start", "end"))
+    except (TypeError, ValueError):
+        return "a start or an end that is no time in seconds"
+    if end is not None and end <= (start or 0):
+        return "an end that is not after its start"
+    return None
+
+
+def read_seconds(value: Any) -> float | None:
+    """Read a time; None where there is none.
+
+    Raises:
+        TypeError, ValueError: it is no time.
+    """
+    if value is None or value == "":
+        return None
+    seconds = float(value)
+    if isinstance(value, bool) or not 0 <= seconds < math.inf:
+        raise ValueError(value)
+    return seconds
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value, or None for NaN, which stands for a missing one in rows of a data frame."""
+    return None if isinstance(value, float) and math.isnan(value) else value
