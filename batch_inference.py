@@ -95,9 +95,9 @@ def batch_inference_av_consistency(
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
-        **more: manifest, captions, checkpoint, protocols, protocol_seconds, precision, num_workers, timeout,
-            worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed, report_lang, no_html; Options
-            has their meaning and defaults. protocols is a sequence of names.
+        **more: manifest, pairs_only, captions, checkpoint, protocols, protocol_seconds, precision,
+            num_workers, timeout, worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed,
+            report_lang, no_html; Options has their meaning and defaults. protocols is a sequence of names.
             captions may also be a mapping, name of a file -> text; manifest also a sequence of mappings,
             a row each.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from imagebind.evaluation.intervals import auc_interval, bootstrap_mean, share_interval
 from imagebind.evaluation.keys import Cells, from_keys, histogram_of
-from imagebind.evaluation.suspects import Sample, can_tell, find_suspects, rank_products
+from imagebind.evaluation.suspects import Sample, can_tell, find_suspects, p_values_of, rank_products
 from imagebind.evaluation.truth import TrueCells
 
 if TYPE_CHECKING:
@@ -141,6 +141,80 @@ def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -
     }
 
 
+@dataclass(frozen=True)
+class Beside:
+    """How cells compare with mismatches of their row, or of their column, that were chosen as references."""
+
+    n_better: np.ndarray  # (C,) of the references, as are the next two; without the cell itself
+    n_equal: np.ndarray
+    n: np.ndarray
+    true_share: np.ndarray  # (C,) of the true cells among the references those that are at least as similar
+    has_true: np.ndarray  # (C,) bool
+
+    def share(self, counts_true: bool) -> np.ndarray:
+        """(C,) share of the line that is at least as similar, as rank_products has it.
+
+        Args:
+            counts_true: the true cells of a line count as one; of a pair's line the pair itself is that.
+        """
+        n_at_least, n = self.n_better + self.n_equal + 1, self.n + 1
+        return (n_at_least + self.true_share) / (n + self.has_true) if counts_true else n_at_least / n
+
+
+@dataclass(frozen=True)
+class SampledFound:
+    """What is known of pairs where no similarity matrix was counted."""
+
+    pairs: Cells  # P of them
+    mismatches: Cells  # S, sampled
+    pairs_beside: tuple[Beside, Beside]  # in rows, in columns
+    mismatches_beside: tuple[Beside, Beside]
+    n_mismatches: int  # of the matrix
+    groups: np.ndarray | None
+
+
+def compute_sampled_metrics(
+    found: SampledFound, seed: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Describe pairs by their similarities and by sampled mismatches, by the definitions of the whole matrix.
+
+    Returns:
+        the figures of metrics.json, without ranks and what needs all cells; columns of pair_scores.csv; and
+        the histograms of the page.
+    """
+    pairs, mismatches = found.pairs, found.mismatches
+    histograms = {
+        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
+        "paired": histogram_of(pairs.keys, HISTOGRAM_BINS),
+        "mismatched": histogram_of(mismatches.keys, HISTOGRAM_BINS),
+    }
+    similarity = from_keys(pairs.keys).astype(np.float64)
+    scores, metrics = {"similarity": similarity}, pair_metrics(similarity, seed, found.groups)
+    if len(mismatches.keys):
+        in_order = np.sort(mismatches.keys)
+        low, high = (np.searchsorted(in_order, pairs.keys, side) for side in ("left", "right"))
+        auc = float(((low + high) / 2).mean()) / len(in_order)
+        shares = [beside.share(False) for beside in found.pairs_beside]
+        of_sample = [beside.share(True) for beside in found.mismatches_beside]
+        p_values = p_values_of(shares[0] * shares[1], of_sample[0] * of_sample[1])
+        n_lower = sum(beside.n - beside.n_better - beside.n_equal / 2 for beside in found.pairs_beside)
+        with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
+            scores["percentile"] = n_lower / sum(beside.n for beside in found.pairs_beside)
+        scores["p_value"] = p_values
+        if can_tell(found.n_mismatches, len(similarity)):
+            scores["suspect"] = find_suspects(p_values)
+        mean = math.fsum(mismatches.cosines) / len(in_order)
+        metrics |= {
+            "mismatched_similarity_mean": mean,
+            "mismatched_similarity_std": float(mismatches.cosines.std()),
+            "margin": float(similarity.mean()) - mean,
+            "auc": auc,
+            "auc_interval": auc_interval(auc, pairs, mismatches, found.groups, seed),
+            "suspects": int(scores["suspect"].sum()) if "suspect" in scores else None,
+        }
+    return metrics | {"paired_similarities": similarity.tolist()}, scores, histograms
+
+
 def candidates_of(found: Found, axis: int) -> Candidates:
     """Count the candidates of each pair in its row (axis 0) or its column (1)."""
     n_true, n_true_better, n_true_equal = found.true.count_in_lines(found.pairs, axis)
@@ -188,7 +262,7 @@ def mismatch_metrics(
     with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
         scores = {"percentile": n_lower / n_others}
     shares = [(c.n_better + c.n_equal) / c.n for c in (of_rows, of_columns)]
-    p_values = found.sample.p_values(shares[0] * shares[1], rank_products(found.sample, found.true))
+    p_values = p_values_of(shares[0] * shares[1], rank_products(found.sample, found.true))
     scores["p_value"] = p_values
     if can_tell(n, n_pairs):
         scores["suspect"] = find_suspects(p_values)

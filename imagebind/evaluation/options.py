@@ -212,6 +212,12 @@ class Options:
         "end. Relative paths are relative to it.",
         MANIFEST,
     )
+    pairs_only: bool = option(
+        False,
+        "inputs",
+        "Score the pairs alone, without matrix, ranks and retrieval: the cost grows with the number of "
+        "pairs, not with its square. Margin, AUC and suspects come from sampled mismatches.",
+    )
     captions: str | os.PathLike | Mapping[str, str] | None = option(
         None,
         "inputs",
@@ -309,6 +315,8 @@ class Options:
                 raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
             if f.name == "checkpoint" and value is not None and not os.fspath(value):
                 raise OptionError("is empty", f.name)
+            if f.name == "pairs_only" and value is True and self.retrieval_mode:
+                raise OptionError("is not for retrieval_mode, which compares all files", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
 

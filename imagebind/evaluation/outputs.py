@@ -53,6 +53,7 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
     absent |= set() if "text_names" in results else {"text_names.txt"}
     absent |= set() if results["windows"] is not None else {"window_scores.csv"}
+    absent |= set() if results["top_matches"] is not None else {"top_matches.csv"}
     lock.renew()
     write_files({**outputs, **dict.fromkeys(absent)}, results, options.output_dir, arrays.names)
     results |= arrays.private_copies()

@@ -39,6 +39,17 @@ if TYPE_CHECKING:
 
 REPORT_PAGE = "report.html"
 MAX_PAIRS = 10_000  # in the table
+FIGURES = {  # of the table of pairs, each with its kind
+    "suspect": "text",
+    "best_other_video": "text",
+    "best_other_audio": "text",
+    "video_rank": "number",
+    "audio_rank": "number",
+    "percentile": "number",
+    "p_value": "number",
+    "audio_clips_alike": "number",
+    "video_clips_alike": "number",
+}
 
 Part = dict[str, Any]  # of a page: a title, how to read it, and tiles, facts, a chart or a table
 
@@ -145,9 +156,11 @@ def write_report_page(
         parts.append(
             chart(texts["histogram"], texts["histogram how"], histogram_chart(results["histograms"], lang))
         )
-    parts.append(matrix_part(results, lang))
-    if results["pairs"]:
+    if results["top_matches"] is not None:
+        parts.append(matrix_part(results, lang))
+    if results["candidates"]:
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(results["candidates"], lang)))
+    if results["pairs"]:
         parts.append(pair_table(results, texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
@@ -169,10 +182,10 @@ def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Par
     if key not in results or not len(results[key]["pair_rows"]):
         return []
     of_text = results[key]
-    return [
-        chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang)),
-        chart("", "", recall_chart(of_text["candidates"], lang)),
-    ]
+    parts = [chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang))]
+    if of_text["candidates"]:
+        parts.append(chart("", "", recall_chart(of_text["candidates"], lang)))
+    return parts
 
 
 def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[str, Any, str]]:
@@ -211,8 +224,9 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
                 texts["too few"] if suspects is None else texts["of pairs"].format(counts["pairs"]),
             ),
         ]
-    detail = beside(metrics["recall_at_1_interval"], metrics["recall_at_1_chance"])
-    chosen.append(("Recall@1", metrics["recall_at_1"], detail))
+    if "recall_at_1" in metrics:
+        detail = beside(metrics["recall_at_1_interval"], metrics["recall_at_1_chance"])
+        chosen.append(("Recall@1", metrics["recall_at_1"], detail))
     for name, score in list(metrics["scores"].items())[1:]:
         mean = "–" if score["mean"] is None else score["mean"]
         chosen.append(
@@ -248,12 +262,11 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.
     """Show the pairs, the least similar first."""
     scores, windows = results["pair_scores"], results["windows"]
     protocols = list(results["metrics"]["scores"])[1:]  # the score of the first is the similarity
+    figures = [column for column in FIGURES if column in scores.written_columns]
     lowest = scores.lowest(MAX_PAIRS)
     how = texts["pair table how"]
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
-    figures = ("video_rank", "audio_rank", "percentile", "p_value", "audio_clips_alike", "video_clips_alike")
-    others = ("best_other_video", "best_other_audio")
     said = {None: None, True: texts["yes"], False: texts["no"]}
 
     def time_line(number: int, video: str) -> tuple[Any, ...]:
@@ -264,16 +277,16 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.
             *(pair["name"], pair["similarity"]),
             *(pair[protocol] for protocol in protocols),
             *time_line(number, pair["video"]),
-            said[pair.get("suspect")],
-            *(pair.get(column) for column in others),
-            *(pair.get(figure) for figure in figures),
+            *(said[pair[c]] if c == "suspect" else pair[c] for c in figures),
             *(linked(pair[modality], folder) for modality in ("audio", "video")),
             *(pair[column] for column in scores.caption_columns),
         )
         for number, pair in zip(lowest, map(scores.__getitem__, lowest), strict=True)
     )
-    kinds = ("text", "number", "text", "text", "text", *["number"] * len(figures), "file", "file")
-    columns = list(zip(texts["columns"], kinds, strict=True))
+    named = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
+    columns = [(named["name"], "text"), (named["similarity"], "number")]
+    columns += [(named[column], FIGURES[column]) for column in figures]
+    columns += [(named["audio"], "file"), (named["video"], "file")]
     added = [(protocol, "number") for protocol in protocols]
     if windows is not None:
         added.append((texts["over time"], "windows"))

@@ -32,10 +32,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
     """Return the sections of the report: title -> label -> value; the labels of files are indented."""
     words = REPORT_WORDS[lang]
     sections = {
-        "相似度统计": {
-            "平均相似度": f"{metrics['similarity_matrix_mean']:.4f}",
-            "标准差": f"{metrics['similarity_matrix_std']:.4f}",
-        },
+        **matrix_section(metrics),
         **pair_sections(metrics, words),
         **score_section(metrics, words),
         **caption_sections(metrics, words),
@@ -46,6 +43,14 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
         words[title]: {words.get(label, label): value for label, value in rows.items()}
         for title, rows in sections.items()
     }
+
+
+def matrix_section(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Describe all combinations, where they were compared."""
+    if "similarity_matrix_mean" not in metrics:
+        return {}
+    mean, std = metrics["similarity_matrix_mean"], metrics["similarity_matrix_std"]
+    return {"相似度统计": {"平均相似度": f"{mean:.4f}", "标准差": f"{std:.4f}"}}
 
 
 def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -66,16 +71,17 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
             **{f"{direction} Recall@{k}".strip(): f"{ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT},
         }
 
-    return {
+    sections = {
         "配对一致性": {
             "平均配对相似度": mean_and_std(metrics, "paired", words),
             "最小值": f"{metrics['paired_similarity_min']:.4f}",
             "最大值": f"{metrics['paired_similarity_max']:.4f}",
-        },
-        "检索性能": retrieval(metrics),
-        "检索性能 (视频到音频)": retrieval(metrics["video_to_audio"], "视频到音频"),
-        "与不成对的组合相比": against_mismatches(metrics, words),
+        }
     }
+    if "video_to_audio" in metrics:
+        sections["检索性能"] = retrieval(metrics)
+        sections["检索性能 (视频到音频)"] = retrieval(metrics["video_to_audio"], "视频到音频")
+    return sections | {"与不成对的组合相比": against_mismatches(metrics, words)}
 
 
 def mean_and_std(figures: dict[str, Any], which: str, words: dict[str, str]) -> str:
@@ -115,7 +121,9 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
 
 
 def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the figures of ranks by direction."""
+    """Return the figures of ranks by direction; of pairs alone there are none."""
+    if "video_to_audio" not in metrics:
+        return {}
     return {"音频到视频": metrics, "视频到音频": metrics["video_to_audio"]}
 
 
@@ -201,7 +209,9 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
         if "margin" in figures:
             rows["不成对组合的平均相似度"] = mean_and_std(figures, "mismatched", words)
             rows["配对高于不成对组合的概率 (AUC)"] = f"{figures['auc']:.4f}"
-        directions = {f"文本到{name}": figures, f"{name}到文本": figures[f"{modality}_to_text"]}
+        directions = {}
+        if f"{modality}_to_text" in figures:
+            directions = {f"文本到{name}": figures, f"{name}到文本": figures[f"{modality}_to_text"]}
         rows |= {f"检索 ({direction})": retrieval(ranks) for direction, ranks in directions.items()}
         rows |= chance_rows(directions)
         sections[f"文本-{name}一致性"] = rows

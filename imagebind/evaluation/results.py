@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -19,17 +19,31 @@ from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.intervals import Mean
+from imagebind.evaluation.keys import Cells
 from imagebind.evaluation.manifest import Manifest
-from imagebind.evaluation.metrics import DEFINITIONS, Candidates, Found, compute_metrics
+from imagebind.evaluation.metrics import (
+    DEFINITIONS,
+    Beside,
+    Candidates,
+    Found,
+    SampledFound,
+    compute_metrics,
+    compute_sampled_metrics,
+)
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
-from imagebind.evaluation.rows import CaptionRows, order_captions, order_rows
+from imagebind.evaluation.rows import CaptionRows, order_captions, order_files, order_rows
 from imagebind.evaluation.scores import WEAKEST_COLUMNS, score_protocols
-from imagebind.evaluation.similarity import Top, look_up, scan
+from imagebind.evaluation.similarity import Top, count_among, look_up, scan
 from imagebind.evaluation.store import OutputArrays
-from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, Sample, sample_mismatches
+from imagebind.evaluation.suspects import (
+    FALSE_DISCOVERY_RATE,
+    Sample,
+    choose_references,
+    sample_mismatches,
+)
 from imagebind.evaluation.truth import TrueCells, Truth, find_truth
 from imagebind.names import shorten
 from imagebind.segments import file_of
@@ -46,6 +60,7 @@ PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
     *OTHER_COLUMNS,
     *("audio_key", "video_key"),
 )
+RANK_COLUMNS = ("video_rank", "audio_rank", *OTHER_COLUMNS)  # that need the whole matrix
 MANIFEST_COLUMNS = ("id", "line", "start", "end")  # before these, where there is a manifest
 GROUP_COLUMNS = ("group",)  # after these, where there are groups
 OUR_COLUMNS = {
@@ -79,6 +94,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         with_embedding["audio"], with_embedding["video"], plan.pairing.pairs, plan.retrieval
     )
     pairs = [plan.pairing.pairs[i] for i in numbers]
+    if options.pairs_only:
+        audio_paths, video_paths, pair_cells = order_files(plan.pairing.pairs, numbers)
     counts = {
         "audio": len(audio_paths),
         "video": len(video_paths),
@@ -93,23 +110,30 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     rows, captions = {"audio": audio_paths, "video": video_paths}, None
     if plan.captions is not None:
         captions = order_captions(
-            plan.captions, set(with_embedding["text"]), rows, numbers, pair_cells, plan.retrieval
+            *(plan.captions, set(with_embedding["text"]), rows, numbers, pair_cells),
+            *(plan.retrieval, options.pairs_only),
         )
         rows["text"] = captions.texts
         counts |= count_captions(plan, captions, numbers, embedded.truncated_texts)
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
-    matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
+    matrix = None
     groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
     device = embedded.device if embedded.device.type == "cuda" else torch.device("cpu")  # that has float64
     comparison = Comparison(contents, embeddings, device, options.seed)
-    compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
+    if options.pairs_only:
+        lines = Lines(tuple(pair_cells.T), np.stack([np.arange(len(pairs))] * 2, axis=1))
+        compared = comparison.compare_pairs("audio", "video", lines, groups)
+    else:
+        matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
+        compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
     metrics, scores = compared.metrics, compared.scores
     audio_names, video_names = (
         [files.names[path] for path in paths]
         for files, paths in ((plan.audio, audio_paths), (plan.video, video_paths))
     )
-    scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
+    if not options.pairs_only:
+        scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
     scores |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
         scores["group"] = [plan.groups[i] for i in numbers]
@@ -122,7 +146,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     of_captions = {}
     if captions is not None:
         of_rows = groups_of_rows(plan, numbers, pair_cells, rows)
-        figures, agreements = compare_captions(comparison, captions, of_rows)
+        files = pair_cells if options.pairs_only else None
+        figures, agreements = compare_captions(comparison, captions, of_rows, files)
         metrics |= figures
         scores |= caption_scores(captions, agreements, len(pairs))
         of_captions = {"text_names": captions.names, **agreements}
@@ -130,13 +155,14 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         scores |= given_columns(plan.manifest, [plan.manifest.rows[i] for i in numbers])
         if plan.manifest.has_unique_ids:  # by which systems can be compared that name files in their own ways
             scores["audio_key"] = scores["video_key"] = [plan.names[i] for i in numbers]
-    pair_scores = PairScores([plan.names[i] for i in numbers], pairs, scores)
+    absent = RANK_COLUMNS if options.pairs_only else ()
+    pair_scores = PairScores([plan.names[i] for i in numbers], pairs, scores, absent)
     failures = [
         {"path": failure.path, "side": failure.modality, "reason": failure.reason}
         for failure in embedded.failures
     ]
     metrics = {
-        "mode": "retrieval" if plan.retrieval else "pairing",
+        "mode": "retrieval" if plan.retrieval else "pairs_only" if options.pairs_only else "pairing",
         "pairing_rule": plan.pairing.rule,
         "definitions": DEFINITIONS,
         "counts": counts,
@@ -145,7 +171,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "working_directory": os.getcwd(),
-        "protocol": embedded.protocol | {"suspects": describe_sample(compared.n_sampled, options.seed)},
+        "protocol": embedded.protocol | {"suspects": describe_sample(compared, options.seed)},
     }
     return {
         **{f"{modality}_embeddings": torch.from_numpy(array) for modality, array in embeddings.items()},
@@ -156,7 +182,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "video_names": video_names,
         "pairs": pairs,
         "pair_rows": pair_cells,
-        "top_matches": dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
+        "top_matches": compared.top and dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
@@ -230,10 +256,28 @@ class Compared:
     scores: dict[str, np.ndarray]  # of the pairs
     histograms: dict[str, np.ndarray]
     candidates: dict[str, Candidates]  # direction -> what each pair competes with
-    top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
+    top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
     truth: Truth
-    n_sampled: int  # mismatches
+    sampled: Cells  # mismatches
     groups: Sequence[int] | None  # (P,) number of the group of each pair
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A matrix in which a file of several pairs has several rows or columns, and the pairs in it."""
+
+    rows: tuple[np.ndarray, np.ndarray]  # (N,) of each row of the matrix the row of the embeddings; (M,)
+    pairs: np.ndarray  # (P, 2) row and column
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)"""
+        return len(self.rows[0]), len(self.rows[1])
+
+    def look_up(self, vectors: tuple[np.ndarray, np.ndarray], index: np.ndarray) -> Cells:
+        """Compute cells (C, 2) of the matrix."""
+        places = np.stack([rows[of] for rows, of in zip(self.rows, index.T, strict=True)], axis=1)
+        return replace(look_up(*vectors, places), index=index)
 
 
 @dataclass(frozen=True)
@@ -286,7 +330,79 @@ class Comparison:
             self.seed,
             (modality, other),
         )
-        return Compared(metrics, scores, histograms, candidates, found.top, truth, len(sampled), groups)
+        return Compared(metrics, scores, histograms, candidates, found.top, truth, sample, groups)
+
+    def compare_pairs(
+        self, modality: str, other: str, lines: Lines, groups: Sequence[int] | None
+    ) -> Compared:
+        """Compare pairs with sampled mismatches, without counting over all rows and columns.
+
+        Args:
+            lines: of the matrix that compare_modalities would count over, in pairing mode.
+            groups: as in compare_modalities.
+        """
+        vectors = self.embeddings[modality], self.embeddings[other]
+        contents = [
+            np.asarray(self.contents[m])[of_lines].tolist()
+            for m, of_lines in zip((modality, other), lines.rows, strict=True)
+        ]
+        of_pairs = [(contents[0][i], contents[1][j]) for i, j in lines.pairs.tolist()]
+        truth = find_truth(*contents, of_pairs)
+        if groups is None and len(truth.index) < len(of_pairs):  # copies of a pair say no more than one
+            groups = number_groups(of_pairs)
+        sampled = sample_mismatches(lines.shape, truth, self.seed)
+        pairs, mismatches = (lines.look_up(vectors, index) for index in (lines.pairs, sampled))
+        beside = [[], []]
+        for axis in (0, 1):
+            references = choose_references(lines.shape, 1 - axis, self.seed)
+            chosen = list(contents)
+            chosen[1 - axis] = [contents[1 - axis][i] for i in references.tolist()]
+            nearby = find_truth(*chosen, truth.combinations(contents))
+            index = nearby.index.copy()
+            index[:, 1 - axis] = references[index[:, 1 - axis]]
+            true = TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
+            others = vectors[1 - axis][lines.rows[1 - axis][references]]
+            for found, cells in zip(beside, (pairs, mismatches), strict=True):
+                own = lines.rows[axis][cells.index[:, axis]]
+                counts = count_among(vectors[axis], own, cells.keys, others)
+                is_counted = np.isin(cells.index[:, 1 - axis], references) & (cells is mismatches)
+                found.append(compare_beside(cells, axis, counts, true, len(references), is_counted))
+        metrics, scores, histograms = compute_sampled_metrics(
+            SampledFound(
+                *(pairs, mismatches, tuple(beside[0]), tuple(beside[1])),
+                math.prod(lines.shape) - int(truth.n_cells.sum()),
+                None if groups is None else np.asarray(groups),
+            ),
+            self.seed,
+        )
+        return Compared(metrics, scores, histograms, {}, None, truth, mismatches, groups)
+
+
+def compare_beside(
+    cells: Cells,
+    axis: int,
+    counts: tuple[np.ndarray, np.ndarray],
+    true: TrueCells,
+    n_references: int,
+    is_counted: np.ndarray,
+) -> Beside:
+    """Leave the true cells, and the cell itself, out of counts over the references.
+
+    Args:
+        cells: C of them.
+        axis: 0 for their rows, 1 for their columns.
+        counts: (C,) references that are more similar than the cell, and those that are as similar.
+        true: the true cells among the references.
+        is_counted: (C,) whether the cell itself is among the references, and no true cell.
+    """
+    n_true, n_better, n_equal = true.count_in_lines(cells, axis)
+    return Beside(
+        counts[0] - n_better,
+        counts[1] - n_equal - is_counted,
+        n_references - n_true - is_counted,
+        (n_better + n_equal) / np.maximum(n_true, 1),
+        n_true > 0,
+    )
 
 
 def find_best_others(
@@ -335,11 +451,11 @@ def groups_of_rows(
     return numbered
 
 
-def describe_sample(n_sampled: int, seed: int) -> dict[str, Any]:
+def describe_sample(compared: Compared, seed: int) -> dict[str, Any]:
     """Describe for the protocol how suspects are found."""
     return {
         "statistic": "rank product",
-        "mismatches": n_sampled,
+        "mismatches": len(compared.sampled.keys),
         "seed": seed,
         "false_discovery_rate": FALSE_DISCOVERY_RATE,
     }
@@ -370,23 +486,34 @@ def count_captions(
 
 
 def compare_captions(
-    comparison: Comparison, captions: CaptionRows, groups: dict[str, list[int]] | None
+    comparison: Comparison,
+    captions: CaptionRows,
+    groups: dict[str, list[int]] | None,
+    files: np.ndarray | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
 
     Args:
         groups: modality -> the group of each row.
+        files: (P, 2) the rows of the files of all pairs, where pairs alone are compared; else None.
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
     """
     metrics, agreements = {}, {}
-    for modality in MEDIA_MODALITIES if captions.texts else ():
+    for axis, modality in enumerate(MEDIA_MODALITIES if captions.texts else ()):
         cells = captions.cells[modality]
         of_pairs = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
-        compared = comparison.compare_modalities(
-            "text", modality, cells, of_pairs, span=captions.spans[modality]
-        )
+        if files is None:
+            span = captions.spans[modality]
+            compared = comparison.compare_modalities("text", modality, cells, of_pairs, span=span)
+        elif len(cells):
+            with_caption = np.flatnonzero(captions.of_pairs[modality] >= 0)
+            pairs = np.stack([np.arange(len(cells)), with_caption], axis=1)
+            lines = Lines((cells[:, 0], files[:, axis]), pairs)
+            compared = comparison.compare_pairs("text", modality, lines, of_pairs)
+        else:
+            continue
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {
             "pair_rows": cells,
@@ -412,9 +539,10 @@ def caption_scores(
         cells, of_pairs = captions.cells[modality], captions.of_pairs[modality]
         with_caption = np.flatnonzero(of_pairs >= 0)
         for column, key in (("similarity", "similarity"), ("rank", f"{modality}_rank")):
-            values = columns[f"text_{modality}_{column}"] = np.full(n_pairs, np.nan)
-            if len(with_caption):
-                values[with_caption] = agreements[f"text_{modality}"][key][of_pairs[with_caption]]
+            found = agreements.get(f"text_{modality}", {}).get(key)
+            if found is not None:
+                values = columns[f"text_{modality}_{column}"] = np.full(n_pairs, np.nan)
+                values[with_caption] = found[of_pairs[with_caption]]
         is_own = modality == "audio" and not captions.are_shared
         texts = columns["audio_caption" if is_own else "caption"]
         for pair in with_caption.tolist():
@@ -473,10 +601,15 @@ class PairScores(Sequence):
     Args:
         names, pairs: P of each.
         columns: further ones by name; those that have no name of ours come last.
+        absent: names of columns that are left out.
     """
 
     def __init__(
-        self, names: Sequence[str], pairs: Sequence[tuple[str, str]], columns: dict[str, Sequence[Any]]
+        self,
+        names: Sequence[str],
+        pairs: Sequence[tuple[str, str]],
+        columns: dict[str, Sequence[Any]],
+        absent: Sequence[str] = (),
     ):
         self.names, self.pairs = names, pairs
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
@@ -485,7 +618,7 @@ class PairScores(Sequence):
         self.written_columns = tuple(
             column
             for column in (*listed, *CAPTION_COLUMNS, *(c for c in columns if c not in OUR_COLUMNS))
-            if column in columns or column in PAIR_COLUMNS
+            if column in columns or (column in PAIR_COLUMNS and column not in absent)
         )
         self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")} | set(PROTOCOLS)
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
@@ -541,4 +674,4 @@ class PairScores(Sequence):
         listed = ("name", "similarity", *OTHER_COLUMNS)
         lowest = suspects[np.argsort(self.columns["similarity"][suspects], kind="stable")]
         pairs = (self[i] for i in lowest[:SUSPECTS_LISTED].tolist())
-        return [{c: pair[c] for c in listed} for pair in pairs]
+        return [{c: pair.get(c) for c in listed} for pair in pairs]

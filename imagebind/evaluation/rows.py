@@ -35,6 +35,22 @@ def order_rows(
     return audio_paths, video_paths, numbers, cells
 
 
+def order_files(
+    pairs: Sequence[tuple[str, str]], numbers: Sequence[int]
+) -> tuple[Sequence[str], Sequence[str], np.ndarray]:
+    """Give each file of some pairs one row, whatever the number of its pairs.
+
+    Returns:
+        the files behind the rows of either modality, and the cells of the pairs, as order_rows.
+    """
+    rows = [{}, {}]
+    cells = to_cells(
+        tuple(row_of.setdefault(path, len(row_of)) for row_of, path in zip(rows, pairs[i], strict=True))
+        for i in numbers
+    )
+    return list(rows[0]), list(rows[1]), cells
+
+
 def to_cells(indices: Iterable[tuple[int, int]]) -> np.ndarray:
     """Return rows and columns as an array (C, 2)."""
     return np.array(list(indices), np.int64).reshape(-1, 2)
@@ -63,11 +79,13 @@ def order_captions(
     numbers: Sequence[int],
     pair_cells: np.ndarray,
     retrieval: bool,
+    pairs_only: bool = False,
 ) -> CaptionRows:
     """Choose the order of the rows of captions.
 
     In pairing mode a caption has a row for each of its pairs, in their order; in retrieval mode one row, in
-    the order of the captions. Where sounds have captions of their own, these come after those of videos.
+    the order of the captions; of pairs alone each text has one row. Where sounds have captions of their own,
+    these come after those of videos.
 
     Args:
         embedded: the texts that have an embedding.
@@ -97,6 +115,15 @@ def order_captions(
             names = [name for name in captions.texts if name in used]
             row_of_name = {name: begin + i for i, name in enumerate(names)}
             cells = {m: [(row_of_name[name], i) for name, i in links[m]] for m in modalities}
+        elif pairs_only:
+            texts: dict[str, str] = {}  # -> the first caption that has it
+            for name, _ in links[modalities[0]]:
+                texts.setdefault(captions.texts[name], name)
+            names, row_of_text = list(texts.values()), {text: begin + i for i, text in enumerate(texts)}
+            cells = {
+                m: [(row_of_text[captions.texts[name]], pair_cells[pair, axes[m]]) for name, pair in links[m]]
+                for m in modalities
+            }
         else:
             names = [name for name, _ in links[modalities[0]]]
             cells = {m: [(begin + i, pair) for i, (_, pair) in enumerate(links[m])] for m in modalities}
@@ -104,7 +131,8 @@ def order_captions(
         for m in modalities:
             found.spans[m] = slice(begin, len(found.names))
             found.cells[m] = to_cells(cells[m])
-            found.of_pairs[m] = find_cells(links[m], of_pairs[m], pair_cells[:, axes[m]].tolist())
+            files = pair_cells[:, axes[m]].tolist() if retrieval else list(range(len(numbers)))
+            found.of_pairs[m] = find_cells(links[m], of_pairs[m], files)
     found.texts.extend(captions.texts[name] for name in found.names)
     return found
 

@@ -69,6 +69,37 @@ def look_up(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> Cells:
     return Cells(cells, to_keys(found.mul_(2**KEY_BITS)).int().numpy(), cosines)
 
 
+def count_among(
+    rows: np.ndarray, own: np.ndarray, keys: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare cells with the cosines of their rows with some other vectors.
+
+    Args:
+        rows: (N, E).
+        own: (C,) the row of each cell.
+        keys: (C,) of each cell.
+        others: (R, E).
+
+    Returns:
+        (C,) how many of the R cosines are more similar than the cell, and how many are as similar.
+    """
+    units = unit_rows(others).mul_(2**KEY_BITS).T
+    n_above, n_equal = np.zeros((2, len(own)), np.int64)
+    order = np.argsort(own, kind="stable")
+    used, first = np.unique(own[order], return_index=True)
+    first = np.append(first, len(own))
+    for block in blocks(len(used), TILE[0]):
+        cells = order[first[block.start] : first[min(block.stop, len(used))]]
+        found = np.sort(to_keys(unit_rows(rows[used[block]]) @ units).numpy(), axis=1).astype(np.int64)
+        line = np.searchsorted(used[block], own[cells])  # of each cell
+        # Lines lie one after the other, each in a range of its own, so that one search does for all.
+        sorted_keys = (found + (np.arange(len(found)) << 32)[:, None]).reshape(-1)
+        wanted = keys[cells].astype(np.int64) + (line << 32)
+        low, high = (np.searchsorted(sorted_keys, wanted, side) for side in ("left", "right"))
+        n_above[cells], n_equal[cells] = (line + 1) * len(others) - high, high - low
+    return n_above, n_equal
+
+
 def to_keys(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Round cosines times 2^24, float64, to keys in float32.
 

@@ -19,6 +19,7 @@ from imagebind.evaluation.truth import TrueCells, Truth
 FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
 SAMPLE_SIZE = 20_000  # mismatches
 SAMPLE_LINES = 250  # rows and columns that they are from, as each line costs as many cosines as it is long
+REFERENCES = 256  # rows and columns that pairs are compared with where there is no matrix, at least
 ENUMERABLE = 2**21  # cells of which all mismatches are listed
 
 
@@ -30,15 +31,16 @@ class Sample:
     n_at_least: np.ndarray  # (2, S) cells of its row, and of its column, that are at least as similar
     shape: tuple[int, int]  # (N, M)
 
-    def p_values(self, statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
-        """(P,) (1 + mismatches of which the statistic is at most as large) / (1 + S).
 
-        Args:
-            statistic: (P,) of the pairs.
-            of_sample: (S,).
-        """
-        n = np.searchsorted(np.sort(of_sample), statistic * (1 + 1e-9), "right")  # but for rounding
-        return (1 + n) / (1 + len(of_sample))
+def p_values_of(statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
+    """(P,) (1 + mismatches of which the statistic is at most as large) / (1 + S).
+
+    Args:
+        statistic: (P,) of the pairs.
+        of_sample: (S,) of the mismatches.
+    """
+    n = np.searchsorted(np.sort(of_sample), statistic * (1 + 1e-9), "right")  # but for rounding
+    return (1 + n) / (1 + len(of_sample))
 
 
 def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.ndarray:
@@ -66,6 +68,19 @@ def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.nda
     ]
     drawn = np.stack([generator.choice(axis_lines, 2 * SAMPLE_SIZE) for axis_lines in lines], axis=1)
     return drawn[~truth.contains(drawn)][:SAMPLE_SIZE]
+
+
+def choose_references(shape: tuple[int, int], axis: int, seed: int) -> np.ndarray:
+    """Choose rows (axis 0) or columns (1) with which the cells of others are compared.
+
+    All of them where all cells can be listed, and then shares are those of the whole matrix.
+
+    Returns:
+        (R,) numbers in ascending order.
+    """
+    n, n_other = shape[axis], shape[1 - axis]
+    n_chosen = min(n, max(REFERENCES, ENUMERABLE // max(n_other, 1)))
+    return np.sort(np.random.default_rng(seed).choice(n, n_chosen, replace=False))
 
 
 def rank_products(sample: Sample, true: TrueCells) -> np.ndarray:

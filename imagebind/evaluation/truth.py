@@ -34,6 +34,14 @@ class Truth:
         """(T,) how many cells of the matrix are each true combination."""
         return self.copies(0) * self.copies(1)
 
+    def combinations(self, keys: tuple[Sequence[Hashable], Sequence[Hashable]]) -> list[tuple]:
+        """Return the true combinations as (key of a row, key of a column), each once.
+
+        Args:
+            keys: of the rows and of the columns.
+        """
+        return [(keys[0][i], keys[1][j]) for i, j in self.index.tolist()]
+
     def contains(self, index: np.ndarray) -> np.ndarray:
         """Tell which cells (K, 2) are true, (K,) bool."""
         n = 1 + max(self.things[1], default=0)
