@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -237,7 +238,8 @@ def describe_files(
         # 1 where all clips of the file have the same embedding, less the more they differ
         norms = row_norms(embeddings[modality], indices)
         columns[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
-        columns[f"{modality}_key"] = [files.stable_key(rows[modality][i]) for i in indices.tolist()]
+        key_of = cache(files.stable_key)
+        columns[f"{modality}_key"] = [key_of(rows[modality][i]) for i in indices.tolist()]
     return columns
 
 
