@@ -13,7 +13,7 @@ from conftest import Program, contents, tone, with_mounts, write_audio
 
 from batch_inference import EvaluationError, batch_inference_av_consistency
 from imagebind.evaluation.outputs import exclusive_use, write_csv
-from imagebind.evaluation.results import PairScores
+from imagebind.evaluation.pair_scores import PairScores
 
 
 def test_strict_is_status_3_with_all_outputs_written(pairs):

@@ -75,13 +75,29 @@ class Manifest:
 
     @property
     def suffix(self) -> str:
-        """Of the file; ".csv" of rows that are in no file."""
-        return Path(self.source).suffix.lower() or ".csv"
+        return suffix_of(self.source)
 
     def get(self, meaning: str, row: int) -> Any:
         """Return the value of a row, None where there is none."""
         name = self.column_of.get(meaning)
         return None if name is None else without_nan(self.columns[name][row])
+
+    def based_on(self, folder: str | os.PathLike) -> dict[str, list[Any]]:
+        """Return all columns, with relative paths so that they lead from a folder to the same files.
+
+        Raises:
+            OSError: the folder of the manifest is gone.
+        """
+        own = os.path.realpath(os.path.dirname(self.source))
+        way = os.path.relpath(own, os.path.realpath(folder))
+        columns = dict(self.columns)
+        for meaning in ("audio", "video"):
+            if (name := self.column_of.get(meaning)) is not None:
+                columns[name] = [
+                    os.path.join(way, path) if path and isinstance(path, str) else path
+                    for path in columns[name]
+                ]
+        return columns
 
     def ids(self) -> list[str | None]:
         """Return the id of each pair."""
@@ -127,6 +143,12 @@ class Manifest:
         if without := [name for name, key in zip(names, of_pairs["video"], strict=True) if key is None]:
             log.warning("%d pairs without a caption: %s", len(without), shorten(without))
         return MatchedCaptions(texts, {}, of_pairs, of_files, 0)
+
+
+def suffix_of(source: Source) -> str:
+    """Return the suffix of a manifest in small letters; ".csv" of rows that are in no file."""
+    is_file = isinstance(source, str | os.PathLike)
+    return (Path(source).suffix.lower() if is_file else "") or ".csv"
 
 
 def read_manifest(source: Source) -> Manifest:

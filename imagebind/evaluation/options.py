@@ -16,6 +16,7 @@ from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.groups import compile_group_by
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from imagebind.evaluation.manifest import suffix_of
 from imagebind.evaluation.protocols import LEADING
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.tables import TEXT_SUFFIXES
@@ -283,6 +284,13 @@ class Options:
         "Default: %(default)s.",
         number(0, 1_000_000, "GB"),
     )
+    keep_above: float | None = option(
+        None,
+        "outputs",
+        "Write the pairs whose similarity is at least X to kept.csv, or to kept with the suffix of the "
+        "manifest and in its form; without a manifest to kept.txt, as pairs.txt is.",
+        number(-1, 1, "X"),
+    )
     group_by: str | None = option(
         None,
         "outputs",
@@ -319,6 +327,13 @@ class Options:
                 raise OptionError("is not for retrieval_mode, which compares all files", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
+
+    @property
+    def kept_name(self) -> str | None:
+        """Name of the output with the pairs that are kept; None where none are asked for."""
+        if self.keep_above is None or self.output_dir is None:
+            return None
+        return "kept.txt" if self.manifest is None else f"kept{suffix_of(self.manifest)}"
 
     @property
     def cache_path(self) -> str | os.PathLike | None:

@@ -22,9 +22,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from imagebind.evaluation.manifest import suffix_of
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
+from imagebind.evaluation.tables import PARQUET, write_rows
 from imagebind.names import field
 from imagebind.reading.cache import find_parts
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 LOCK_NAME = ".in_use"
 METRICS_NAME = "metrics.json"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
+KEPT_NAMES = [f"kept{suffix}" for suffix in (".txt", *MANIFEST_SUFFIXES)]
 FORMULA_STARTS = ("=", "+", "-", "@")  # of a spreadsheet
 
 Writer = Callable[[Any, BinaryIO], None]
@@ -49,7 +53,10 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     Raises:
         EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
     """
-    outputs = output_writers(options)
+    outputs, kept_before = output_writers(options), find_kept(options.output_dir)
+    for name in KEPT_NAMES:
+        if outputs[name] is None and name != kept_before:  # no run wrote it: it may be the user's
+            del outputs[name]
     absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
     absent |= set() if "text_names" in results else {"text_names.txt"}
     absent |= set() if results["windows"] is not None else {"window_scores.csv"}
@@ -57,6 +64,15 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     lock.renew()
     write_files({**outputs, **dict.fromkeys(absent)}, results, options.output_dir, arrays.names)
     results |= arrays.private_copies()
+
+
+def find_kept(output_dir: str | os.PathLike) -> str | None:
+    """Name the list of kept pairs that an earlier run wrote to a directory; None if there is none."""
+    try:
+        name = json.loads(Path(output_dir, METRICS_NAME).read_bytes())["kept"]["file"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if name in KEPT_NAMES else None
 
 
 def output_writers(options: Options) -> dict[str, Writer | None]:
@@ -71,6 +87,7 @@ def output_writers(options: Options) -> dict[str, Writer | None]:
     def report_lines(results: Results) -> list[str]:
         return format_report(results["metrics"], options.report_lang).splitlines()
 
+    is_parquet = options.manifest is not None and suffix_of(options.manifest) == PARQUET
     return {
         "audio_embeddings.npy": npy_writer("audio_embeddings"),
         "video_embeddings.npy": npy_writer("video_embeddings"),
@@ -81,6 +98,8 @@ def output_writers(options: Options) -> dict[str, Writer | None]:
         "text_names.txt": text_writer(lambda results: map(field, results["text_names"])),
         "pairs.txt": text_writer(lambda results: ("\t".join(map(field, pair)) for pair in results["pairs"])),
         "pair_scores.csv": write_pair_scores,
+        "pair_scores.parquet": write_parquet if is_parquet else None,
+        **{name: kept_writer(options) if name == options.kept_name else None for name in KEPT_NAMES},
         "window_scores.csv": write_window_scores,
         "top_matches.csv": write_top_matches,
         "consistency_report.txt": text_writer(report_lines),
@@ -144,9 +163,62 @@ def cell(value: Any) -> Any:
 def write_pair_scores(results: Results, file: BinaryIO) -> None:
     """Write pair_scores.csv: a line for each pair, then one for each that was skipped."""
     scores, skipped = results["pair_scores"], results["skipped_pairs"]
-    columns = ("name", "audio", "video", "status", *scores.written_columns)
-    rows = itertools.chain(scores.rows(columns), ([pair.get(c) for c in columns] for pair in skipped))
-    write_csv(columns, rows, file)
+    table = scores.table()
+    found = [
+        values.tolist() if isinstance(values, np.ndarray) and values.dtype != np.float32 else values
+        for values in table.values()
+    ]
+    rows = itertools.chain(zip(*found, strict=True), ([pair.get(c) for c in table] for pair in skipped))
+    write_csv(list(table), rows, file)
+
+
+def write_parquet(results: Results, file: BinaryIO) -> None:
+    """Write pair_scores.parquet: pair_scores.csv in types, which are the manifest's where it has any."""
+    import pyarrow  # slow to import, and not for every run
+    import pyarrow.parquet
+
+    scores, skipped = results["pair_scores"], results["skipped_pairs"]
+    manifest, columns = scores.manifest.manifest, {}
+    given = {name: manifest.schema.field(column).type for name, column in scores.manifest.names.items()}
+    for name, values in scores.table().items():
+        rest = [pair.get(name) for pair in skipped]
+        if name in given:
+            columns[name] = pyarrow.array([*values, *rest], type=given[name])
+        elif name == "suspect":  # also where there are too few pairs to tell
+            known = values.tolist() if values.dtype == bool else [None] * len(values)
+            columns[name] = pyarrow.array([*known, *rest], pyarrow.bool_())
+        elif isinstance(values, np.ndarray):
+            found = pyarrow.array(values, from_pandas=True)  # NaN becomes null
+            columns[name] = pyarrow.concat_arrays([found, pyarrow.array(rest, type=found.type)])
+        else:
+            texts = (None if text is None else str(text) for text in (*values, *rest))
+            columns[name] = pyarrow.array([text and decodable(text) for text in texts], pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def decodable(text: str) -> str:
+    r"""Write a byte of a file name that is not UTF-8 as \udcNN."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def kept_writer(options: Options) -> Writer:
+    """Return what writes the pairs that reach the threshold, in the form of the manifest or of pairs.txt."""
+
+    def write(results: Results, file: BinaryIO) -> None:
+        scores = results["pair_scores"]
+        kept = np.flatnonzero(scores.columns["similarity"] >= options.keep_above).tolist() if scores else []
+        if scores.manifest is None:
+            pairs = (results["pairs"][i] for i in kept)
+            text_writer(lambda _: ("\t".join(map(field, pair)) for pair in pairs))(results, file)
+            return
+        manifest, rows = scores.manifest.manifest, [scores.manifest.rows[i] for i in kept]
+        columns = {
+            name: [values[row] for row in rows]
+            for name, values in manifest.based_on(options.output_dir).items()
+        }
+        write_rows(columns, manifest.suffix, manifest.schema, file)
+
+    return write
 
 
 def write_window_scores(results: Results, file: BinaryIO) -> None:

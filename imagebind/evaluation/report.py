@@ -35,6 +35,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
         **matrix_section(metrics),
         **pair_sections(metrics, words),
         **score_section(metrics, words),
+        **kept_section(metrics, words),
         **caption_sections(metrics, words),
         **other_files_section(metrics, words),
         **protocol_section(metrics, words),
@@ -184,6 +185,21 @@ def suspect_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, An
     if len(listed) < metrics["suspects"]:
         rows["  ..."] = words["其余见 pair_scores.csv"]
     return rows | {"可疑的含义": words["含义"]}
+
+
+def kept_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Say how many pairs reach the threshold, and what share of mismatches would."""
+    if (kept := metrics.get("kept")) is None:
+        return {}
+    rows = {
+        "阈值": f"{kept['threshold']:g}",
+        "达到阈值的配对": words["其中"].format(kept["pairs"], metrics["counts"]["pairs"]),
+    }
+    if kept["mismatches_share"] is not None:
+        rows["达到阈值的不成对组合"] = f"{100 * kept['mismatches_share']:.2f} %"
+    if kept["file"]:
+        rows["写入"] = kept["file"]
+    return {"筛选": rows}
 
 
 def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:

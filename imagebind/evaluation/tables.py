@@ -7,12 +7,13 @@ that is no such table is refused.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from imagebind.evaluation.errors import EvaluationError
 
@@ -162,6 +163,34 @@ def describe_arrow_error(error: Exception) -> str:
     """Say in one line what is wrong with a Parquet file."""
     strerror = getattr(error, "strerror", None)
     return strerror or f"no Parquet file that can be read ({' '.join(str(error).split())[:100]})"
+
+
+def write_rows(columns: Mapping[str, Sequence[Any]], suffix: str, schema: Any, file: BinaryIO) -> None:
+    """Write a table in the form of read_table's.
+
+    Args:
+        columns: by name, as they were read.
+        suffix: says the form.
+        schema: pyarrow's, of a Parquet file.
+    """
+    if suffix == PARQUET:
+        import pyarrow
+        import pyarrow.parquet
+
+        arrays = [pyarrow.array(values, type=schema.field(name).type) for name, values in columns.items()]
+        pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), file)
+        return
+    rows = zip(*columns.values(), strict=True)
+    text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="", write_through=True)
+    if suffix in DIALECTS:
+        writer = csv.writer(text, DIALECTS[suffix], lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        for row in rows:
+            values = {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+            text.write(f"{json.dumps(values, ensure_ascii=False)}\n")
+    text.detach()
 
 
 def first_bad_line(path: str | os.PathLike) -> int:

@@ -1,0 +1,214 @@
+"""Embeddings of two modalities -> how they compare: by all rows and columns, or by the pairs alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagebind.evaluation.groups import number_groups
+from imagebind.evaluation.keys import Cells
+from imagebind.evaluation.metrics import (
+    Beside,
+    Candidates,
+    Found,
+    SampledFound,
+    compute_metrics,
+    compute_sampled_metrics,
+)
+from imagebind.evaluation.progress import MatrixProgress
+from imagebind.evaluation.similarity import Top, count_among, look_up, scan
+from imagebind.evaluation.suspects import (
+    Sample,
+    choose_references,
+    sample_mismatches,
+)
+from imagebind.evaluation.truth import TrueCells, Truth, find_truth
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the comparison of two modalities gives."""
+
+    metrics: dict[str, Any]
+    scores: dict[str, np.ndarray]  # of the pairs
+    histograms: dict[str, np.ndarray]
+    candidates: dict[str, Candidates]  # direction -> what each pair competes with
+    top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
+    truth: Truth
+    sampled: Cells  # mismatches
+    groups: Sequence[int] | None  # (P,) number of the group of each pair
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A matrix in which a file of several pairs has several rows or columns, and the pairs in it."""
+
+    rows: tuple[np.ndarray, np.ndarray]  # (N,) of each row of the matrix the row of the embeddings; (M,)
+    pairs: np.ndarray  # (P, 2) row and column
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)"""
+        return len(self.rows[0]), len(self.rows[1])
+
+    def look_up(self, vectors: tuple[np.ndarray, np.ndarray], index: np.ndarray) -> Cells:
+        """Compute cells (C, 2) of the matrix."""
+        places = np.stack([rows[of] for rows, of in zip(self.rows, index.T, strict=True)], axis=1)
+        return replace(look_up(*vectors, places), index=index)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Comparisons between the modalities of a run."""
+
+    contents: dict[str, Sequence[int]]  # modality -> for each row a number, the same for equal contents
+    embeddings: dict[str, np.ndarray]  # modality -> (N, E)
+    device: torch.device
+    seed: int  # of the bootstrap and of the sample
+
+    def compare_modalities(
+        self,
+        modality: str,
+        other: str,
+        pair_cells: np.ndarray,
+        groups: Sequence[int] | None,
+        matrix: np.ndarray | None = None,
+        span: slice = slice(None),
+    ) -> Compared:
+        """Compare all rows of one modality with all rows of another.
+
+        Args:
+            pair_cells: (P, 2) the rows that belong together.
+            groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
+            matrix: to be filled in.
+            span: of the rows, if not all of the modality.
+        """
+        rows, columns = self.embeddings[modality][span], self.embeddings[other]
+        contents = self.contents[modality][span], self.contents[other]
+        pair_cells = pair_cells - [span.start or 0, 0]
+        of_pairs = [(contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()]
+        truth = find_truth(*contents, of_pairs)
+        if groups is None and len(set(of_pairs)) < len(of_pairs):  # copies of a pair say no more than one
+            groups = number_groups(of_pairs)
+        shape = len(rows), len(columns)
+        sampled = (
+            sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)
+        )
+        pairs, true, sample = (look_up(rows, columns, index) for index in (pair_cells, truth.index, sampled))
+        found = scan(rows, columns, pairs, sample, matrix, MatrixProgress(shape).update, self.device)
+        metrics, scores, histograms, candidates = compute_metrics(
+            Found(
+                found,
+                pairs,
+                TrueCells(truth, true),
+                Sample(sample, found.n_at_least, shape),
+                None if groups is None else np.asarray(groups),
+            ),
+            self.seed,
+            (modality, other),
+        )
+        return Compared(metrics, scores, histograms, candidates, found.top, truth, sample, groups)
+
+    def compare_pairs(
+        self, modality: str, other: str, lines: Lines, groups: Sequence[int] | None
+    ) -> Compared:
+        """Compare pairs with sampled mismatches, without counting over all rows and columns.
+
+        Args:
+            lines: of the matrix that compare_modalities would count over, in pairing mode.
+            groups: as in compare_modalities.
+        """
+        vectors = self.embeddings[modality], self.embeddings[other]
+        contents = [
+            np.asarray(self.contents[m])[of_lines].tolist()
+            for m, of_lines in zip((modality, other), lines.rows, strict=True)
+        ]
+        of_pairs = [(contents[0][i], contents[1][j]) for i, j in lines.pairs.tolist()]
+        truth = find_truth(*contents, of_pairs)
+        if groups is None and len(truth.index) < len(of_pairs):  # copies of a pair say no more than one
+            groups = number_groups(of_pairs)
+        sampled = sample_mismatches(lines.shape, truth, self.seed)
+        pairs, mismatches = (lines.look_up(vectors, index) for index in (lines.pairs, sampled))
+        beside = [[], []]
+        for axis in (0, 1):
+            references = choose_references(lines.shape, 1 - axis, self.seed)
+            chosen = list(contents)
+            chosen[1 - axis] = [contents[1 - axis][i] for i in references.tolist()]
+            nearby = find_truth(*chosen, truth.combinations(contents))
+            index = nearby.index.copy()
+            index[:, 1 - axis] = references[index[:, 1 - axis]]
+            true = TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
+            others = vectors[1 - axis][lines.rows[1 - axis][references]]
+            for found, cells in zip(beside, (pairs, mismatches), strict=True):
+                own = lines.rows[axis][cells.index[:, axis]]
+                counts = count_among(vectors[axis], own, cells.keys, others)
+                is_counted = np.isin(cells.index[:, 1 - axis], references) & (cells is mismatches)
+                found.append(compare_beside(cells, axis, counts, true, len(references), is_counted))
+        metrics, scores, histograms = compute_sampled_metrics(
+            SampledFound(
+                *(pairs, mismatches, tuple(beside[0]), tuple(beside[1])),
+                math.prod(lines.shape) - int(truth.n_cells.sum()),
+                None if groups is None else np.asarray(groups),
+            ),
+            self.seed,
+        )
+        return Compared(metrics, scores, histograms, {}, None, truth, mismatches, groups)
+
+
+def compare_beside(
+    cells: Cells,
+    axis: int,
+    counts: tuple[np.ndarray, np.ndarray],
+    true: TrueCells,
+    n_references: int,
+    is_counted: np.ndarray,
+) -> Beside:
+    """Leave the true cells, and the cell itself, out of counts over the references.
+
+    Args:
+        cells: C of them.
+        axis: 0 for their rows, 1 for their columns.
+        counts: (C,) references that are more similar than the cell, and those that are as similar.
+        true: the true cells among the references.
+        is_counted: (C,) whether the cell itself is among the references, and no true cell.
+    """
+    n_true, n_better, n_equal = true.count_in_lines(cells, axis)
+    return Beside(
+        counts[0] - n_better,
+        counts[1] - n_equal - is_counted,
+        n_references - n_true - is_counted,
+        (n_better + n_equal) / np.maximum(n_true, 1),
+        n_true > 0,
+    )
+
+
+def find_best_others(
+    compared: Compared, pair_cells: np.ndarray, names: tuple[Sequence[str], Sequence[str]]
+) -> dict[str, Sequence[Any]]:
+    """Find for each suspect the mismatch of its row, and of its column, that is the most similar.
+
+    Args:
+        names: of the rows and of the columns.
+
+    Returns:
+        columns of pair_scores.csv; empty where a pair is no suspect, or the TOP best are all true.
+    """
+    columns, suspects = {}, np.flatnonzero(compared.scores.get("suspect", ()))
+    for axis, modality in ((0, "video"), (1, "audio")):
+        found, similarities = [None] * len(pair_cells), np.full(len(pair_cells), np.nan)
+        lines = pair_cells[suspects, axis]
+        matches, scores = compared.top[axis].indices[lines], compared.top[axis].similarities[lines]
+        cells = np.stack([np.broadcast_to(lines[:, None], matches.shape), matches], axis=-1).reshape(-1, 2)
+        is_true = compared.truth.contains(cells if axis == 0 else cells[:, ::-1]).reshape(matches.shape)
+        is_wrong = ~is_true & (matches >= 0)
+        first = is_wrong.argmax(1)
+        for i in np.flatnonzero(is_wrong.any(1)).tolist():
+            pair, match = suspects[i], matches[i, first[i]]
+            found[pair], similarities[pair] = names[1 - axis][match], scores[i, first[i]]
+        columns |= {f"best_other_{modality}": found, f"best_other_{modality}_similarity": similarities}
+    return columns

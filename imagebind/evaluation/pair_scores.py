@@ -1,0 +1,170 @@
+"""The table of pairs: what pair_scores.csv and the API say of each, also of those that were skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from imagebind.evaluation.captions import CAPTION_COLUMNS
+from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.evaluation.manifest import Manifest, without_nan
+from imagebind.evaluation.plan import Plan
+from imagebind.evaluation.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation.scores import WEAKEST_COLUMNS
+from imagebind.segments import file_of
+
+SUSPECTS_LISTED = 10  # in metrics.json and the report
+OTHER_COLUMNS = (  # of suspects
+    *("best_other_video", "best_other_video_similarity"),
+    *("best_other_audio", "best_other_audio_similarity"),
+)
+PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
+    *("similarity", "video_rank", "audio_rank", "percentile"),
+    *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
+    *OTHER_COLUMNS,
+    *("audio_key", "video_key"),
+)
+RANK_COLUMNS = ("video_rank", "audio_rank", *OTHER_COLUMNS)  # that need the whole matrix
+MANIFEST_COLUMNS = ("id", "line", "start", "end")  # before these, where there is a manifest
+GROUP_COLUMNS = ("group",)  # after these, where there are groups
+OUR_COLUMNS = {
+    *("name", "audio", "video", "status", *MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS),
+    *(*GROUP_COLUMNS, *CAPTION_COLUMNS),
+}
+
+
+@dataclass(frozen=True)
+class ManifestRows:
+    """Some rows of a manifest."""
+
+    manifest: Manifest
+    rows: Sequence[int]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Column of pair_scores.csv -> column of the manifest, for those that are handed on as they are.
+
+        One that has the name of one of ours is handed on as manifest_NAME.
+        """
+        known = {
+            m: self.manifest.column_of[m] for m in ("id", "start", "end") if m in self.manifest.column_of
+        }
+        others = self.manifest.other_columns
+        return known | {f"manifest_{name}" if name in OUR_COLUMNS else name: name for name in others}
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Return what pair_scores.csv says of the rows that is not computed."""
+        columns = {"line": np.array([int(self.manifest.lines[row]) for row in self.rows], np.int64)}
+        for name, column in self.names.items():
+            values = self.manifest.columns[column]
+            columns[name] = [without_nan(values[row]) for row in self.rows]
+        return columns
+
+
+def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """List the pairs without scores, and the rows of a manifest that are no pairs, each with its reason.
+
+    Args:
+        numbers: of the pairs that have scores.
+    """
+    scored, found = set(numbers), []
+    for number, pair in enumerate(plan.pairing.pairs):
+        if number not in scored:
+            row = number if plan.manifest is None else plan.manifest.rows[number]
+            found.append((row, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
+    if plan.manifest is not None:
+        for row, fault in plan.manifest.faults.items():
+            name, *paths = (plan.manifest.get(meaning, row) for meaning in ("id", "audio", "video"))
+            found.append((row, *("" if x is None else str(x) for x in (name, *paths)), fault))
+        found.sort(key=itemgetter(0))
+        given = ManifestRows(plan.manifest, [row for row, *_ in found]).columns()
+    skipped = [
+        {"name": name, "audio": audio, "video": video, "status": f"skipped: {reason}"}
+        for _, name, audio, video, reason in found
+    ]
+    if plan.manifest is not None:
+        for i, values in enumerate(skipped):
+            values |= {column: found[i] for column, found in given.items()} | {"line": int(given["line"][i])}
+    return skipped
+
+
+class PairScores(Sequence):
+    """What pair_scores.csv says of each pair that has scores, as a dictionary; stored in columns.
+
+    Args:
+        names, pairs: P of each.
+        columns: further ones by name; those that have no name of ours come last.
+        absent: names of columns that are left out.
+        manifest: the rows that the pairs are of.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        pairs: Sequence[tuple[str, str]],
+        columns: dict[str, Sequence[Any]],
+        absent: Sequence[str] = (),
+        manifest: ManifestRows | None = None,
+    ):
+        self.names, self.pairs, self.manifest = names, pairs, manifest
+        self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
+        self.protocol_columns = tuple(name for name in PROTOCOLS if name in columns)
+        listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS, *GROUP_COLUMNS)
+        self.written_columns = tuple(
+            column
+            for column in (*listed, *CAPTION_COLUMNS, *(c for c in columns if c not in OUR_COLUMNS))
+            if column in columns or (column in PAIR_COLUMNS and column not in absent)
+        )
+        self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")} | set(PROTOCOLS)
+        self.columns = {  # texts as objects: an array of strings gives each the room of the longest
+            c: np.asarray(columns[c], object if isinstance(columns[c], list) else None)
+            for c in self.written_columns
+            if c in columns
+        }
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the columns of pair_scores.csv of one pair; None for a figure that cannot be told."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # also from the end; or an IndexError
+        audio, video = self.pairs[i]
+        figures = dict.fromkeys(self.written_columns)
+        figures |= {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
+        figures = {column: None if value != value else value for column, value in figures.items()}  # NaN
+        paths = {"audio": file_of(audio), "video": file_of(video)}
+        return {"name": self.names[i], **paths, "status": "ok", **figures}
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """Return the columns of pair_scores.csv: lists of texts, arrays of figures (similarities float32)."""
+        paths = {m: [file_of(pair[i]) for pair in self.pairs] for i, m in enumerate(MEDIA_MODALITIES)}
+        found = {"name": self.names, **paths, "status": ["ok"] * len(self)}
+        for column in self.written_columns:
+            values = self.columns.get(column)
+            if values is None:
+                found[column] = np.full(len(self), np.nan)
+            elif values.dtype == object:
+                found[column] = values.tolist()
+            else:
+                found[column] = values.astype(np.float32) if column in self.similarity_columns else values
+        return found
+
+    def lowest(self, n: int) -> list[int]:
+        """Return the numbers of the n least similar pairs, the lowest first."""
+        return np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()
+
+    def lowest_suspects(self) -> list[dict[str, Any]]:
+        """Return names, similarities and best other matches of the suspects, the lowest first."""
+        suspects = np.flatnonzero(self.columns.get("suspect", ()))
+        if not len(suspects):
+            return []
+        listed = ("name", "similarity", *OTHER_COLUMNS)
+        lowest = suspects[np.argsort(self.columns["similarity"][suspects], kind="stable")]
+        pairs = (self[i] for i in lowest[:SUSPECTS_LISTED].tolist())
+        return [{c: pair.get(c) for c in listed} for pair in pairs]
