@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import torch
 from conftest import TESTS
 from test_model import TINY, released_state_dict
 
-from batch_inference import batch_inference_av_consistency, main
+from batch_inference import Evaluator, batch_inference_av_consistency, main
+from imagebind.evaluation.model import ModelHolder
 from imagebind.models import checkpoints, imagebind_model, released
 from imagebind.models.checkpoints import CheckpointError
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model
@@ -241,3 +244,206 @@ def test_released_names_that_do_not_fit_are_named(tensors):
         model.load_state_dict({**tensors, released.our_name(NORM): tensors[NORM]})
     keys = model.load_state_dict({"towers.x": torch.ones(1)}, strict=False)
     assert keys.unexpected_keys == ["towers.x"]
+
+
+# Views of the parts
+
+
+def audio_clips() -> torch.Tensor:
+    return torch.randn(1, 1, 128, 204, generator=torch.Generator().manual_seed(0))
+
+
+def embed(model: ImageBindModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model({"audio": audio_clips()})["audio"]
+
+
+@pytest.fixture
+def model(bare) -> ImageBindModel:
+    return load_model(bare)
+
+
+class Lora(torch.nn.Module):
+    """An attention with a low-rank change of what it gives, called as the released one is."""
+
+    def __init__(self, attn: torch.nn.Module, scale: float = 1.0):
+        super().__init__()
+        width = attn.out_proj.out_features
+        self.attn, self.scale = attn, scale
+        self.down, self.up = torch.nn.Linear(width, 2, bias=False), torch.nn.Linear(2, width, bias=False)
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None) -> torch.Tensor:
+        return self.attn(x, attn_mask=attn_mask) + self.scale * self.up(self.down(x))
+
+
+def test_views_hold_every_tensor_under_its_released_name(model, tensors):
+    seen = {}
+    for part in released.PARTS:
+        seen |= {f"{part}.{name}": tensor for name, tensor in getattr(model, part).state_dict().items()}
+    assert set(seen) | {released.CAUSAL_MASK} == set(tensors)
+    for name, tensor in seen.items():
+        own = model.state_dict()[released.our_name(name)]
+        assert tensor.data_ptr() == own.data_ptr()
+    for modality, view in model.modality_trunks.items():
+        assert view.blocks is model.towers[modality].blocks
+    assert list(model.modality_heads) == list(model.modality_heads.keys()) == list(TINY)
+    assert model.modality_heads["audio"][2] is model.towers["audio"].head
+    assert model.modality_heads.text.proj[1] is model.towers["text"].head
+
+
+def test_views_are_no_part_of_the_model(model):
+    names, n_parameters = list(model.state_dict()), len(list(model.parameters()))
+    before = embed(model)
+    assert model.modality_trunks.vision is not None
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert list(copied.state_dict()) == names
+        assert len(list(copied.parameters())) == n_parameters
+        assert torch.equal(embed(copied), before)
+
+
+def test_the_parts_make_up_the_model(model):
+    tower = model.towers["audio"]
+    with torch.inference_mode():
+        tokens = tower.stem_norm(tower.tokens(audio_clips()))
+        tokens = torch.cat([tower.cls_token, tokens], dim=1) + tower.pos_embed
+        rows = model.modality_heads.audio(model.modality_trunks.audio(tokens))
+        rows = model.modality_postprocessors.audio(rows)
+    assert torch.equal(rows, embed(model))
+    with pytest.raises(NotImplementedError, match="call the model"):
+        model.modality_preprocessors.audio(audio_clips())
+
+
+@pytest.mark.parametrize("how", ["attention", "block", "head", "position", "wrapped trunk", "frozen"])
+def test_what_is_patched_in_a_view_is_what_the_model_computes(model, how):
+    torch.manual_seed(0)
+    before, trunk = embed(model), model.modality_trunks.audio
+    if how == "attention":
+        for block in model.modality_trunks["audio"].blocks:
+            block.attn = Lora(block.attn)
+    elif how == "block":
+        trunk.blocks[1] = torch.nn.Identity()
+    elif how == "head":
+        model.modality_heads.audio[2] = torch.nn.Linear(24, 32, bias=False)
+    elif how == "position":
+        zeros = torch.nn.Parameter(torch.zeros(1, 229, 24))
+        model.modality_preprocessors.audio.pos_embedding_helper.pos_embed = zeros
+    elif how == "wrapped trunk":
+        for block in trunk.blocks:
+            block.prev_attn = block.attn
+            block.attn = Lora(block.prev_attn)
+        wrapped = torch.nn.ModuleDict({"audio": torch.nn.Sequential(trunk)})
+        model.modality_trunks.update(wrapped)
+        assert model.modality_trunks.audio is wrapped.audio
+    else:
+        model.modality_trunks.requires_grad_(False)
+        assert not any(p.requires_grad for p in model.towers["audio"].blocks.parameters())
+        assert model.towers["audio"].head.weight.requires_grad
+    assert torch.equal(embed(model), before) == (how == "frozen")
+    with torch.inference_mode():
+        copied = model.towers["audio"].copy_to(torch.device("cpu"), torch.float32)
+        assert torch.equal(copied(audio_clips()), embed(model))
+        for weight, own in zip(copied.parameters(), model.towers["audio"].parameters(), strict=True):
+            assert weight.data_ptr() == own.data_ptr()
+        in_16_bits = model.towers["audio"].copy_to(torch.device("cpu"), torch.bfloat16)
+        torch.testing.assert_close(in_16_bits(audio_clips()), embed(model), atol=0.2, rtol=0.05)
+
+
+def test_a_patch_that_would_be_lost_is_refused(model):
+    trunks = model.modality_trunks
+    with pytest.raises(AttributeError, match="a view has only what the tower has"):
+        trunks.audio.forward = None
+    with pytest.raises(NotImplementedError, match="hook a module in it"):
+        trunks.audio.register_forward_hook(print)
+    with pytest.raises(ValueError, match="has weights that the tower has not"):
+        trunks.audio = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"modality_trunks\['smell'\] cannot be replaced"):
+        trunks.update({"smell": torch.nn.Identity()})
+    with pytest.raises(ValueError, match=r"modality_heads\['audio'\] cannot be replaced"):
+        model.modality_heads["audio"] = torch.nn.Identity()
+    with pytest.raises(AttributeError, match="modality_trunks is a view of the towers"):
+        model.modality_trunks = torch.nn.ModuleDict()
+
+
+def test_attention_takes_a_mask_as_the_released_one_does(model):
+    text, audio = (model.towers[modality].blocks[0] for modality in ("text", "audio"))
+    causal = model.state_dict(released_names=True)[released.CAUSAL_MASK]
+    with torch.inference_mode():
+        x = torch.randn(2, 77, 16)
+        torch.testing.assert_close(text.attn(x, causal), text.attn(x))
+        assert not torch.allclose(text(x, attn_mask=torch.zeros(77, 77)), text(x))
+        x = torch.randn(2, 77, 24)  # beside it a learned key and value, which no mask hides
+        torch.testing.assert_close(audio.attn(x, torch.zeros(77, 77)), audio.attn(x))
+        assert not torch.allclose(audio.attn(x, causal), audio.attn(x))
+
+
+# Patched models and the cache
+
+
+def with_lora(model: ImageBindModel) -> None:
+    torch.manual_seed(0)
+    for block in model.modality_trunks.audio.blocks:
+        block.attn = Lora(block.attn)
+
+
+def test_a_patched_model_finds_no_embeddings_of_another_patch(model, pairs, monkeypatch, caplog):
+    caplog.set_level("INFO", "imagebind")
+    monkeypatch.chdir(pairs)
+    with_lora(model)
+    evaluator = Evaluator(model=model)
+    found = []
+    for scale in (1.0, 3.0, 1.0):
+        for block in model.modality_trunks.audio.blocks:
+            block.attn.scale = scale
+        found.append(evaluator.evaluate("audio", "video", output_dir="outputs", num_workers=0))
+        found[-1]["audio_embeddings"] = found[-1]["audio_embeddings"].clone()
+    first, second, third = found
+    assert not torch.allclose(first["audio_embeddings"], second["audio_embeddings"])
+    assert torch.equal(first["audio_embeddings"], third["audio_embeddings"])
+    hashes = {results["metrics"]["protocol"]["checkpoint"]["sha256"] for results in found}
+    assert len(hashes) == 3
+    message = "the audio tower of the given model is patched; its embeddings are not found again"
+    assert [record.getMessage() for record in caplog.records].count(message) == 3
+
+
+def patch_hook(tower):
+    tower.blocks[0].register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def patch_forward(tower):
+    tower.norm.forward = lambda x: x
+
+
+def patch_attribute(tower):
+    tower.blocks[0].attn.n_heads = 1
+
+
+def patch_parametrization(tower):
+    torch.nn.utils.parametrizations.weight_norm(tower.head)
+
+
+def patch_dropped_block(tower):
+    tower.blocks[0] = torch.nn.Identity()
+
+
+PATCHES = [patch_hook, patch_forward, patch_attribute, patch_parametrization, patch_dropped_block]
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
+def test_every_kind_of_patch_is_seen_and_used(model, patch):
+    patched = copy.deepcopy(model)
+    patch(patched.towers["audio"])
+    holder = ModelHolder(None, "cpu", "fp32", patched)
+    embedder, weights = holder.open(["audio", "video"])
+    assert weights.is_patched
+    assert holder.open(["audio", "video"])[1].sha256 != weights.sha256
+    assert not holder.open(["video"])[1].is_patched
+    assert not torch.equal(embed(patched), embed(model))
+    with torch.inference_mode():
+        assert torch.equal(embedder.tower("audio")(audio_clips()), embed(patched))
+
+
+def test_a_model_without_patches_keeps_its_hash(model):
+    first = ModelHolder(None, "cpu", "fp32", model).open(["audio"])[1]
+    model.train().requires_grad_(False)
+    assert ModelHolder(None, "cpu", "fp32", copy.deepcopy(model)).open(["audio"])[1] == first
+    assert not first.is_patched
