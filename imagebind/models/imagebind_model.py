@@ -426,9 +426,9 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
 
     Args:
         pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
-            root, downloaded on first use.
-        checkpoint: load this file instead: the released state dict, or a checkpoint of our own, which holds
-            the sizes of its towers.
+            root or in the working directory, downloaded on first use.
+        checkpoint: load this file instead: a state dict of the released size, fine-tuned or not, or a
+            checkpoint of our own, which holds the sizes of its towers.
 
     Raises:
         CheckpointError: the weights cannot be loaded.
