@@ -313,7 +313,9 @@ def test_the_parts_make_up_the_model(model):
         model.modality_preprocessors.audio(audio_clips())
 
 
-@pytest.mark.parametrize("how", ["attention", "block", "head", "position", "wrapped trunk", "frozen"])
+@pytest.mark.parametrize(
+    "how", ["attention", "block", "head", "position", "wrapped trunk", "wrapper", "frozen"]
+)
 def test_what_is_patched_in_a_view_is_what_the_model_computes(model, how):
     torch.manual_seed(0)
     before, trunk = embed(model), model.modality_trunks.audio
@@ -334,6 +336,14 @@ def test_what_is_patched_in_a_view_is_what_the_model_computes(model, how):
         wrapped = torch.nn.ModuleDict({"audio": torch.nn.Sequential(trunk)})
         model.modality_trunks.update(wrapped)
         assert model.modality_trunks.audio is wrapped.audio
+    elif how == "stem":
+        tower = model.towers["audio"]
+        tower.stem = torch.nn.Sequential(tower.stem, torch.nn.Tanh())
+    elif how == "loaded":
+        heads = {name: tensor + 1 for name, tensor in model.modality_heads.state_dict().items()}
+        model.modality_heads.load_state_dict(heads)
+    elif how == "wrapper":
+        model.modality_trunks.audio = torch.nn.Sequential(trunk, torch.nn.Tanh())
     else:
         model.modality_trunks.requires_grad_(False)
         assert not any(p.requires_grad for p in model.towers["audio"].blocks.parameters())

@@ -315,8 +315,8 @@ def load_content(path: str | os.PathLike) -> Any:
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
             return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = "holds more than tensors and plain values; refused, save the weights alone"
-        reason = reason if zipped else "not a checkpoint"
+        code = "holds more than tensors and plain values; refused, save the weights alone"
+        reason = code if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
     except Exception as e:  # a damaged file makes the reader fail in any way
         reason = "truncated or damaged; download it again" if whole else "not a checkpoint"

@@ -270,7 +270,7 @@ class Tower(nn.Module):
         """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
         if self.config.is_text:
             return self.stem(clips)
-        return self.stem(clips.to(self.stem.weight.dtype)).float().flatten(2).transpose(1, 2)
+        return self.stem(clips.to(type_of(self.stem))).float().flatten(2).transpose(1, 2)
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Return a copy on a device, in eval mode, with the weights of stem and blocks converted to a type.
