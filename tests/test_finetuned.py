@@ -169,6 +169,14 @@ def test_what_does_not_fit_is_named_as_in_the_file(tensors, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["a\nb", "lora_\nb", "x" * 5000])
+def test_any_name_fits_into_a_line(name, tensors, tmp_path):
+    message = fault({**tensors, name: torch.ones(1)}, tmp_path / "x.pth")
+    assert " ".join(name.split())[:200] in message
+    assert len(message) < 500
+    assert len(fault({**tensors, name: torch.ones(1).int()}, tmp_path / "x.pth")) < 500
+
+
 def test_damaged_safetensors_are_refused_in_one_line(tensors, tmp_path, pairs, capsys, monkeypatch):
     monkeypatch.chdir(pairs)
     whole = safetensors.torch.save(tensors)
@@ -411,7 +419,7 @@ def test_a_patched_model_finds_no_embeddings_of_another_patch(model, pairs, monk
     assert torch.equal(first["audio_embeddings"], third["audio_embeddings"])
     hashes = {results["metrics"]["protocol"]["checkpoint"]["sha256"] for results in found}
     assert len(hashes) == 3
-    message = "the audio tower of the given model is patched; its embeddings are not found again"
+    message = "embeddings of a patched model are not found again (patched: audio)"
     assert [record.getMessage() for record in caplog.records].count(message) == 3
 
 

@@ -132,10 +132,7 @@ def describe_given(model: ImageBindModel, towers: Iterable[str]) -> GivenWeights
     sha256 = hash_towers(model, towers)
     patched = [modality for modality in sorted(towers) if is_patched(model.towers[modality])]
     if patched:
-        log.info(
-            "the %s tower of the given model is patched; its embeddings are not found again",
-            " and the ".join(patched),
-        )
+        log.info("embeddings of a patched model are not found again (patched: %s)", ", ".join(patched))
         sha256 = hashlib.sha256(f"{sha256} {uuid.uuid4()}".encode()).hexdigest()
     return GivenWeights(Path("given model"), sha256, bool(patched))
 

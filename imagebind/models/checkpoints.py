@@ -380,9 +380,8 @@ def check_tensors(path: str | os.PathLike, state_dict: Any) -> None:
             and tensor.numel() <= MAX_NUMBERS
         )
         if not is_plain:
-            raise CheckpointError(
-                f"{path}: {str(name)[:MAX_NOTE]} is no tensor of real numbers, or too large"
-            )
+            shown = state_dicts.shown(name)
+            raise CheckpointError(f"{path}: {shown} is no tensor of real numbers, or too large")
 
 
 def check_finite(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]) -> None:

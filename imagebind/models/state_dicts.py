@@ -23,6 +23,7 @@ COMPILED = "._orig_mod."  # around a submodule
 # peft's names, and those of ImageBind-LoRA: in files of their own, and in a patched model
 LORA = re.compile(r"(?:^|[._])lora_|\.base_layer\.|(?:^|\.)w_[ab](?:_\d+|\.weight)$")
 MAX_NAMED = 3
+MAX_LENGTH = 200  # of a shown name
 
 
 def unwrap(content: Mapping[Any, Any], depth: int = MAX_DEPTH) -> Mapping[Any, Any]:
@@ -50,7 +51,7 @@ def refuse_lora(names: Iterable[str]) -> None:
     found = [name for name in names if LORA.search(name)]
     if found:
         raise ValueError(
-            f"holds LoRA that is not merged, {len(found)} tensors such as {found[0]}; "
+            f"holds LoRA that is not merged, {len(found)} tensors such as {shown(found[0])}; "
             "merge it into the weights (peft has merge_and_unload) and save those"
         )
 
@@ -65,7 +66,7 @@ def our_names(names: Iterable[str]) -> dict[str, str]:
     for name, n_equal in Counter(ours.values()).items():
         if n_equal > 1:
             first, second, *_ = (in_file for in_file in ours if ours[in_file] == name)
-            raise ValueError(f"has {first} and {second}, which are one tensor; save it once")
+            raise ValueError(f"has {shown(first)} and {shown(second)}, which are one tensor; save it once")
     return {our: name for name, our in ours.items()}
 
 
@@ -94,4 +95,9 @@ def name_some(names: list[str]) -> str:
     'a, b, c and 2 more'
     """
     more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shown, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def shown(name: str) -> str:
+    """Return a name of a file's tensor, which can be anything, as it fits into a line."""
+    return " ".join(str(name).split())[:MAX_LENGTH]
