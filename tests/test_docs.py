@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import shlex
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import TESTS
+import torch
+from conftest import TESTS, picture, tone, write_audio, write_movie, write_video
+from PIL import Image
+from test_model import TINY, released_state_dict
 
 from batch_inference import build_parser, main
+from imagebind.models import checkpoints, imagebind_model
 
 ROOT = TESTS.parent
 PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")))
@@ -141,3 +148,58 @@ def test_every_link_leads_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, target
+
+
+@pytest.fixture
+def named_files(tmp_path, monkeypatch):
+    """The files that the examples of Python name, and released weights in a tiny size, where they run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(imagebind_model, "IMAGEBIND_HUGE", TINY)
+    monkeypatch.setattr(checkpoints, "RELEASED_PATH", tmp_path / "none" / "imagebind_huge.pth")
+    Path(".checkpoints").mkdir()
+    torch.save(released_state_dict("tiny"), ".checkpoints/imagebind_huge.pth")
+    for i, name in enumerate(("dog", "car", "bird")):
+        Image.fromarray(picture(20 * i)).save(f"{name}_image.jpg")
+        write_audio(Path(f"{name}_audio.wav"), tone(1, 200 * (i + 1)))
+    write_audio(Path("audio1.wav"), tone(1))
+    write_video(Path("video1.mp4"), [picture(i) for i in range(20)])
+    for i in (1, 2):
+        write_movie(Path(f"movie{i}.mp4"), 300 * i)
+    with wave.open("generated.wav", "wb") as file:
+        file.setparams((2, 2, 22050, 0, "NONE", None))
+        file.writeframes((tone(3, rate=22050).repeat(2) * 32767).astype(np.int16).tobytes())
+
+
+EXAMPLES = 4
+
+
+@pytest.mark.parametrize("number", range(EXAMPLES))
+def test_code_that_uses_the_released_names_runs(number, named_files, capsys):
+    section = text_of("docs/python.md").split("### Code that uses these names")[1].split("\n###")[0]
+    examples = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+    assert len(examples) == EXAMPLES
+    Path("example.py").write_text(examples[number], encoding="utf-8")
+    names = runpy.run_path("example.py", run_name="__main__")
+    printed = capsys.readouterr().out
+    if number == 0:
+        for one, other in (("vision", "text"), ("audio", "text"), ("vision", "audio")):
+            products = names["rows"][one] @ names["rows"][other].T
+            assert f"{one} {other} {products.softmax(-1)}" in printed
+    elif number == 1:
+        up = names["model"].modality_trunks.vision.blocks[0].attn.up.weight
+        assert up.any()  # a step was made
+        assert float(printed) == names["results"]["metrics"]["paired_similarity_mean"]
+    elif number == 2:
+        features = torch.load("features.pth")
+        assert set(features) == {"./movie1.mp4", "./movie2.mp4"}
+        assert {row.shape for rows in features.values() for row in rows.values()} == {(32,)}
+    else:
+        assert printed == "torch.Size([1, 32])\n"
+
+
+def test_both_languages_have_the_same_examples():
+    english, chinese = (
+        re.findall(r"^```python\n(.*?)^```$", text_of(page), re.M | re.S)[-EXAMPLES - 1 :]
+        for page in ("docs/python.md", "docs/zh/python.md")
+    )
+    assert english == chinese

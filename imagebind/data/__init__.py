@@ -4,6 +4,9 @@
     load_and_transform_video_data     video files -> (B, 15, 3, 2, 224, 224)
     load_and_transform_vision_data    image files -> (B, 3, 224, 224)
     load_and_transform_text           texts       -> (B, 77)
+    waveform2melspec                  a waveform  -> (1, 128, 204)
+    get_clip_timepoints               a duration  -> (start, end) of each clip
+    NormalizeVideo, SpatialCrop       (C, T, H, W) -> (C, T, 224, 224), three of each
 
 The recipe is that of the ImageBind paper (Girdhar et al., CVPR 2023) as the released loaders carry it out:
 the constants of these modules are the ones behind published scores. Nothing here knows the model.
@@ -28,15 +31,18 @@ from imagebind.data.audio import (
     AudioInput,
     load_audio,
     read_audio,
+    waveform2melspec,
 )
-from imagebind.data.clips import CLIP_SECONDS
+from imagebind.data.clips import CLIP_SECONDS, get_clip_timepoints
 from imagebind.data.media import MediaError, Path, media_errors
-from imagebind.data.text import TEXT_TOKENS, TextInput, read_text
+from imagebind.data.text import TEXT_TOKENS, TextInput, read_text, return_bpe_path
 from imagebind.data.video import (
     CROPS,
     FRAMES_PER_CLIP,
     SIZE,
     VIDEO_CLIPS,
+    NormalizeVideo,
+    SpatialCrop,
     VideoInput,
     load_video,
     normalize_rgb,
@@ -81,16 +87,18 @@ def load_and_transform_audio_data(
 def load_and_transform_video_data(
     video_paths: Sequence[Path] | None,
     device: str | torch.device,
-    clip_duration: float = CLIP_SECONDS,
+    clip_duration: int = CLIP_SECONDS,
     clips_per_video: int = VIDEO_CLIPS,
     sample_rate: int = SAMPLE_RATE,
 ) -> torch.Tensor | None:
     """Load video files into one batch on a device; `sample_rate` has no effect, as in the release.
 
     Returns:
-        (B, S, 3, 2, 224, 224) float32, S = 3 clips_per_video; None for None.
+        (B, S, 3, T, 224, 224) float32, S = 3 clips_per_video, T = clip_duration: one frame a second, as in
+        the release. The model takes T = 2. None for None.
 
     Raises:
+        TypeError, ValueError: clip_duration is no whole number, or below 1.
         MediaError: as load_video.
     """
     if video_paths is None:

@@ -1,6 +1,6 @@
 """Audio files -> (3, 1, 128, 204): three clips of 2 s as log-mel spectrograms, mel bins x frames.
 
-    load_windows (decode_audio, clip_spans, resample) -> log_mel -> normalised
+    load_windows (decode_audio, clip_spans, resample) -> waveform2melspec (log_mel) -> normalised
 
 A sound longer than BUFFERED_SECONDS is decoded twice, and only its windows are resampled, instead of holding
 all of it in memory. Letters in shapes: S clips of a file, C channels, T samples.
@@ -246,6 +246,24 @@ def log_mel(
     return F.pad(mel, (0, n_frames - mel.shape[1]))  # a negative pad crops
 
 
+def waveform2melspec(
+    waveform: torch.Tensor, sample_rate: int, num_mel_bins: int, target_length: int
+) -> torch.Tensor:
+    """Compute the log-mel spectrogram of a clip, not yet normalised; under the released package's name.
+
+    Args:
+        waveform: (C, T) float32, of which the first channel is used. The mean over all channels is
+            subtracted in place.
+        sample_rate: in Hz.
+        target_length: number of frames.
+
+    Returns:
+        (1, num_mel_bins, target_length) float32, cropped or zero-padded at the end.
+    """
+    waveform -= waveform.mean()
+    return log_mel(waveform, num_mel_bins, target_length, sample_rate)[None]
+
+
 def load_audio(
     path: Path,
     n_bins: int = MEL_BINS,
@@ -293,9 +311,8 @@ def clips_to_input(
         if clip.shape[1] * 1000 < FRAME_LENGTH_MS * sample_rate and not mels:
             ms = 1000 * clip.shape[1] / sample_rate
             log.warning("%s: %.1f ms of sound, padded with silence to %d", path, ms, FRAME_LENGTH_MS)
-        clip -= clip.mean()
-        mels.append(log_mel(clip, n_bins, n_frames, sample_rate))
-    inputs = (torch.stack(mels)[:, None] - mean) / std
+        mels.append(waveform2melspec(clip, sample_rate, n_bins, n_frames))
+    inputs = (torch.stack(mels) - mean) / std
     if not inputs.isfinite().all():
         raise MediaError(path, "samples too large to compute with")
     return inputs

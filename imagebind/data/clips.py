@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from pytorchvideo.data.clip_sampling import ClipInfo, ConstantClipsPerVideoSampler
+from pytorchvideo.data.clip_sampling import ClipInfo, ClipSampler, ConstantClipsPerVideoSampler
 
 CLIP_SECONDS = 2
 
@@ -35,6 +35,21 @@ def clip_spans(
     >>> [(float(start), float(end)) for start, end in clip_spans(5.0, 3)]
     [(0.0, 2.0), (1.5, 3.5), (3.0, 5.0)]
     """
-    sampler = EvenClipSampler(clip_seconds, n_clips)
-    clips = [sampler(None, duration_seconds, {}) for _ in range(n_clips)]
-    return [(clip.clip_start_sec, clip.clip_end_sec) for clip in clips]
+    return get_clip_timepoints(EvenClipSampler(clip_seconds, n_clips), duration_seconds)
+
+
+def get_clip_timepoints(clip_sampler: ClipSampler, duration: float) -> list[tuple[Fraction, Fraction]]:
+    """Ask one of pytorchvideo's samplers for all clips of a file; under the released package's name.
+
+    Args:
+        clip_sampler: that gives a clip at each call, such as ConstantClipsPerVideoSampler.
+        duration: of the file, in seconds.
+
+    Returns:
+        (start, end) of each clip, in seconds.
+    """
+    spans, end, is_last_clip = [], 0.0, False
+    while not is_last_clip:
+        start, end, _, _, is_last_clip = clip_sampler(end, duration, None)
+        spans.append((start, end))
+    return spans

@@ -37,31 +37,48 @@ class TextInput(ModelInput):
         return self.tokens.to(device, non_blocking=True)[None]
 
 
-@cache
-def tokenizer() -> SimpleTokenizer:
-    """Make CLIP's tokenizer (Radford et al. 2021): open_clip's, with the special tokens spelt as in CLIP."""
-    from open_clip.tokenizer import SimpleTokenizer  # slow to import, and not every run has texts
+def return_bpe_path() -> str:
+    """Return the path of CLIP's vocabulary, bpe_simple_vocab_16e6.txt.gz; open_clip brings it along."""
+    from open_clip.tokenizer import default_bpe  # slow to import, and not every run has texts
 
-    made = SimpleTokenizer()
+    return default_bpe()
+
+
+@cache
+def clip_tokenizer(bpe_path: str | None = None) -> SimpleTokenizer:
+    """Make CLIP's tokenizer (Radford et al. 2021): open_clip's, with the special tokens spelt as in CLIP.
+
+    Args:
+        bpe_path: of another vocabulary than CLIP's.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    made = SimpleTokenizer(bpe_path or return_bpe_path())
     pattern = made.pat.pattern
     for theirs, ours in SPECIAL_TOKENS.items():
         made.encoder[ours] = made.encoder[theirs]
+        made.decoder[made.encoder[theirs]] = ours
         made.cache[ours] = ours
         pattern = pattern.replace(theirs, regex.escape(ours))
     made.pat = regex.compile(pattern, regex.IGNORECASE)
     return made
 
 
-def read_text(text: str) -> TextInput:
+def read_text(text: str, tokenizer: SimpleTokenizer | None = None, n_tokens: int = TEXT_TOKENS) -> TextInput:
     """Tokenize a text; of a long one the first 75 tokens are kept, between start and end token.
+
+    Args:
+        tokenizer: another one than CLIP's.
+        n_tokens: another length than 77.
 
     Raises:
         MediaError: the text cannot be encoded.
     """
+    tokenizer = tokenizer or clip_tokenizer()
     with media_errors(text):
-        start, end = tokenizer().all_special_ids
-        ids = tokenizer().encode(text)
-        kept = [start, *ids[: TEXT_TOKENS - 2], end]
-        tokens = torch.zeros(TEXT_TOKENS, dtype=torch.int64)
+        start, end = tokenizer.all_special_ids
+        ids = tokenizer.encode(text)
+        kept = [start, *ids[: n_tokens - 2], end]
+        tokens = torch.zeros(n_tokens, dtype=torch.int64)
         tokens[: len(kept)] = torch.tensor(kept)
         return TextInput(tokens, len(kept) < len(ids) + 2)

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import index
 
 import av
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchvision import transforms
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
@@ -54,26 +56,36 @@ normalize_rgb = transforms.Normalize(RGB_MEAN, RGB_STD)
 
 
 def clip_frames(
-    n_frames: int, fps: float, n_clips: int = VIDEO_CLIPS, clip_seconds: float = CLIP_SECONDS
-) -> list[tuple[int, int]]:
-    """Choose the two frames of each clip of a video.
+    n_frames: int,
+    fps: float,
+    n_clips: int = VIDEO_CLIPS,
+    clip_seconds: float = CLIP_SECONDS,
+    n_chosen: int = FRAMES_PER_CLIP,
+) -> list[tuple[int, ...]]:
+    """Choose the frames of each clip of a video.
 
     Args:
         n_frames: how many frames the video shows.
         fps: their average rate.
+        n_chosen: frames of a clip.
 
     Returns:
-        n_clips times (first, last) frame number of [ceil(fps * start), ceil(fps * end)).
+        n_clips times n_chosen frame numbers, evenly spread over [ceil(fps * start), ceil(fps * end)), from
+        the first to the last one; a single one is the first.
 
     >>> clip_frames(75, 25.0)
     [(0, 49), (7, 56), (13, 62), (19, 68), (25, 74)]
+    >>> clip_frames(100, 25.0, n_clips=1, clip_seconds=4, n_chosen=4)
+    [(0, 33, 66, 99)]
     """
     frames = []
     for start, end in clip_spans(n_frames / fps, n_clips, clip_seconds):
         # Under half a frame per second a clip can lie between two frames; it gets the nearest.
         first = min(math.ceil(fps * start), n_frames - 1)
         last = min(math.ceil(fps * end), n_frames) - 1
-        frames.append((first, max(first, last)))
+        # In float32, as the released loader spreads them: it decides between two frames.
+        steps = torch.linspace(0, max(last - first, 0), n_chosen)
+        frames.append(tuple(first + step for step in steps.long().tolist()))
     return frames
 
 
@@ -120,13 +132,69 @@ def crop(frames: torch.Tensor, offset: int, size: int = SIZE) -> torch.Tensor:
     return frames.narrow(axis, offset, size)
 
 
-CropOfClip = tuple[int, int, int]  # rows of a clip's first and last frame, and the offset of its crop
+CropOfClip = tuple[int, ...]  # rows of a clip's frames, two by default, and the offset of its crop
 
 
 def crop_clips(frames: torch.Tensor, crops: Sequence[CropOfClip]) -> torch.Tensor:
     """Crop clips out of frames (F, 3, H, W): (len(crops), 3, 2, 224, 224)."""
-    clips = [crop(torch.stack([frames[a], frames[b]], dim=1), offset) for a, b, offset in crops]
+    clips = [crop(torch.stack([frames[row] for row in rows], dim=1), offset) for *rows, offset in crops]
     return torch.stack(clips)
+
+
+class SpatialCrop(nn.Module):
+    """Crop squares out of videos along their long side; under the released package's name.
+
+    Args:
+        crop_size: of the squares, in pixels.
+        num_crops: of each video: 3 are the start, centre and end of its long side, 1 is the centre.
+
+    Raises:
+        ValueError: another number of crops.
+    """
+
+    def __init__(self, crop_size: int = SIZE, num_crops: int = CROPS):
+        super().__init__()
+        if num_crops not in (1, CROPS):
+            raise ValueError(f"num_crops is 1 or {CROPS}, not {num_crops}")
+        self.crop_size, self.num_crops = crop_size, num_crops
+
+    def forward(self, videos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Crop videos (C, T, H, W), H and W at least crop_size: num_crops times (C, T, size, size) of each.
+
+        Raises:
+            ValueError: one is of another shape, or smaller.
+        """
+        return [part for video in videos for part in self._crops(video)]
+
+    def _crops(self, video: torch.Tensor) -> list[torch.Tensor]:
+        size = self.crop_size
+        if video.ndim != 4 or min(video.shape[2:]) < size:
+            raise ValueError(f"a video is (C, T, H, W), H and W at least {size}, not {tuple(video.shape)}")
+        long_axis = -2 if video.shape[-2] > video.shape[-1] else -1
+        short_axis = -3 - long_axis
+        video = video.narrow(short_axis, crop_offsets(video.shape[short_axis], size)[1], size)
+        offsets = crop_offsets(video.shape[long_axis], size)
+        chosen = offsets if self.num_crops == CROPS else offsets[1:2]
+        return [video.narrow(long_axis, offset, size) for offset in chosen]
+
+
+class NormalizeVideo(nn.Module):
+    """Normalise the channels of a video; under the released package's name, which is torchvision's.
+
+    Args:
+        mean, std: of each of C channels.
+        inplace: change the video that is given.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], inplace: bool = False):
+        super().__init__()
+        self.mean, self.std, self.inplace = mean, std, inplace
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        """Normalise (C, T, H, W) float."""
+        mean, std = (clip.new_tensor(values).view(-1, 1, 1, 1) for values in (self.mean, self.std))
+        clip = clip if self.inplace else clip.clone()
+        return clip.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -155,12 +223,12 @@ class ClipRecipe:
     """How the clips of a video are made, each in CROPS crops.
 
     Args:
-        choose: timeline -> (first, last) frame number of each clip; raises a DroppedError.
+        choose: timeline -> the frame numbers of each clip, as many of each; raises a DroppedError.
         prepare: a decoded frame -> (3, 224, L) or (3, L, 224) float32, scaled and normalised.
         needs_times: of the frames, and not only their number.
     """
 
-    choose: Callable[[Timeline], list[tuple[int, int]]]
+    choose: Callable[[Timeline], list[tuple[int, ...]]]
     prepare: Callable[[av.VideoFrame], torch.Tensor]
     needs_times: bool = False
 
@@ -170,13 +238,24 @@ def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
     return normalize_rgb(resize_short_side(to_rgb(frame)))
 
 
-def imagebind_clips(clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> ClipRecipe:
-    """Return the released loader's recipe."""
-    return ClipRecipe(partial(choose_clips, clip_seconds=clip_seconds, n_clips=n_clips), prepare_frame)
+def imagebind_clips(clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> ClipRecipe:
+    """Return the released loader's recipe, which takes as many frames of a clip as it has seconds.
+
+    Raises:
+        TypeError: clip_seconds is no whole number.
+        ValueError: it is below 1.
+    """
+    try:
+        seconds = index(clip_seconds)
+    except TypeError:
+        raise TypeError(f"a clip takes a whole number of seconds, not {clip_seconds!r}") from None
+    if seconds < 1:
+        raise ValueError(f"a clip takes at least one second, not {clip_seconds}")
+    return ClipRecipe(partial(choose_clips, clip_seconds=seconds, n_clips=n_clips), prepare_frame)
 
 
-def choose_clips(timeline: Timeline, clip_seconds: float, n_clips: int) -> list[tuple[int, int]]:
-    return clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds)
+def choose_clips(timeline: Timeline, clip_seconds: int, n_clips: int) -> list[tuple[int, ...]]:
+    return clip_frames(timeline.n_frames, timeline.fps, n_clips, clip_seconds, n_chosen=clip_seconds)
 
 
 class ChosenFrames:
@@ -237,27 +316,27 @@ class ChosenFrames:
         ]
 
 
-def choose(recipe: ClipRecipe, first: int, timeline: Timeline) -> list[tuple[int, int]] | DroppedError:
+def choose(recipe: ClipRecipe, first: int, timeline: Timeline) -> list[tuple[int, ...]] | DroppedError:
     """Choose the clips of a recipe, or return why there are none.
 
     Args:
         first: the number of the timeline's first frame in the file.
     """
     try:
-        return [(first + a, first + b) for a, b in recipe.choose(timeline)]
+        return [tuple(first + number for number in clip) for clip in recipe.choose(timeline)]
     except DroppedError as e:
         return e
 
 
-def to_input(clips: list[tuple[int, int]], frames: dict[int, torch.Tensor]) -> VideoInput:
+def to_input(clips: list[tuple[int, ...]], frames: dict[int, torch.Tensor]) -> VideoInput:
     row = {number: i for i, number in enumerate(frames)}
     scaled = list(frames.values())
     if len({frame.shape for frame in scaled}) == 1:
         offsets = crop_offsets(max(scaled[0].shape[1:]))
-        crops = [(row[first], row[last], offset) for first, last in clips for offset in offsets]
+        crops = [(*(row[n] for n in clip), offset) for clip in clips for offset in offsets]
     else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
         scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
-        crops = [(CROPS * row[a] + i, CROPS * row[b] + i, 0) for a, b in clips for i in range(CROPS)]
+        crops = [(*(CROPS * row[n] + i for n in clip), 0) for clip in clips for i in range(CROPS)]
     return VideoInput(torch.stack(scaled), tuple(crops))
 
 
@@ -305,20 +384,26 @@ def from_frames(frames: torch.Tensor, fps: float, name: str) -> VideoInput:
         return to_input(clips, {n: normalize_rgb(resize_short_side(picture)) for n, picture in pictures})
 
 
-def read_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
-    """Read the frames of a video that make up the released loader's clips; raises as read_clips."""
+def read_video(path: Path, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
+    """Read the frames of a video that make up the released loader's clips.
+
+    Raises:
+        TypeError, ValueError: as imagebind_clips.
+        MediaError: as read_clips.
+    """
     (video,) = read_clips(path, [imagebind_clips(clip_seconds, n_clips)])
     return video
 
 
-def load_video(path: Path, clip_seconds: float = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
+def load_video(path: Path, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
     """Load one video file as the model's input.
 
     Returns:
-        (S, 3, 2, 224, 224) float32, S = 3 n_clips, clip-major and crop-minor.
+        (S, 3, clip_seconds, 224, 224) float32, S = 3 n_clips, clip-major and crop-minor. The model takes
+        clips of two frames.
 
     Raises:
-        MediaError: as read_video.
+        TypeError, ValueError, MediaError: as read_video.
     """
     video = read_video(path, clip_seconds, n_clips)
     return crop_clips(video.frames, video.crops)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ from imagebind.evaluation.errors import EvaluationError, OptionError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
+    from torch.nn import Module
 
     from imagebind.evaluation.options import Options
     from imagebind.models.checkpoints import Weights
     from imagebind.models.embedder import Embedder
-    from imagebind.models.imagebind_model import ImageBindModel
+    from imagebind.models.imagebind_model import ImageBindModel, Tower
 
 TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
 
@@ -30,7 +32,8 @@ class GivenWeights:
     """The weights of a model that the caller has, as they are at the time of a call."""
 
     path: Path
-    sha256: str
+    sha256: str  # of the weights; of a patched model one that never comes again
+    is_patched: bool = False  # whether the weights alone do not tell what the model computes
 
     def check_unchanged(self) -> None:
         """The towers were copied, or stay as they are during the call."""
@@ -70,9 +73,8 @@ class ModelHolder:
         from imagebind.models.embedder import Embedder
 
         if self.model is not None:
-            weights = GivenWeights(Path("given model"), "")
-            check_towers(self.model, weights, modalities)
-            weights = replace(weights, sha256=hash_towers(self.model, [TOWERS[m] for m in modalities]))
+            check_towers(self.model, GivenWeights(Path("given model"), ""), modalities)
+            weights = describe_given(self.model, {TOWERS[modality] for modality in modalities})
             device = choose_device(str(self.device))
             return Embedder(self.model, device, choose_precision(self.precision, device)), weights
         if self._opened is None:
@@ -119,6 +121,45 @@ class ModelHolder:
             return {modality: embedder(TOWERS[modality], found) for modality, found in inputs.items()}
         except MemoryError as e:
             raise EvaluationError(str(e) or "out of memory") from e
+
+
+def describe_given(model: ImageBindModel, towers: Iterable[str]) -> GivenWeights:
+    """Describe the weights of some towers of a model that the caller has.
+
+    Embeddings are kept under the hash of the weights. What a patch computes is not in them: a factor of LoRA
+    is a plain number. So patched towers get a hash of their own at each call.
+    """
+    sha256 = hash_towers(model, towers)
+    patched = [modality for modality in sorted(towers) if is_patched(model.towers[modality])]
+    if patched:
+        log.info("embeddings of a patched model are not found again (patched: %s)", ", ".join(patched))
+        sha256 = hashlib.sha256(f"{sha256} {uuid.uuid4()}".encode()).hexdigest()
+    return GivenWeights(Path("given model"), sha256, bool(patched))
+
+
+def is_patched(tower: Tower) -> bool:
+    """Whether a tower may compute something else than another one of its sizes with the same weights."""
+    import torch
+
+    from imagebind.models.imagebind_model import Tower
+
+    with torch.device("meta"):
+        fresh = Tower(tower.config)
+    return describe_code(tower) != describe_code(fresh)
+
+
+def describe_code(tower: Module) -> list[tuple[str, type, dict[str, str], list[str]]]:
+    """Describe what of a module's computation is not in its weights.
+
+    Returns:
+        of each module name, type, plain attributes (sizes, and a forward of its own) and hooks.
+    """
+    found = []
+    for name, module in tower.named_modules():
+        plain = {k: repr(v) for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        hooks = [k for k in ("_forward_hooks", "_forward_pre_hooks") if vars(module)[k]]
+        found.append((name, type(module), plain, hooks))
+    return found
 
 
 def hash_towers(model: ImageBindModel, towers: Iterable[str]) -> str:

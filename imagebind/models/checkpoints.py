@@ -1,7 +1,8 @@
 """Checkpoint files: where they are, what they hold, and what is wrong with them.
 
-Two kinds are read. The released one is a bare state dict of all six modalities, whose tensors are renamed; a
-tower of which it has no tensor is not built. A checkpoint of our own is in plain types:
+Two kinds are read. One is a state dict of the released size, as torch.save or safetensors write it: under the
+released names or ours, bare or as a training run saves it (state_dicts.py). A tower of which it has no tensor
+is not built. A checkpoint of our own is in plain types:
 
     {"format": "imagebind-towers", "towers": {modality: row}, "state_dict": {name: tensor}, "note": str}
 """
@@ -14,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import socket
 import stat
 import struct
@@ -24,13 +24,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock
 from iopath.common.download import download as iopath_download
+from safetensors import safe_open
+
+from imagebind.models import released, state_dicts
 
 RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,32 +44,13 @@ RELEASED_PATH = (
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1 << 24
 MAX_NOTE = 1000  # characters
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, which is safetensors' own limit
 MAX_NUMBERS = 2**28  # in a tensor; a file of a few bytes can claim any number of equal ones
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 logging.getLogger("iopath").addHandler(logging.NullHandler())  # its errors are reported as ours
 
 FORMAT = "imagebind-towers"
-
-# Names in the released file -> ours; the first pattern that matches counts, its group is the modality.
-RENAMES = [
-    (re.compile(pattern), ours)
-    for pattern, ours in (
-        (r"modality_preprocessors\.(\w+)\.cls_token$", r"towers.\1.cls_token"),
-        (r"modality_preprocessors\.(\w+)\.(?:pos_embedding_helper\.)?pos_embed$", r"towers.\1.pos_embed"),
-        (r"modality_preprocessors\.(\w+)\.token_embedding\.", r"towers.\1.stem."),
-        (r"modality_preprocessors\.(\w+)\.\w+_stem\.proj(?:\.1)?\.", r"towers.\1.stem."),
-        (r"modality_preprocessors\.(\w+)\.\w+_stem\.norm_layer\.", r"towers.\1.stem_norm."),
-        (r"modality_trunks\.(\w+)\.pre_transformer_layer\.0\.", r"towers.\1.pre_norm."),
-        (r"modality_trunks\.(\w+)\.blocks\.", r"towers.\1.blocks."),
-        (r"modality_heads\.(\w+)\.(?:proj\.)?0\.", r"towers.\1.norm."),
-        (r"modality_heads\.(\w+)\.(?:proj\.1|2|3)\.", r"towers.\1.head."),
-        (r"modality_postprocessors\.(\w+)\.1\.log_logit_scale$", r"towers.\1.log_scale"),
-    )
-]
-
-CAUSAL_MASK = "modality_preprocessors.text.mask"  # a constant, which attention makes for itself
-IMU_STEM, IMU_CHANNELS = "towers.imu.stem.weight", 6
 
 
 class CheckpointError(RuntimeError):
@@ -77,19 +61,29 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """What a file holds."""
 
-    towers: dict[str, dict] | None  # modality -> sizes; None in the released file
+    towers: dict[str, dict] | None  # modality -> sizes; None in a state dict of the released size
     state_dict: dict[str, torch.Tensor]  # by our names, memory-mapped
     note: str = ""  # shown with every result
+    names: dict[str, str] = field(default_factory=dict)  # our names -> the file's, where they may differ
+
+    def name_in_file(self, name: str) -> str:
+        """Return what a tensor of ours is called in the file, or would be if it were there."""
+        in_released_names = any(map(released.is_released, self.names.values()))
+        return self.names.get(name) or (released.released_name(name) if in_released_names else name)
 
 
 def released_checkpoint() -> Path:
     """Return the path of the released weights, which are downloaded if they are not there.
 
+    They are looked for in the project and, as the released package does, in the working directory.
+
     Raises:
         CheckpointError: they cannot be downloaded.
     """
-    if not RELEASED_PATH.exists():
-        download(RELEASED_URL, RELEASED_PATH)
+    for path in (RELEASED_PATH, Path(".checkpoints", RELEASED_PATH.name).absolute()):
+        if path.exists():
+            return path
+    download(RELEASED_URL, RELEASED_PATH)
     return RELEASED_PATH
 
 
@@ -202,13 +196,16 @@ def file_status(path: Path) -> tuple[int, ...]:
 def hash_and_check(path: Path) -> str:
     """Return the SHA-256 of a file; of a zip file check the CRC-32 of every stored member too.
 
+    A safetensors file has no sums of its tensors.
+
     Raises:
         CheckpointError: a member is damaged.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         try:
-            members = stored_members(file) if zipfile.is_zipfile(file) else []
+            zipped = file.read(2) == b"PK" and zipfile.is_zipfile(file)
+            members = stored_members(file) if zipped else []
         except Exception as e:  # a damaged directory makes zipfile fail in any way
             raise CheckpointError(f"{path}: truncated or damaged; download it again") from e
         sums, first, position = [0] * len(members), 0, 0
@@ -284,33 +281,85 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises:
         CheckpointError: there is no such file, it is not a checkpoint, it is truncated, or it contains code.
     """
+    content = load_content(path)
+    try:
+        if isinstance(content, Mapping) and not is_our_own(content):
+            content = state_dicts.unwrap(content)
+        if isinstance(content, Mapping) and is_our_own(content):
+            return read_our_own(path, content)
+        if isinstance(content, Mapping) and all(map(torch.is_tensor, content.values())):
+            return read_state_dict(path, {str(name): tensor for name, tensor in content.items()})
+    except ValueError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    raise CheckpointError(f"{path}: not a checkpoint of ImageBind")
+
+
+def load_content(path: str | os.PathLike) -> Any:
+    """Load what torch.save or safetensors wrote, with tensors that are memory-mapped.
+
+    Raises:
+        CheckpointError: as read_checkpoint.
+    """
     try:
         with open(path, "rb") as file:
-            zipped = file.read(2) == b"PK"  # as torch.save writes it since 1.6
+            start = file.read(9)
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+    zipped = start[:2] == b"PK"  # as torch.save writes it since 1.6
+    whole = zipped or is_safetensors(start)  # of a kind that says what it is in its first bytes
     try:
+        if is_safetensors(start):
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
-            content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = "holds more than tensors and plain values; refused" if zipped else "not a checkpoint"
+        code = "holds more than tensors and plain values; refused, save the weights alone"
+        reason = code if zipped else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
     except Exception as e:  # a damaged file makes the reader fail in any way
-        reason = "truncated or damaged; download it again" if zipped else "not a checkpoint"
+        reason = "truncated or damaged; download it again" if whole else "not a checkpoint"
         raise CheckpointError(f"{path}: {reason}") from e
-    if isinstance(content, Mapping) and str(content.get("format")) == FORMAT:
-        if missing := {"towers", "state_dict", "note"} - set(content):
-            raise CheckpointError(f"{path}: lacks its {', '.join(sorted(missing))}")
-        if not isinstance(content["note"], str):
-            raise CheckpointError(f"{path}: its note is not text")
-        check_tensors(path, content["state_dict"])
-        return Checkpoint(content["towers"], content["state_dict"], content["note"][:MAX_NOTE])
-    if isinstance(content, Mapping) and all(torch.is_tensor(value) for value in content.values()):
-        renamed = _rename_released({str(name): tensor for name, tensor in content.items()})
-        check_tensors(path, renamed)
-        return Checkpoint(None, renamed)
-    raise CheckpointError(f"{path}: not a checkpoint of ImageBind")
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that starts so is of safetensors: the length of a JSON header in 8 bytes, and that."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
+
+
+def is_our_own(content: Mapping[Any, Any]) -> bool:
+    return str(content.get("format")) == FORMAT
+
+
+def read_our_own(path: str | os.PathLike, content: Mapping[Any, Any]) -> Checkpoint:
+    """Check the parts of a checkpoint of our own.
+
+    Raises:
+        CheckpointError: one of them is missing, or something else.
+        ValueError: as state_dicts.refuse_lora.
+    """
+    if missing := {"towers", "state_dict", "note"} - set(content):
+        raise CheckpointError(f"{path}: lacks its {', '.join(sorted(missing))}")
+    if not isinstance(content["note"], str):
+        raise CheckpointError(f"{path}: its note is not text")
+    check_tensors(path, content["state_dict"])
+    state_dicts.refuse_lora(content["state_dict"])
+    return Checkpoint(content["towers"], content["state_dict"], content["note"][:MAX_NOTE])
+
+
+def read_state_dict(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """Rename the tensors of a state dict.
+
+    Raises:
+        CheckpointError: one of them cannot be taken.
+        ValueError: they are those of LoRA, or two are the same.
+    """
+    state_dicts.refuse_lora(tensors)
+    names = state_dicts.our_names(tensors)
+    renamed = {ours: tensors[name] for ours, name in names.items() if ours != released.CAUSAL_MASK}
+    check_tensors(path, renamed)
+    return Checkpoint(None, released.in_our_shapes(renamed), names=names)
 
 
 def check_tensors(path: str | os.PathLike, state_dict: Any) -> None:
@@ -331,9 +380,8 @@ def check_tensors(path: str | os.PathLike, state_dict: Any) -> None:
             and tensor.numel() <= MAX_NUMBERS
         )
         if not is_plain:
-            raise CheckpointError(
-                f"{path}: {str(name)[:MAX_NOTE]} is no tensor of real numbers, or too large"
-            )
+            shown = state_dicts.shown(name)
+            raise CheckpointError(f"{path}: {shown} is no tensor of real numbers, or too large")
 
 
 def check_finite(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -347,34 +395,19 @@ def check_finite(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]
             raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
 
 
-def _rename_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a released state dict; unknown names stay as they are."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if name == CAUSAL_MASK:
-            continue
-        fits = (pattern.sub(ours, name) for pattern, ours in RENAMES if pattern.match(name))
-        renamed[next(fits, name)] = tensor
-    if IMU_STEM in renamed and renamed[IMU_STEM].ndim == 2 and not renamed[IMU_STEM].shape[1] % IMU_CHANNELS:
-        # A matrix product with windows of all channels, (D, 6 x 8), is the convolution (D, 6, 8).
-        renamed[IMU_STEM] = renamed[IMU_STEM].unflatten(1, (IMU_CHANNELS, -1))
-    return renamed
-
-
 def check_state_dict(
-    path: str | os.PathLike, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+    path: str | os.PathLike, checkpoint: Checkpoint, expected: Mapping[str, torch.Tensor]
 ) -> None:
     """Compare the tensors of a file with those of the model, by name and shape.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, or of another shape.
+        CheckpointError: tensors are missing or unknown, by the names that the file uses; or of another shape.
     """
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
-    for names, fault in ((missing, "lacks"), (unknown, "has unknown")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"{path}: {fault} {names[0]}{more}, of {len(expected)} tensors")
+    found = checkpoint.state_dict
+    missing = [checkpoint.name_in_file(name) for name in expected if name not in found]
+    unknown = [checkpoint.name_in_file(name) for name in found if name not in expected]
+    if misfit := state_dicts.misfit(missing, unknown):
+        raise CheckpointError(f"{path}: {misfit}, of {len(expected)} tensors")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, not {tuple(tensor.shape)}"

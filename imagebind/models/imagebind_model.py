@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from einops import rearrange, reduce, repeat
 from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
-from imagebind.models import checkpoints
+from imagebind.models import checkpoints, released, state_dicts
+from imagebind.models.views import PartsView
 
 MAX_SIZE = 1 << 20  # of anything in a tower
 
@@ -169,13 +171,21 @@ class Attention(nn.Module):
         else:
             self.bias_k = self.bias_v = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend, (B, N, D) -> (B, N, D).
+
+        Args:
+            attn_mask: (N, N) that is added before the softmax, instead of the tower's own mask.
+        """
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (B, N, D)
         if self.bias_k is not None:
             k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)  # (B, N + 1, D)
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.n_heads) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        if attn_mask is not None:
+            attn_mask = F.pad(attn_mask.to(q.dtype), (0, k.shape[2] - attn_mask.shape[1]))  # (N, N or N + 1)
+        is_causal = self.is_causal and attn_mask is None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -189,15 +199,28 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = Mlp(config.width, MLP_RATIO * config.width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # x stays in float32 in every precision, so that rounding errors do not accumulate.
-        dtype = self.attn.in_proj_weight.dtype
-        x = x + self.attn(self.norm_1(x).to(dtype))
-        return x + self.mlp(self.norm_2(x).to(dtype))
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        # x stays in float32 in every precision, so that rounding errors do not accumulate. The mask is passed
+        # on as in the released model, for what may stand in the place of `attn`.
+        x = x + self.attn(self.norm_1(x).to(type_of(self.attn)), attn_mask)
+        return x + self.mlp(self.norm_2(x).to(type_of(self.mlp)))
+
+
+def type_of(module: nn.Module) -> torch.dtype:
+    """Return the type that a module computes in: that of its first weight."""
+    types = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+    return next(types, torch.float32)
 
 
 class Tower(nn.Module):
-    """The encoder of one modality."""
+    """The encoder of one modality.
+
+    Attributes:
+        trunk_wrapper: a module that is called in the place of `trunk`, and calls it; no submodule, as it has
+            no weights but those of the tower.
+    """
+
+    trunk_wrapper: nn.Module | None = None
 
     def __init__(self, config: TowerConfig):
         super().__init__()
@@ -224,35 +247,47 @@ class Tower(nn.Module):
         x = self.stem_norm(self.tokens(clips))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
-        x = self.pre_norm(x + self.pos_embed)
-        x = self.blocks(x)
+        trunk = self.trunk if self.trunk_wrapper is None else self.trunk_wrapper
+        x = trunk(x + self.pos_embed)
         # The class token summarises the clip; in a text the end token does, which has the largest id.
-        summary = clips.argmax(dim=-1) if self.config.is_text else 0
-        x = x[torch.arange(len(x), device=x.device), summary]  # (B, D)
-        x = F.normalize(self.head(self.norm(x)), dim=-1)  # (B, E)
-        return x * self.scale
+        return self.rescale(self.project(x, clips.argmax(dim=-1) if self.config.is_text else None))
+
+    def trunk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the Transformer, (B, N, D) -> (B, N, D)."""
+        return self.blocks(self.pre_norm(tokens))
+
+    def project(self, tokens: torch.Tensor, seq_len: torch.Tensor | None = None) -> torch.Tensor:
+        """Project one token of each clip, (B, N, D) -> (B, E): that at `seq_len` (B,), else the first."""
+        summary = 0 if seq_len is None else seq_len
+        tokens = tokens[torch.arange(len(tokens), device=tokens.device), summary]  # (B, D)
+        return self.head(self.norm(tokens))
+
+    def rescale(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Give embeddings (B, E) the norm `scale`."""
+        return F.normalize(embeddings, dim=-1) * self.scale
 
     def tokens(self, clips: torch.Tensor) -> torch.Tensor:
         """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
         if self.config.is_text:
             return self.stem(clips)
-        return self.stem(clips.to(self.stem.weight.dtype)).float().flatten(2).transpose(1, 2)
+        return self.stem(clips.to(type_of(self.stem))).float().flatten(2).transpose(1, 2)
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Tower:
-        """Return a copy on a device, with the weights of stem and blocks converted to a type.
+        """Return a copy on a device, in eval mode, with the weights of stem and blocks converted to a type.
 
-        Norms, positions and head stay in float32, and so does the stem of text, which is a lookup. Where
-        neither the device nor the type is another, the copy shares its memory with this tower.
+        Norms, positions and head stay in float32, and so does the stem of text, which is a lookup. Modules
+        are copied as they are, patched or not. Where neither the device nor the type is another, the copy
+        shares its memory with this tower.
         """
-        with torch.device("meta"):
-            tower = Tower(self.config)
         converted = () if self.config.is_text else ("stem.",)
-        weights = {}
-        for name, tensor in self.state_dict().items():  # one at a time is on the device in both types
+        copies = {}  # of weights, for deepcopy: it takes what is there, and copies the rest
+        for name, weight in (*self.named_parameters(), *self.named_buffers()):
             is_converted = name.startswith(converted) or ".attn." in name or ".mlp." in name
-            weights[name] = tensor.to(device).to(dtype if is_converted else tensor.dtype)
-        tower.load_state_dict(weights, assign=True)
-        return tower.eval()
+            to_type = dtype if is_converted and weight.is_floating_point() else weight.dtype
+            copy = weight.detach().to(device).to(to_type)  # one at a time is on the device in both types
+            is_parameter = isinstance(weight, nn.Parameter)
+            copies[id(weight)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+        return deepcopy(self, copies).eval()
 
     @property
     def scale(self) -> torch.Tensor | float:
@@ -280,6 +315,9 @@ def _init_weights(module: nn.Module) -> None:
 
 class ImageBindModel(nn.Module):
     """The towers of all modalities.
+
+    Its parts have the released model's names too: `modality_preprocessors`, `modality_trunks`,
+    `modality_heads` and `modality_postprocessors` are views of the towers, made anew each time.
 
     Args:
         towers: the sizes for each modality.
@@ -309,6 +347,65 @@ class ImageBindModel(nn.Module):
         """
         return {modality: self._embed(modality, x) for modality, x in inputs.items()}
 
+    @property
+    def modality_preprocessors(self) -> PartsView:
+        """What makes tokens: stems, class tokens and positions."""
+        return PartsView(self.towers, released.PREPROCESSORS)
+
+    @property
+    def modality_trunks(self) -> PartsView:
+        """The Transformers; each is called as (B, N, D) -> (B, N, D)."""
+        return PartsView(self.towers, released.TRUNKS)
+
+    @property
+    def modality_heads(self) -> PartsView:
+        """Norms and projections; each is called as (B, N, D) -> (B, E)."""
+        return PartsView(self.towers, released.HEADS)
+
+    @property
+    def modality_postprocessors(self) -> PartsView:
+        """Scales; each is called as (B, E) -> (B, E)."""
+        return PartsView(self.towers, released.POSTPROCESSORS)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in released.PARTS:
+            raise AttributeError(f"{name} is a view of the towers; patch the modules in it")
+        super().__setattr__(name, value)
+
+    def state_dict(self, *args: Any, released_names: bool = False, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, as torch does.
+
+        Args:
+            released_names: give them the names and shapes of the released checkpoint.
+        """
+        state_dict = super().state_dict(*args, **kwargs)
+        return released.to_released(state_dict) if released_names else state_dict
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
+    ) -> torch.nn.modules.module._IncompatibleKeys:
+        """Take tensors by name, ours or the released ones; otherwise as torch does.
+
+        Returns:
+            the missing and the unexpected keys, in released names where those were given.
+
+        Raises:
+            RuntimeError: with `strict`, names do not fit; in any case, a tensor has another shape.
+        """
+        if not any(map(released.is_released, state_dict)):
+            return super().load_state_dict(state_dict, strict, assign)
+        renamed = released.from_released(state_dict)
+        if len(renamed) + (released.CAUSAL_MASK in state_dict) < len(state_dict):
+            raise RuntimeError("the state dict has a tensor under its released name and under ours")
+        keys = super().load_state_dict(renamed, strict=False, assign=assign)
+        for names in keys:
+            names[:] = map(released.released_name, names)
+        if strict and any(keys):
+            raise RuntimeError(
+                f"the state dict {state_dicts.misfit(keys.missing_keys, keys.unexpected_keys)}"
+            )
+        return keys
+
     def _embed(self, modality: str, x: torch.Tensor) -> torch.Tensor:
         if modality not in self.towers:
             raise ValueError(f"no {modality!r} tower in this model; it has {', '.join(self.towers)}")
@@ -329,9 +426,9 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
 
     Args:
         pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
-            root, downloaded on first use.
-        checkpoint: load this file instead: the released state dict, or a checkpoint of our own, which holds
-            the sizes of its towers.
+            root or in the working directory, downloaded on first use.
+        checkpoint: load this file instead: a state dict of the released size, fine-tuned or not, or a
+            checkpoint of our own, which holds the sizes of its towers.
 
     Raises:
         CheckpointError: the weights cannot be loaded.
@@ -367,7 +464,7 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
             raise
         reason = " ".join(str(e).split())[:200]
         raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({reason})") from e
-    checkpoints.check_state_dict(path, checkpoint.state_dict, model.state_dict())
+    checkpoints.check_state_dict(path, checkpoint, model.state_dict())
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     for modality, tower in model.towers.items():
         if not torch.as_tensor(tower.scale).item() > MIN_SCALE:

@@ -175,14 +175,13 @@ def hour(folder: Path) -> dict:
 
 READY = """
 import json, sys, time, torch
-from imagebind.models.checkpoints import _rename_released
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model
 began = time.perf_counter()
 if sys.argv[2] == "ours":
     load_model(sys.argv[1])
 else:
     released = torch.load(sys.argv[1], weights_only=True)
-    ImageBindModel(IMAGEBIND_HUGE).load_state_dict(_rename_released(released))
+    ImageBindModel(IMAGEBIND_HUGE).load_state_dict(released)
 print(json.dumps({"s": time.perf_counter() - began}))
 """
 

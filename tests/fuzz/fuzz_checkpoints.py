@@ -84,7 +84,8 @@ def made_up(seed: int) -> Any:
             state[generator.choice([1, "x", name + "x", "towers.audio"])] = state.pop(name, torch.ones(1))
         elif what == "row" and isinstance(content.get("towers"), dict):
             content["towers"][generator.choice(["audio", "smell", 3])] = generator.choice(ODD)
-    return generator.choice([content, content, content, state])
+    wrapped = {"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 1}
+    return generator.choice([content, content, content, state, wrapped])
 
 
 def fuzz(first: int, n_cases: int, folder: Path) -> tuple[Counter, list[str]]:
