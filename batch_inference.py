@@ -97,9 +97,9 @@ def batch_inference_av_consistency(
             command line passes Job.from_torchrun().
         **more: manifest, pairs_only, captions, checkpoint, protocols, protocol_seconds, precision,
             num_workers, timeout, worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed,
-            report_lang, no_html; Options has their meaning and defaults. protocols is a sequence of names.
-            captions may also be a mapping, name of a file -> text; manifest also a sequence of mappings,
-            a row each.
+            report_lang, no_html, keep_above, progress; Options has their meaning and defaults. protocols is
+            a sequence of names. captions may also be a mapping, name of a file -> text; manifest also a
+            sequence of mappings, a row each.
 
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
@@ -397,7 +397,7 @@ def named_protocols(args: argparse.Namespace) -> tuple[str, ...]:
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by their names in Options."""
     options = {f.name: getattr(args, f.name) for group in GROUPS for f in options_of(group)}
-    options["protocols"] = named_protocols(args)
+    options |= {"protocols": named_protocols(args), "progress": True}
     for modality in SUFFIXES:
         sources = (getattr(args, f"{modality}_{kind}") for kind in ("dir", "file", "paths"))
         options[f"{modality}_paths"] = next((source for source in sources if source is not None), None)

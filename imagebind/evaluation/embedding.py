@@ -106,6 +106,7 @@ class FileEmbedder:
         directory: for the file behind the embeddings; None keeps them in memory.
         protocol: how embeddings are computed.
         weights: of the model, which have to stay as they are; None is not checked.
+        has_bars: whether progress is drawn.
     """
 
     def __init__(
@@ -119,7 +120,9 @@ class FileEmbedder:
         directory: str | os.PathLike | None = None,
         protocol: dict[str, Any] | None = None,
         weights: Weights | None = None,
+        has_bars: bool = False,
     ):
+        self.has_bars = has_bars
         self.embedder, self.cache, self.batch_size, self.workers = embedder, cache, batch_size, workers
         self.protocol, self.weights = protocol, weights
         self.kept_in = None if cache is None else cache.path  # for the user to know
@@ -149,7 +152,7 @@ class FileEmbedder:
         from imagebind.reading.loader import LoadedFile, load_files
 
         files = [(m, path, self.wanted[m]) for m, paths in inputs.items() for path in paths]
-        self.progress = {m: Progress(m, len(paths)) for m, paths in inputs.items() if paths}
+        self.progress = {m: Progress(m, len(paths), self.has_bars) for m, paths in inputs.items() if paths}
         # (modality, feature) -> content hash -> equal files with their inputs
         waiting = {(m, f.name): {} for m in inputs for f in self.wanted[m] if not f.is_sequence}
         ahead, on_gpu = 2 * self.batch_size, self.embedder.device.type == "cuda"
@@ -476,7 +479,8 @@ def open_file_embedder(
     protocols = make_protocols(options.protocols, options.protocol_seconds)
     protocol = describe_protocol(weights, embedder, n_files, protocols)
     return FileEmbedder(
-        embedder, cache, options.batch_size, workers, n_files, protocols, directory, protocol, weights
+        *(embedder, cache, options.batch_size, workers, n_files, protocols, directory, protocol, weights),
+        has_bars=options.progress,
     )
 
 

@@ -309,6 +309,7 @@ class Options:
         "zh", "outputs", "Language of the report and the page. Default: %(default)s.", one_of(*LANGUAGES)
     )
     no_html: bool = option(False, "outputs", "Do not write report.html and comparison.html.")
+    progress: bool = False  # bars, which the command line draws; elsewhere a line now and then is logged
 
     def __post_init__(self):
         for f in fields(self):

@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 SECONDS_PER_LINE = 30  # where there is no terminal
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ class Progress:
     Args:
         modality: of the files.
         total: how many files there are.
+        has_bar: whether to draw a bar, on a terminal or in a notebook.
     """
 
-    def __init__(self, modality: str, total: int):
-        self.modality, self.total = modality, total
+    def __init__(self, modality: str, total: int, has_bar: bool = False):
+        self.modality, self.total, self.has_bar = modality, total, has_bar
         self.counts = Counter()  # files that are done, and among them skipped and cached ones
         self.start = self.last_logged = None  # of the first file: those of another modality may come before
         self.bar = None
@@ -34,7 +36,7 @@ class Progress:
         self.counts.update(done=1, skipped=skipped, cached=cached)
         if self.bar is None:  # made with the first file, so that two modalities do not share a line
             self.start = self.last_logged = time.monotonic()
-            disabled = not sys.stderr.isatty()
+            disabled = not self.has_bar or not (IN_NOTEBOOK or sys.stderr.isatty())
             self.bar = tqdm(desc=self.modality, total=self.total, unit="file", disable=disabled)
         n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))
         with suppress(OSError):  # a terminal that is gone must not end the run
