@@ -1,0 +1,162 @@
+"""Parts of files: what is read of them is what a file that holds that part alone gives, bit for bit."""
+
+from __future__ import annotations
+
+import pickle
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import RATE, picture, reason, tone, write_audio, write_video
+
+from batch_inference import Evaluator
+from imagebind.data import read_audio, read_video
+from imagebind.data.audio import BUFFERED_SECONDS
+from imagebind.segments import Segment, file_of, span_of
+
+
+def test_a_segment_is_a_path_with_a_media_fragment():
+    segment = Segment("a/b.c.mp4", 1.5, 4.0)
+    assert segment == "a/b.c.mp4#t=1.5,4"
+    assert (file_of(segment), span_of(segment)) == ("a/b.c.mp4", (1.5, 4.0))
+    copy = pickle.loads(pickle.dumps(segment))
+    assert (copy, copy.file, copy.start, copy.end) == (segment, segment.file, 1.5, 4.0)
+    assert Segment("a.wav", 10) == "a.wav#t=10"
+
+
+def noise(seconds: float, channels: int, rate: int) -> np.ndarray:
+    shape = (channels, round(seconds * rate))
+    return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("codec", ["pcm_f32le", "flac"])
+@pytest.mark.parametrize(
+    ("seconds", "start", "end"),
+    [(6, 1.25, 4.0), (6, 0, 0.5), (6, 5.5, 9.0), (6, 2.0, 2.01), (BUFFERED_SECONDS + 30, 3.0, 85.5)],
+)
+def test_a_part_of_a_sound_is_that_of_its_samples(tmp_path, codec, seconds, start, end):
+    rate, suffix = (44100, "wav") if codec == "pcm_f32le" else (22050, "flac")
+    samples = noise(seconds, 2, rate)
+    if codec == "flac":
+        samples = np.round(samples * 2**15) / np.float32(2**15)
+        write = {"rate": rate, "codec": "flac"}
+    else:
+        write = {"rate": rate}
+    whole = write_sound(tmp_path / f"whole.{suffix}", samples, **write)
+    part = write_sound(
+        tmp_path / f"part.{suffix}", samples[:, round(start * rate) : round(end * rate)], **write
+    )
+    assert torch.equal(read_audio(Segment(str(whole), start, end)).mels, read_audio(part).mels)
+
+
+def write_sound(path, samples, rate, codec="pcm_f32le"):
+    if codec != "flac":
+        return write_audio(path, samples, rate)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=rate, layout="stereo")
+        integers = (samples * 2**15).astype(np.int16).T.reshape(1, -1).copy()
+        frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
+        frame.sample_rate = rate
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+TIMES = [0, 90, 130, 300, 340, 610, 700, 1000, 1033, 1500, 1567, 1900]  # in ms, of a variable frame rate
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "end", "numbers"),
+    [
+        ({"fps": 10}, 1.0, 3.5, range(10, 35)),
+        ({"fps": 10}, 0, 0.1, range(1)),
+        ({"fps": 10}, 4.9, 99, range(49, 50)),
+        ({"fps": 10, "codec": "libx264rgb", "options": {"qp": "0", "bf": "3"}}, 1.05, 4.0, range(11, 40)),
+        ({"pts": TIMES}, 0.13, 1.0, range(2, 7)),
+    ],
+)
+def test_a_part_of_a_video_is_that_of_its_frames(tmp_path, options, start, end, numbers):
+    options = {"codec": "ffv1", "pix_fmt": "bgr0"} | options
+    if options["codec"] == "libx264rgb":
+        options["pix_fmt"] = "rgb24"
+    images = [picture(i) for i in range(12 if "pts" in options else 50)]
+    whole = write_video(tmp_path / "whole.mkv", images, **options)
+    found = read_video(Segment(str(whole), start, end))
+    chosen = options | ({"pts": [TIMES[i] - TIMES[2] for i in numbers]} if "pts" in options else {})
+    part = write_video(tmp_path / "part.mkv", [images[i] for i in numbers], **chosen)
+    if "pts" in options:  # its average rate is another one; what is shown is not
+        assert {image.sum().item() for image in found.frames} <= {x.sum().item() for x in frames_of(part)}
+        return
+    expected = read_video(part)
+    assert found.crops == expected.crops
+    assert torch.equal(found.frames, expected.frames)
+
+
+def frames_of(path):
+    """All frames of a video, each prepared."""
+    from imagebind.data.video import prepare_frame
+
+    with av.open(str(path)) as container:
+        return [prepare_frame(frame) for frame in container.decode(video=0)]
+
+
+def test_frames_without_times_are_counted(tmp_path):
+    images = [picture(i) for i in range(30)]
+    whole = write_video(tmp_path / "whole.avi", images, codec="mpeg4", fps=10, options={"bf": "2"})
+    found = read_video(Segment(str(whole), 1.0, 2.0))
+    every = frames_of(whole)
+    assert all(any(torch.equal(frame, known) for known in every[10:20]) for frame in found.frames)
+
+
+def test_a_part_that_is_not_there_is_a_reason(tmp_path, caplog):
+    sound = write_audio(tmp_path / "x.wav", tone(2))
+    video = write_video(tmp_path / "x.mp4", [picture(i) for i in range(20)], fps=10)
+    assert reason(read_audio, Segment(str(sound), 2.0, 3.0)) == "no audio samples"
+    assert reason(read_video, Segment(str(video), 2.0, 3.0)) == "no video frames"
+    caplog.clear()
+    read_audio(Segment(str(sound), 1.0, 4.0))
+    read_video(Segment(str(video), 1.0, 4.0))
+    assert caplog.messages == [
+        f"{sound}#t=1,4: ends early: 1 of 3 seconds of this part are there",
+        f"{video}#t=1,4: ends early: 1 of 3 seconds of this part are there",
+    ]
+
+
+def test_every_protocol_takes_a_part_as_a_file_of_its_own(tmp_path, small_checkpoint):
+    images = [picture(i, 70, 90) for i in range(100)]
+    samples = np.concatenate([tone(4), tone(6, 700)])
+    options = {"codec": "ffv1", "fps": 10, "pix_fmt": "bgr0"}
+    write_video(tmp_path / "x.mkv", images, **options)
+    write_audio(tmp_path / "x.wav", samples)
+    write_video(tmp_path / "part.mkv", images[5:95], **options)
+    write_audio(tmp_path / "part.wav", samples[RATE // 2 : 19 * RATE // 2])
+    rows = [
+        {"video": str(tmp_path / "x.mkv"), "audio": str(tmp_path / "x.wav"), "start": 0.5, "end": 9.5},
+        {"video": str(tmp_path / "part.mkv"), "audio": str(tmp_path / "part.wav")},
+    ]
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    protocols = ("imagebind", "mmaudio", "avhscore", "javisscore")
+    results = evaluator.evaluate(manifest=rows, protocols=protocols, output_dir=tmp_path / "out")
+    part, whole = results["pair_scores"]
+    scores = ("similarity", *protocols, "weakest_start", "weakest_end", "weakest_score")
+    assert [part[name] for name in scores] == [whole[name] for name in scores]
+    assert part["javisscore"] is not None
+    assert part["mmaudio"] is not None
+    again = evaluator.evaluate(manifest=rows, protocols=protocols, output_dir=tmp_path / "out")
+    assert list(again["pair_scores"]) == [part, whole]
+
+
+def test_parts_of_one_file_are_found_in_the_cache_each(tmp_path, small_checkpoint):
+    video = write_video(
+        tmp_path / "x.mkv", [picture(i) for i in range(40)], codec="ffv1", fps=10, pix_fmt="bgr0"
+    )
+    sound = write_audio(tmp_path / "x.wav", np.concatenate([tone(2), tone(2, 900)]))
+    rows = [{"video": str(video), "audio": str(sound), "start": i, "end": i + 1} for i in range(4)]
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    first = evaluator.evaluate(manifest=rows, output_dir=tmp_path / "out")
+    second = evaluator.evaluate(manifest=rows[::-1], output_dir=tmp_path / "out")
+    fresh = evaluator.evaluate(manifest=rows, num_workers=0)
+    similarities = [pair["similarity"] for pair in first["pair_scores"]]
+    assert len(set(similarities)) == 4
+    assert [pair["similarity"] for pair in second["pair_scores"]] == similarities[::-1]
+    assert [pair["similarity"] for pair in fresh["pair_scores"]] == similarities
