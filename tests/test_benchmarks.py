@@ -10,6 +10,7 @@ from conftest import TESTS
 sys.path.append(str(TESTS / "benchmarks"))
 
 import figures
+import pairs
 import protocols
 
 
@@ -30,3 +31,9 @@ def test_costs_of_protocols_are_printed(capsys):
     printed = capsys.readouterr().out
     assert "| all, against the sum of the four | " in printed
     assert "peak memory, 8 s: " in printed
+
+
+def test_costs_of_pairs_alone_are_printed(capsys):
+    pairs.main(["--rows", "30", "60"])
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 30", "| 60"]

@@ -28,6 +28,11 @@ def from_keys(keys: np.ndarray) -> np.ndarray:
     return keys.astype(np.float32) * np.float32(2**-KEY_BITS)
 
 
+def reaches(similarity: np.ndarray, threshold: float) -> np.ndarray:
+    """Tell which similarities (C,) reach a threshold; in float32, so that one that is printed reaches itself."""
+    return similarity.astype(np.float32) >= np.float32(threshold)
+
+
 def bin_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the bin of each key, and the index of the key in its bin."""
     return np.divmod(keys.astype(np.int64) + 2**KEY_BITS, KEYS_PER_BIN)

@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.keys import reaches
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from imagebind.evaluation.manifest import suffix_of
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
@@ -206,7 +207,9 @@ def kept_writer(options: Options) -> Writer:
 
     def write(results: Results, file: BinaryIO) -> None:
         scores = results["pair_scores"]
-        kept = np.flatnonzero(scores.columns["similarity"] >= options.keep_above).tolist() if scores else []
+        kept = []
+        if scores:
+            kept = np.flatnonzero(reaches(scores.columns["similarity"], options.keep_above)).tolist()
         if scores.manifest is None:
             pairs = (results["pairs"][i] for i in kept)
             text_writer(lambda _: ("\t".join(map(field, pair)) for pair in pairs))(results, file)

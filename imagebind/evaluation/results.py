@@ -17,7 +17,7 @@ from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.intervals import Mean
-from imagebind.evaluation.keys import from_keys
+from imagebind.evaluation.keys import from_keys, reaches
 from imagebind.evaluation.metrics import (
     DEFINITIONS,
 )
@@ -250,11 +250,11 @@ def describe_sample(compared: Compared, seed: int) -> dict[str, Any]:
 
 def count_kept(similarity: np.ndarray, compared: Compared, threshold: float) -> dict[str, Any]:
     """Count the pairs (P,) that reach a threshold, and the share of mismatches that do."""
-    mismatches = from_keys(compared.sampled.keys)
+    mismatches = reaches(from_keys(compared.sampled.keys), threshold)
     return {
         "threshold": threshold,
-        "pairs": int((similarity >= threshold).sum()),
-        "mismatches_share": float((mismatches >= threshold).mean()) if len(mismatches) else None,
+        "pairs": int(reaches(similarity, threshold).sum()),
+        "mismatches_share": float(mismatches.mean()) if len(mismatches) else None,
     }
 
 

@@ -1,0 +1,74 @@
+"""Measure pairs alone: a manifest of many rows over the demo's files, whose embeddings are in the cache.
+
+    python tests/benchmarks/pairs.py  # three minutes on two cores
+
+It prints, for each number of rows, the seconds and the peak memory of `--pairs_only`, each also as a ratio to
+those of the fewest rows, which pay for the imports and the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "tests" / "demo"
+CODE = """
+import resource, sys
+from batch_inference import main
+status = main(sys.argv[1:])
+print("KB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def write_manifest(path: Path, n_rows: int) -> None:
+    """Pair the demo's sounds and videos at random."""
+    rng = random.Random(0)
+    sounds, videos = (sorted(map(str, (DEMO / modality).iterdir())) for modality in ("audio", "video"))
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "video", "audio"))
+        writer.writerows((i, rng.choice(videos), rng.choice(sounds)) for i in range(n_rows))
+
+
+def evaluate(manifest: Path, cache: Path, output_dir: Path) -> tuple[float, float]:
+    """Evaluate a manifest in a process of its own: seconds, and peak memory in GB."""
+    argv = ["--manifest", manifest, "--output_dir", output_dir, "--cache", cache, "--pairs_only", "--no_html"]
+    argv += ["--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *argv], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return time.perf_counter() - start, int(done.stderr.rpartition("KB ")[2]) / 1e6
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure pairs alone.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
+    args = parser.parse_args(argv)
+    print("| rows | seconds | against the fewest | peak memory, GB | against the fewest |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        first = None
+        for n_rows in (args.rows[0], *args.rows):  # the first fills the cache
+            manifest = Path(folder, f"{n_rows}.csv")
+            write_manifest(manifest, n_rows)
+            seconds, memory = evaluate(manifest, Path(folder, "cache.sqlite"), Path(folder, "outputs"))
+            if first is None:
+                first = ()
+                continue
+            first = first or (seconds, memory)
+            ratios = (seconds / first[0], memory / first[1])
+            print(f"| {n_rows:,} | {seconds:.1f} | {ratios[0]:.2f} | {memory:.2f} | {ratios[1]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
