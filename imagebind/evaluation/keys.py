@@ -29,7 +29,7 @@ def from_keys(keys: np.ndarray) -> np.ndarray:
 
 
 def reaches(similarity: np.ndarray, threshold: float) -> np.ndarray:
-    """Tell which similarities (C,) reach a threshold; in float32, so that one that is printed reaches itself."""
+    """Tell which similarities (C,) reach a threshold; in float32, so that a printed one reaches itself."""
     return similarity.astype(np.float32) >= np.float32(threshold)
 
 
