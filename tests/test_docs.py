@@ -77,7 +77,8 @@ def test_every_shown_command_parses(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("audios", "videos", "tests/demo/audio", "tests/demo/video"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("audio_list.txt", "video_list.txt", "captions.csv", "tests/demo/captions.csv"):
+    names = ["audio_list.txt", "video_list.txt", "captions.csv", "tests/demo/captions.csv"]
+    for name in [*names, "pairs.csv", "clips.parquet"]:
         (tmp_path / name).touch()
     for argv in commands(page):
         build_parser().parse_args(argv)
@@ -89,13 +90,13 @@ def test_the_examples_of_help_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("audios", "videos", "tests/demo/audio", "tests/demo/video"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("audio_list.txt", "video_list.txt", "captions.csv"):
+    for name in ("audio_list.txt", "video_list.txt", "captions.csv", "pairs.csv"):
         (tmp_path / name).touch()
     help = build_parser().format_help()
     lines = [
         line for line in help.splitlines() if re.match(r" +(python|torchrun .*) batch_inference.py -", line)
     ]
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         build_parser().parse_args(shlex.split(line.split("batch_inference.py")[1]))
 
@@ -203,3 +204,24 @@ def test_both_languages_have_the_same_examples():
         for page in ("docs/python.md", "docs/zh/python.md")
     )
     assert english == chinese
+
+
+def test_the_way_from_clips_to_a_kept_list_runs(named_files, capsys):
+    """Every block of the page but the shard, one after the other."""
+    for i, name in enumerate("abcd"):
+        write_audio(Path("audios", f"{name}.wav"), tone(1, 200 * (i + 1)))
+        write_video(Path("videos", f"{name}.mp4"), [picture(20 * i + k % 5) for k in range(20)])
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text_of("docs/filtering.md"), re.M | re.S)
+    assert [kind for kind, _ in found] == ["python", "bash", "bash", "python", "bash", "python"]
+    for kind, block in found:
+        if kind == "python":
+            Path("example.py").write_text(block, encoding="utf-8")
+            runpy.run_path("example.py", run_name="__main__")
+        elif "--shard" not in block:
+            (argv,) = (shlex.split(line.split("batch_inference.py")[1]) for line in block.splitlines())
+            assert main([*argv, "--device", "cpu", "--no_html"]) == 0
+    printed = capsys.readouterr().out
+    assert "threshold" in printed
+    assert "wrong at most" in printed
+    assert "ok    4" in printed
+    assert Path("outputs/kept.parquet").is_file()
