@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 
 import av
 import numpy as np
@@ -168,3 +169,14 @@ def test_pair_scores_are_a_sequence(evaluator, pairs, monkeypatch):
     assert scores[0]["suspect"] is None  # too few pairs to tell
     with pytest.raises(IndexError):
         scores[4]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_bars_are_drawn_on_request(evaluator, pairs, progress, monkeypatch, capsys):
+    monkeypatch.chdir(pairs)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    evaluator.evaluate("audio", "video", progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("audio: 100%" in err) == progress
+    assert bool(err) == progress
