@@ -116,6 +116,21 @@ def test_every_chart_is_drawn_without_complaint(browser, report):
     assert tiles["pairs evaluated"] == "4"
 
 
+def test_a_page_of_pairs_alone_shows_what_it_has(browser, pairs, small_checkpoint):
+    results = batch_inference_av_consistency(
+        *(pairs / "audio", pairs / "video", "cpu"),
+        **{"checkpoint": small_checkpoint, "pairs_only": True, "captions": {n: n for n in "abcd"}},
+        **{"output_dir": pairs / "out", "report_lang": "en"},
+    )
+    browser.open(pairs / "out" / "report.html")
+    assert browser.complaints == []
+    assert browser.run("document.querySelectorAll('.chart').length") == 3  # of pairs, and of captions twice
+    assert "The mismatches are a sample of 12." in texts(browser, ".how")[0]
+    assert not any("ank" in text for text in texts(browser, "th, .how, .tiles dt"))
+    lowest = min(results["pair_scores"], key=lambda pair: pair["similarity"])
+    assert texts(browser, "tbody td:first-child")[0] == lowest["name"]
+
+
 def test_the_pointer_names_both_files_of_a_cell(browser, report):
     folder, results = report
     browser.open(folder / "report.html")

@@ -153,9 +153,10 @@ def write_report_page(
     texts, metrics = PAGE_WORDS[lang], results["metrics"]
     parts = [tiles(report_tiles(metrics, texts))]
     if results["pairs"]:
-        parts.append(
-            chart(texts["histogram"], texts["histogram how"], histogram_chart(results["histograms"], lang))
-        )
+        how, histograms = texts["histogram how"], results["histograms"]
+        if metrics["mode"] == "pairs_only":
+            how += " " + texts["sampled"].format(histograms["mismatched"].sum())
+        parts.append(chart(texts["histogram"], how, histogram_chart(histograms, lang)))
     if results["top_matches"] is not None:
         parts.append(matrix_part(results, lang))
     if results["candidates"]:
@@ -184,7 +185,7 @@ def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Par
     of_text = results[key]
     parts = [chart(texts[key], texts["text how"], histogram_chart(of_text["histograms"], lang))]
     if of_text["candidates"]:
-        parts.append(chart("", "", recall_chart(of_text["candidates"], lang)))
+        parts.append(chart("", texts["text recall how"], recall_chart(of_text["candidates"], lang)))
     return parts
 
 
@@ -265,6 +266,8 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.
     figures = [column for column in FIGURES if column in scores.written_columns]
     lowest = scores.lowest(MAX_PAIRS)
     how = texts["pair table how"]
+    if "video_rank" in figures:
+        how += " " + texts["ranks how"]
     if len(lowest) < len(scores):
         how += " " + texts["least"].format(len(lowest), len(scores))
     said = {None: None, True: texts["yes"], False: texts["no"]}

@@ -161,9 +161,9 @@ PAGE_WORDS = {
         "mean of text_audio": "caption and its audio",
         "mean of text_video": "caption and its video",
         "text how": (
-            "How similar captions and what they belong to are, over all other combinations of the two; and "
-            "how often each is among the K most similar ones of the other."
+            "How similar captions and what they belong to are, over the other combinations of the two."
         ),
+        "text recall how": "How often each is among the K most similar ones of the other.",
         "text columns": (
             *("caption", "caption of the audio", "caption-audio", "caption-video"),
             *("audio rank of it", "video rank of it"),
@@ -184,7 +184,7 @@ PAGE_WORDS = {
         "left out": "{} files skipped, {} without a partner",
         "histogram": "Pairs and mismatches",
         "histogram how": (
-            "How similar the pairs are, over all combinations of a sound and a video that are no pair; "
+            "How similar the pairs are, over combinations of a sound and a video that are no pair; "
             "each as shares of its own. The less the two overlap, the more a score says. A similarity "
             "means something only against the mismatches of the same run."
         ),
@@ -203,14 +203,18 @@ PAGE_WORDS = {
         ),
         "pair table": "Pair by pair",
         "pair table how": (
-            "The least similar first; a click on a heading sorts. Rank: the place of the own video among "
-            "all videos that do not belong to the sound as well, and of the own sound likewise; 1 is best. "
+            "The least similar first; a click on a heading sorts. "
             "Percentile: the share of the mismatches in the pair's own row and column that are less similar. "
             "Clips alike: 1 where all clips of a file are equal. A suspect cannot be told from a mismatch: "
             "a pair to look at, not a fault found. Among the pairs that are not suspects, at most 5 % are "
             "expected to be wrong. About one wrong pair in twenty is missed. How many suspects are wrong "
             "depends on the model, and with a weak model all are suspects."
         ),
+        "ranks how": (
+            "Rank: the place of the own video among all videos that do not belong to the sound as well, and "
+            "of the own sound likewise; 1 is best."
+        ),
+        "sampled": "The mismatches are a sample of {}.",
         "least": "Shown are the {} least similar of {} pairs; all are in pair_scores.csv.",
         "columns": (
             *("name", "similarity", "suspect", "best other video", "best other audio"),
@@ -287,10 +291,8 @@ PAGE_WORDS = {
         "text_video": "文本与视频",
         "mean of text_audio": "文本与其音频",
         "mean of text_video": "文本与其视频",
-        "text how": (
-            "各文本与其所属文件的相似度，与两者所有其他组合的相似度重叠显示；以及各自排在对方最相似的前 K 个"
-            "之内的比例。"
-        ),
+        "text how": ("各文本与其所属文件的相似度，与两者其他组合的相似度重叠显示。"),
+        "text recall how": "各自排在对方最相似的前 K 个之内的比例。",
         "text columns": ("文本", "音频的文本", "文本-音频", "文本-视频", "文本的音频排名", "文本的视频排名"),
         "chance": "随机水平",
         "yes": "是",
@@ -308,7 +310,7 @@ PAGE_WORDS = {
         "left out": "跳过 {} 个文件，{} 个没有配对",
         "histogram": "成对与不成对",
         "histogram how": (
-            "各配对的相似度，与所有不成对的音频-视频组合的相似度重叠显示，各自按占比计。两者重叠越少，分"
+            "各配对的相似度，与不成对的音频-视频组合的相似度重叠显示，各自按占比计。两者重叠越少，分"
             "数越能说明问题。相似度只有与同一次运行中不成对的组合相比才有意义。"
         ),
         "heat map": "相似度矩阵",
@@ -324,12 +326,15 @@ PAGE_WORDS = {
         ),
         "pair table": "逐对查看",
         "pair table how": (
-            "相似度最低的在前，点击表头可排序。排名：自身视频在不属于该音频的所有视频中的名次，以及自身音频"
-            "的相应名次，1 为最好。百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。片段相似：文"
-            "件的各片段完全相同时为 1。可疑配对与不成对的组合无法区分：需要人工查看，并不等于有错。"
+            "相似度最低的在前，点击表头可排序。"
+            "百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。"
+            "片段相似：文件的各片段完全相同时为 1。"
+            "可疑配对与不成对的组合无法区分：需要人工查看，并不等于有错。"
             "在非可疑的配对中，预期有错的不超过 5 %。大约每二十个错误配对会漏掉一个。"
             "可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑。"
         ),
+        "ranks how": "排名：自身视频在不属于该音频的所有视频中的名次，以及自身音频的相应名次，1 为最好。",
+        "sampled": "不成对的组合为抽样，共 {} 个。",
         "least": "此处为 {} 个相似度最低的配对，共 {} 对；全部见 pair_scores.csv。",
         "columns": (
             *("名称", "相似度", "可疑", "最相似的其他视频", "最相似的其他音频"),
