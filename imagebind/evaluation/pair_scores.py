@@ -88,7 +88,7 @@ def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) ->
     ]
     if plan.manifest is not None:
         for i, values in enumerate(skipped):
-            values |= {column: found[i] for column, found in given.items()} | {"line": int(given["line"][i])}
+            values |= {name: of_rows[i] for name, of_rows in given.items()} | {"line": int(given["line"][i])}
     return skipped
 
 
