@@ -163,7 +163,7 @@ exit status:
   0    done; files that were skipped are listed in the report
   1    nothing could be evaluated, the model could not be loaded, or the results could not be written
   2    wrong usage
-  3    done, but a file was skipped and --strict was given
+  3    done, but a file or a row of the manifest was skipped, and --strict was given
   130  stopped by Ctrl-C; 143 by SIGTERM
 """  # noqa: E501 (a command stays in its line, to be copied)
 
@@ -229,7 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
     groups["outputs"].add_argument(
         "--strict",
         action="store_true",
-        help="Exit with status 3 if a file was skipped; the outputs are written all the same.",
+        help="Exit with status 3 if a file, or a row of the manifest, was skipped; the outputs are written all "
+        "the same.",
     )
     return parser
 

@@ -257,6 +257,7 @@ def test_rows_from_python(pairs, small_checkpoint, monkeypatch, caplog):
     results = evaluator.evaluate(manifest=frame.to_dict("records"))
     (row,) = results["pair_scores"]
     assert (row["name"], row["line"], row["n"], row["status"]) == ("a", 1, 1.0, "ok")
+    assert "manifest: no audio, so the video's own sound is judged: row 2" in caplog.messages
     (skipped,) = results["skipped_pairs"]
     assert (skipped["line"], skipped["n"]) == (2, None)
     assert skipped["status"] == "skipped: audio file: no audio stream"

@@ -175,6 +175,13 @@ def read_manifest(source: Source) -> Manifest:
         log.warning("%s: %s: skipped row %s", manifest.source, fault, shorten(lines))
     if not manifest.pairs:
         raise EvaluationError(f"{manifest.source}: has no row that can be used")
+    own = [
+        manifest.lines[row]
+        for row, (audio, video) in zip(manifest.rows, manifest.pairs, strict=True)
+        if audio == video and not manifest.get("audio", row)
+    ]
+    if 0 < len(own) < len(manifest.pairs):
+        log.warning("%s: no audio, so the video's own sound is judged: row %s", manifest.source, shorten(own))
     uses = Counter(filter(None, manifest.ids()))
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
