@@ -229,8 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
     groups["outputs"].add_argument(
         "--strict",
         action="store_true",
-        help="Exit with status 3 if a file, or a row of the manifest, was skipped; the outputs are written all "
-        "the same.",
+        help="Exit with status 3 if a file, or a row of the manifest, was skipped; the outputs are written "
+        "all the same.",
     )
     return parser
 
