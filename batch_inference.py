@@ -43,7 +43,7 @@ from imagebind.evaluation.evaluator import Evaluator, evaluate
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
-from imagebind.evaluation.outputs import output_writers
+from imagebind.evaluation.outputs import is_output
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.report import format_report
 from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
@@ -313,20 +313,16 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     if args.shard and job is not None:
         parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
     read = [getattr(args, f"{modality}_file") for modality in SUFFIXES]
+    try:
+        plain = Options(None, "", output_dir=args.output_dir)
+    except OptionError as e:
+        parser.error(str(e))
     for source in [*(listed.source for listed in read if listed is not None), args.captions, args.manifest]:
-        if source is not None and is_output(source, args):
+        if source is not None and is_output(source, plain):
             parser.error(f"argument --output_dir: {source} is an input, and would be overwritten")
     if not args.compare and not any(name.startswith(("video", "manifest")) for name in inputs):
         parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
     return args
-
-
-def is_output(path: str, args: argparse.Namespace) -> bool:
-    """Tell whether a run would write or remove this file."""
-    folder, name = os.path.split(os.path.abspath(path))
-    options = run_options(args) | {"video_paths": "", "captions": None, "manifest": None}
-    names = output_writers(Options(**options))
-    return name in names and os.path.realpath(folder) == os.path.realpath(args.output_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

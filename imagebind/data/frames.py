@@ -22,6 +22,7 @@ from av.stream import Discard
 
 from imagebind.data.media import MediaError, Path, decode, demux, open_stream, warn_if_truncated
 
+RATE_TOLERANCE = 0.02  # between the average rate of a file and that of a part of it
 TIME_TOLERANCE = 0.0005  # seconds: some containers round times to milliseconds
 
 
@@ -66,17 +67,36 @@ class Timeline:
         """
         if not start and end == math.inf:
             return 0, self
-        times = self.times
-        if times is None or len(times) != self.n_frames:
-            times, seconds = None, [number / self.fps for number in range(self.n_frames)]
-        else:
+        times, has_times = self.times, self.times is not None and len(self.times) == self.n_frames
+        if has_times:
             seconds = [float((pts - times[0][0]) * self.time_base) for pts, _ in times]
+        else:
+            seconds = [number / self.fps for number in range(self.n_frames)]
         first, last = (bisect_left(seconds, time - TIME_TOLERANCE) for time in (start, end))
-        if times is not None:
-            times = tuple((pts - times[first][0], duration) for pts, duration in times[first:last])
-        return first, replace(
-            self, n_frames=last - first, packets=(), has_times=times is not None, decoded_times=times
+        chosen = times[first:last] if has_times else ()
+        chosen = tuple((pts - chosen[0][0], duration) for pts, duration in chosen)
+        part = replace(self, n_frames=last - first, packets=(), has_times=has_times, decoded_times=chosen)
+        return first, replace(part, fps=part.own_fps)
+
+    @property
+    def seconds(self) -> float:
+        """How long the frames are shown: by their times, or else by the frame rate."""
+        times = self.times
+        if not times or len(times) != self.n_frames:
+            return self.n_frames / self.fps
+        last, duration = times[-1]
+        return float((last - times[0][0]) * self.time_base) + (
+            float(duration * self.time_base) if duration else 1 / self.fps
         )
+
+    @property
+    def own_fps(self) -> float:
+        """The average rate of these frames, where it is clearly another one than that of the container.
+
+        Times may be rounded, so that a constant rate is told from them less exactly than it is stated.
+        """
+        own = self.n_frames / self.seconds if self.n_frames > 1 else self.fps
+        return own if abs(own / self.fps - 1) > RATE_TOLERANCE else self.fps
 
 
 class TimelineError(MediaError):

@@ -79,10 +79,13 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file, or the one that is held open under this path, at its start; its name is the path."""
+    """Open a file, or the one that is held open under this path, at its start.
+
+    Its name is that of the file, by whose extension FFmpeg knows some formats.
+    """
     descriptor = _held_open.__dict__.get("descriptors", {}).get(os.fspath(path))
     held = file_of(path) if descriptor is None else f"/proc/self/fd/{descriptor}"
-    return open(path, "rb", opener=lambda _, flags: os.open(held, flags))
+    return open(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags))
 
 
 def check_is_file(path: Path) -> None:

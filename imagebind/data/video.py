@@ -282,7 +282,7 @@ class ChosenFrames:
         if not part.n_frames:
             raise MediaError(path, "no video frames")
         if span[1] < math.inf:
-            warn_if_truncated(path, part.n_frames / part.fps, span[1] - span[0], "seconds of this part")
+            warn_if_truncated(path, part.seconds, span[1] - span[0], "seconds of this part")
         self.n_frames, part_with_times = part.n_frames, with_times.part(*span)
         self._recipes = recipes
         self._clips = [

@@ -16,7 +16,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -109,6 +109,7 @@ class MatchedCaptions:
     of_pairs: dict[str, Sequence[str | None]]  # modality -> of each pair the caption of that side
     of_files: dict[str, Sequence[tuple[str, str]]]  # modality -> (path, name of a caption of it)
     n_skipped: int  # rows that could not be used
+    labels: dict[str, str] = field(default_factory=dict)  # name -> how it is shown, where that is other
 
     @cached_property
     def used(self) -> set[str]:

@@ -412,8 +412,12 @@ def embed_files(
         KeyboardInterrupt: its message says what is kept.
     """
     file_embedder = open_file_embedder(options, count_inputs(inputs), workers, options.output_dir, holder)
-    with interruptible(file_embedder.summary):
-        file_embedder.embed(inputs)
+    try:
+        with interruptible(file_embedder.summary):
+            file_embedder.embed(inputs)
+    finally:
+        if file_embedder.cache is not None:
+            file_embedder.cache.close()
     counts = {modality: progress.counts for modality, progress in file_embedder.progress.items()}
     file_embedder.timing.report(counts, workers.n_workers if workers else 0)
     return file_embedder.result(inputs)

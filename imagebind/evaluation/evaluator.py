@@ -13,7 +13,7 @@ from imagebind.evaluation.files import Source
 from imagebind.evaluation.job import Job, embed_in_job
 from imagebind.evaluation.model import ModelHolder
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.outputs import exclusive_use, output_writers, write_outputs
+from imagebind.evaluation.outputs import check_inputs, exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.store import OutputArrays
 
@@ -40,6 +40,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:
         raise OptionError("is for the first process; the others call embed_in_job", "job")
+    check_inputs(options)
     with exclusive_use(options.output_dir, output_writers(options)) as lock:
         plan = plan_run(options)
         n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1

@@ -27,7 +27,7 @@ from typing import Any
 from imagebind.evaluation.captions import MAX_CAPTION, MatchedCaptions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import unify_spelling
-from imagebind.evaluation.tables import PARQUET, TEXT_SUFFIXES, Row, read_schema, read_table
+from imagebind.evaluation.tables import PARQUET, TEXT_SUFFIXES, Row, read_schema, read_table, spelt
 from imagebind.names import shorten
 from imagebind.segments import Segment
 
@@ -43,9 +43,10 @@ COLUMNS = {
     "start": ("start",),
     "end": ("end",),
 }
+KNOWN = [name for names in COLUMNS.values() for name in names]
 TEXTS = ("video", "audio", "caption", "audio_caption")
 
-Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, or rows
+Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, rows, or a data frame of pandas
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Manifest:
     """A manifest as it was read. Rows are numbered from 0, those that can be used are pairs."""
 
     source: str
+    folder: str = ""  # that relative paths are relative to
     lines: list[str] = field(default_factory=list)  # of each row the line that it begins in
     columns: dict[str, list[Any]] = field(default_factory=dict)  # as they are in the source, of all rows
     schema: Any = None  # pyarrow's, of a Parquet file
@@ -78,9 +80,13 @@ class Manifest:
         return suffix_of(self.source)
 
     def get(self, meaning: str, row: int) -> Any:
-        """Return the value of a row, None where there is none."""
-        name = self.column_of.get(meaning)
-        return None if name is None else without_nan(self.columns[name][row])
+        """Return the value of a row, None where there is none; of rows without a table, by either name."""
+        for name in COLUMNS[meaning]:
+            value = self.columns[name][row] if name in self.columns else None
+            if not is_missing(value):
+                is_path = meaning in ("audio", "video") and isinstance(value, os.PathLike)
+                return os.fspath(value) if is_path else value
+        return None
 
     def based_on(self, folder: str | os.PathLike) -> dict[str, list[Any]]:
         """Return all columns, with relative paths so that they lead from a folder to the same files.
@@ -98,6 +104,13 @@ class Manifest:
                     for path in columns[name]
                 ]
         return columns
+
+    def path(self, meaning: str, row: int) -> str:
+        """Return the path of a sound or a video; "" where there is none."""
+        value = self.get(meaning, row)
+        if isinstance(value, str) and value.strip():
+            return os.path.join(self.folder, value)
+        return "" if value is None else str(value)
 
     def ids(self) -> list[str | None]:
         """Return the id of each pair."""
@@ -121,17 +134,15 @@ class Manifest:
         Args:
             names: of the pairs.
         """
-        n_uses, texts, of_pairs = Counter(names), {}, {"audio": [], "video": []}
+        texts, labels, of_pairs = {}, {}, {"audio": [], "video": []}
         for row, name in zip(self.rows, names, strict=True):
             key = None
-            unique = name if n_uses[name] == 1 else f"{name} (row {self.lines[row]})"
-            for modality, meaning, key_of in (
-                ("video", "caption", unique),
-                ("audio", "audio_caption", f"{unique} (audio_caption)"),
-            ):
-                if text := self.get(meaning, row):
-                    key = key_of
+            for modality, meaning in (("video", "caption"), ("audio", "audio_caption")):
+                text = self.get(meaning, row)
+                if text is not None and text.strip():
+                    key = f"{row} {meaning}"
                     texts[key] = text
+                    labels[key] = name if meaning == "caption" else f"{name} (audio_caption)"
                 of_pairs[modality].append(key)
         if not texts:
             return None
@@ -142,7 +153,7 @@ class Manifest:
         }
         if without := [name for name, key in zip(names, of_pairs["video"], strict=True) if key is None]:
             log.warning("%d pairs without a caption: %s", len(without), shorten(without))
-        return MatchedCaptions(texts, {}, of_pairs, of_files, 0)
+        return MatchedCaptions(texts, {}, of_pairs, of_files, 0, labels)
 
 
 def suffix_of(source: Source) -> str:
@@ -158,16 +169,16 @@ def read_manifest(source: Source) -> Manifest:
         EvaluationError: it cannot be read, is no such table, or no row can be used.
     """
     if isinstance(source, str | os.PathLike):
-        manifest, folder = Manifest(os.fspath(source)), os.path.dirname(source)
-        known = [name for names in COLUMNS.values() for name in names]
-        rows = read_table(source, [COLUMNS["video"]], known)
+        manifest = Manifest(os.fspath(source), folder=os.path.dirname(source))
+        rows = read_table(source, [COLUMNS["video"]], KNOWN)
         if manifest.suffix == PARQUET:
-            manifest.schema = read_schema(source, known)
+            manifest.schema = read_schema(source, KNOWN)
     else:
-        manifest, folder = Manifest("manifest"), ""
-        rows = (Row(f"{i}", row) for i, row in enumerate(source, 1))
+        manifest = Manifest("manifest")
+        records = source.to_dict("records") if hasattr(source, "to_dict") else source
+        rows = (spelt(Row(f"{i}", row), KNOWN) for i, row in enumerate(records, 1))
     collect(manifest, rows)
-    find_pairs(manifest, folder)
+    find_pairs(manifest)
     skipped = defaultdict(list)
     for row, fault in manifest.faults.items():
         skipped[fault].append(manifest.lines[row])
@@ -203,11 +214,8 @@ def collect(manifest: Manifest, rows: Iterable[Row]) -> None:
                 values.append(None)
 
 
-def find_pairs(manifest: Manifest, folder: str) -> None:
+def find_pairs(manifest: Manifest) -> None:
     """Find the pairs of the rows that can be used.
-
-    Args:
-        folder: that relative paths are relative to.
 
     Raises:
         EvaluationError: a file has the name of a part of another.
@@ -218,13 +226,13 @@ def find_pairs(manifest: Manifest, folder: str) -> None:
         if fault:
             manifest.faults[row] = fault
             continue
-        video, audio = (manifest.get(meaning, row) for meaning in ("video", "audio"))
-        found.append((row, os.path.join(folder, audio or video), os.path.join(folder, video)))
-    spelt = iter(unify_spelling(path for _, *paths in found for path in paths))
+        video, audio = (manifest.path(meaning, row) for meaning in ("video", "audio"))
+        found.append((row, audio or video, video))
+    spellings = iter(unify_spelling(path for _, *paths in found for path in paths))
     kinds: dict[str, type] = {}
     for row, *_ in found:
         start, end = (read_seconds(manifest.get(meaning, row)) for meaning in ("start", "end"))
-        pair = next(spelt), next(spelt)
+        pair = next(spellings), next(spellings)
         if start or end is not None:
             pair = tuple(Segment(path, start or 0.0, math.inf if end is None else end) for path in pair)
         for path in pair:
@@ -268,6 +276,16 @@ def read_seconds(value: Any) -> float | None:
     return seconds
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, NaN, or pandas' NA and NaT."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # NA, of which nothing can be said
+        return True
+    except ValueError:  # an array
+        return False
+
+
 def without_nan(value: Any) -> Any:
-    """Return a value, or None for NaN, which stands for a missing one in rows of a data frame."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """Return a value, or None for one that stands for none."""
+    return None if is_missing(value) else value

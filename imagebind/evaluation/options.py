@@ -23,6 +23,7 @@ from imagebind.evaluation.tables import TEXT_SUFFIXES
 from imagebind.evaluation.words import LANGUAGES
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
+MAX_SHOWN = 500  # characters of a wrong value
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
@@ -63,7 +64,9 @@ class Rule:
     def check(self, value: Any, name: str = "", shown: Any = None) -> None:
         """Raise an OptionError for a value that is not allowed."""
         if not self.holds(value):
-            raise OptionError(f"{self.sentence}, not {value if shown is None else shown!r}", name)
+            shown = repr(value if shown is None else shown)
+            shown = shown if len(shown) <= MAX_SHOWN and "\n" not in shown else f"a {type(value).__name__}"
+            raise OptionError(f"{self.sentence}, not {shown}", name)
 
 
 def whole(low: int, high: int, metavar: str = "N") -> Rule:
@@ -109,6 +112,8 @@ def read_captions_path(text: str) -> str:
 def is_manifest(value: Any) -> bool:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
+    if hasattr(value, "to_dict"):  # a data frame
+        return not isinstance(value, Mapping)
     return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
 
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.keys import reaches
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from imagebind.evaluation.manifest import suffix_of
@@ -39,6 +39,8 @@ LOCK_NAME = ".in_use"
 METRICS_NAME = "metrics.json"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
 KEPT_NAMES = [f"kept{suffix}" for suffix in (".txt", *MANIFEST_SUFFIXES)]
+TABLE_NAME = "pair_scores.parquet"
+OPTIONAL_NAMES = (TABLE_NAME, *KEPT_NAMES)  # of files that may be the user's where no run wrote them
 FORMULA_STARTS = ("=", "+", "-", "@")  # of a spreadsheet
 
 Writer = Callable[[Any, BinaryIO], None]
@@ -54,9 +56,9 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     Raises:
         EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
     """
-    outputs, kept_before = output_writers(options), find_kept(options.output_dir)
-    for name in KEPT_NAMES:
-        if outputs[name] is None and name != kept_before:  # no run wrote it: it may be the user's
+    outputs, of_earlier_run = output_writers(options), find_optional(options.output_dir)
+    for name in OPTIONAL_NAMES:
+        if outputs[name] is None and name not in of_earlier_run:  # it may be the user's
             del outputs[name]
     absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
     absent |= set() if "text_names" in results else {"text_names.txt"}
@@ -67,13 +69,30 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     results |= arrays.private_copies()
 
 
-def find_kept(output_dir: str | os.PathLike) -> str | None:
-    """Name the list of kept pairs that an earlier run wrote to a directory; None if there is none."""
+def find_optional(output_dir: str | os.PathLike) -> set[str]:
+    """Name those of OPTIONAL_NAMES that an earlier run wrote to a directory."""
     try:
-        name = json.loads(Path(output_dir, METRICS_NAME).read_bytes())["kept"]["file"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return name if name in KEPT_NAMES else None
+        metrics = json.loads(Path(output_dir, METRICS_NAME).read_bytes())
+        found = {metrics.get("kept", {}).get("file")}
+        return found | ({TABLE_NAME} if metrics.get("pairing_rule") == "manifest" else set())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return set()
+
+
+def check_inputs(options: Options) -> None:
+    """Raise an OptionError for an input that the run would write over, or remove."""
+    for source in (options.manifest, options.captions):
+        if isinstance(source, str | os.PathLike) and is_output(source, options):
+            raise OptionError(f"{os.fspath(source)} is an input, and would be overwritten", "output_dir")
+
+
+def is_output(path: str | os.PathLike, options: Options) -> bool:
+    """Tell whether a run would write or remove this file."""
+    if options.output_dir is None:
+        return False
+    folder, name = os.path.split(os.path.abspath(path))
+    is_there = os.path.realpath(folder) == os.path.realpath(options.output_dir)
+    return is_there and name in output_writers(options)
 
 
 def output_writers(options: Options) -> dict[str, Writer | None]:
@@ -99,7 +118,7 @@ def output_writers(options: Options) -> dict[str, Writer | None]:
         "text_names.txt": text_writer(lambda results: map(field, results["text_names"])),
         "pairs.txt": text_writer(lambda results: ("\t".join(map(field, pair)) for pair in results["pairs"])),
         "pair_scores.csv": write_pair_scores,
-        "pair_scores.parquet": write_parquet if is_parquet else None,
+        TABLE_NAME: write_parquet if is_parquet else None,
         **{name: kept_writer(options) if name == options.kept_name else None for name in KEPT_NAMES},
         "window_scores.csv": write_window_scores,
         "top_matches.csv": write_top_matches,
@@ -137,13 +156,25 @@ def to_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
 
 
-def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
-    """Write a table for spreadsheets: UTF-8 with a byte order mark, and no cell that is a formula."""
+def write_csv(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO, of_user: Container[str] = ()
+) -> None:
+    """Write a table for spreadsheets: UTF-8 with a byte order mark, and no cell that is a formula.
+
+    Args:
+        of_user: columns that are written as they were given, so that tables can be joined on them.
+    """
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # so that a spreadsheet splits at no other mark
     writer.writerow(columns)
-    writer.writerows([cell(value) for value in row] for row in rows)
+    formats = [as_given if column in of_user else cell for column in columns]
+    writer.writerows([form(value) for form, value in zip(formats, row, strict=True)] for row in rows)
     text.detach()
+
+
+def as_given(value: Any) -> Any:
+    """Format a value of the user's: all digits, and text as it is but for what is not UTF-8."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def cell(value: Any) -> Any:
@@ -169,8 +200,9 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
         values.tolist() if isinstance(values, np.ndarray) and values.dtype != np.float32 else values
         for values in table.values()
     ]
-    rows = itertools.chain(zip(*found, strict=True), ([pair.get(c) for c in table] for pair in skipped))
-    write_csv(list(table), rows, file)
+    rows = itertools.chain(zip(*found, strict=True), ([pair[c] for c in table] for pair in skipped))
+    of_user = set() if scores.manifest is None else set(scores.manifest.names)
+    write_csv(list(table), rows, file, of_user)
 
 
 def write_parquet(results: Results, file: BinaryIO) -> None:
@@ -227,15 +259,18 @@ def kept_writer(options: Options) -> Writer:
 def write_window_scores(results: Results, file: BinaryIO) -> None:
     """Write window_scores.csv: a line for each window of each pair, in the order of time."""
     columns = ("name", "start", "end", "score", "weakest", "audio_start", "audio_end", "audio_is_silent")
+    scores = results["pair_scores"]
+    lines = scores.columns["line"].tolist() if scores.manifest is not None else None
 
     def rows() -> Iterator[Sequence[Any]]:
-        for name, windows in zip(results["pair_scores"].names, results["windows"], strict=True):
+        for i, (name, windows) in enumerate(zip(scores.names, results["windows"], strict=True)):
             lowest = min((window.score for window in windows), default=None)
             for w in windows:
                 score, of_audio = np.float32(w.score), (w.audio_start, w.audio_end, w.is_silent)
-                yield name, w.start, w.end, score, w.score == lowest, *of_audio
+                of_line = () if lines is None else (lines[i],)
+                yield name, w.start, w.end, score, w.score == lowest, *of_audio, *of_line
 
-    write_csv(columns, rows(), file)
+    write_csv(columns if lines is None else (*columns, "line"), rows(), file)
 
 
 def write_top_matches(results: Results, file: BinaryIO) -> None:

@@ -53,8 +53,13 @@ class ManifestRows:
         known = {
             m: self.manifest.column_of[m] for m in ("id", "start", "end") if m in self.manifest.column_of
         }
-        others = self.manifest.other_columns
-        return known | {f"manifest_{name}" if name in OUR_COLUMNS else name: name for name in others}
+        names, others = dict(known), self.manifest.other_columns
+        for column in others:
+            name = column
+            while name in OUR_COLUMNS or name in names or (name != column and name in others):
+                name = f"manifest_{name}"
+            names[name] = column
+        return names
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """Return what pair_scores.csv says of the rows that is not computed."""
@@ -78,8 +83,9 @@ def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) ->
             found.append((row, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
     if plan.manifest is not None:
         for row, fault in plan.manifest.faults.items():
-            name, *paths = (plan.manifest.get(meaning, row) for meaning in ("id", "audio", "video"))
-            found.append((row, *("" if x is None else str(x) for x in (name, *paths)), fault))
+            name = plan.manifest.get("id", row)
+            paths = (plan.manifest.path(meaning, row) for meaning in MEDIA_MODALITIES)
+            found.append((row, "" if name is None else str(name), *paths, fault))
         found.sort(key=itemgetter(0))
         given = ManifestRows(plan.manifest, [row for row, *_ in found]).columns()
     skipped = [
@@ -90,6 +96,14 @@ def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) ->
         for i, values in enumerate(skipped):
             values |= {name: of_rows[i] for name, of_rows in given.items()} | {"line": int(given["line"][i])}
     return skipped
+
+
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """Return an array (P,) of objects, also of values that are arrays themselves."""
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
 
 
 class PairScores(Sequence):
@@ -121,10 +135,15 @@ class PairScores(Sequence):
         )
         self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")} | set(PROTOCOLS)
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
-            c: np.asarray(columns[c], object if isinstance(columns[c], list) else None)
+            c: objects(columns[c]) if isinstance(columns[c], list) else np.asarray(columns[c])
             for c in self.written_columns
             if c in columns
         }
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """Names of all columns."""
+        return ("name", "audio", "video", "status", *self.written_columns)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,7 +156,7 @@ class PairScores(Sequence):
         audio, video = self.pairs[i]
         figures = dict.fromkeys(self.written_columns)
         figures |= {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
-        figures = {column: None if value != value else value for column, value in figures.items()}  # NaN
+        figures = {column: without_nan(value) for column, value in figures.items()}
         paths = {"audio": file_of(audio), "video": file_of(video)}
         return {"name": self.names[i], **paths, "status": "ok", **figures}
 

@@ -79,7 +79,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
             *(plan.retrieval, options.pairs_only),
         )
         rows["text"] = captions.texts
-        counts |= count_captions(plan, captions, numbers, embedded.truncated_texts)
+        counts |= count_captions(plan, captions, embedded.truncated_texts)
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     matrix = None
@@ -111,8 +111,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     of_captions = {}
     if captions is not None:
         of_rows = groups_of_rows(plan, numbers, pair_cells, rows)
-        files = pair_cells if options.pairs_only else None
-        figures, agreements = compare_captions(comparison, captions, of_rows, files)
+        of_pairs = (pair_cells, groups) if options.pairs_only else None
+        figures, agreements = compare_captions(comparison, captions, of_rows, of_pairs)
         metrics |= figures
         scores |= caption_scores(captions, agreements, len(pairs))
         of_captions = {"text_names": captions.names, **agreements}
@@ -156,7 +156,10 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
-        "skipped_pairs": list_skipped(plan, embedded, numbers),
+        "skipped_pairs": [
+            dict.fromkeys(pair_scores.row_columns) | skipped
+            for skipped in list_skipped(plan, embedded, numbers)
+        ],
         "windows": protocol_scores.windows,
         "failures": failures,
     }
@@ -252,7 +255,7 @@ def count_kept(similarity: np.ndarray, compared: Compared, threshold: float) -> 
     """Count the pairs (P,) that reach a threshold, and the share of mismatches that do."""
     mismatches = reaches(from_keys(compared.sampled.keys), threshold)
     return {
-        "threshold": threshold,
+        "threshold": float(threshold),
         "pairs": int(reaches(similarity, threshold).sum()),
         "mismatches_share": float(mismatches.mean()) if len(mismatches) else None,
     }
@@ -261,24 +264,18 @@ def count_kept(similarity: np.ndarray, compared: Compared, threshold: float) -> 
 # Captions
 
 
-def count_captions(
-    plan: Plan, captions: CaptionRows, numbers: Sequence[int], truncated_texts: set[str]
-) -> dict[str, int]:
-    """Count captions, and pairs without one; warn of those that are truncated.
-
-    Args:
-        numbers: of the pairs, as order_rows gives them.
-    """
-    names = set(captions.names)
+def count_captions(plan: Plan, captions: CaptionRows, truncated_texts: set[str]) -> dict[str, int]:
+    """Count captions, and pairs without one; warn of those that are truncated."""
     texts = plan.captions.texts
-    if too_long := [name for name, text in texts.items() if name in names and text in truncated_texts]:
+    rows = zip(captions.names, captions.texts, strict=True)
+    if too_long := list(dict.fromkeys(name for name, text in rows if text in truncated_texts)):
         log.warning("%d captions are too long, and truncated: %s", len(too_long), shorten(too_long))
     return {
         "text": len(captions.names),
         "text_unmatched": len(texts) - len(plan.captions.used),
         "text_skipped": plan.captions.n_skipped,
         "text_cut": len(too_long),
-        "pairs_without_text": sum(plan.captions.of_pairs["video"][i] not in names for i in numbers),
+        "pairs_without_text": int((captions.of_pairs["video"] < 0).sum()),
     }
 
 
@@ -286,13 +283,13 @@ def compare_captions(
     comparison: Comparison,
     captions: CaptionRows,
     groups: dict[str, list[int]] | None,
-    files: np.ndarray | None,
+    of_pairs: tuple[np.ndarray, Sequence[int] | None] | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
 
     Args:
         groups: modality -> the group of each row.
-        files: (P, 2) the rows of the files of all pairs, where pairs alone are compared; else None.
+        of_pairs: where pairs alone are compared the rows of the files of all pairs (P, 2), and their groups.
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
@@ -300,15 +297,17 @@ def compare_captions(
     metrics, agreements = {}, {}
     for axis, modality in enumerate(MEDIA_MODALITIES if captions.texts else ()):
         cells = captions.cells[modality]
-        of_pairs = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
-        if files is None:
+        if of_pairs is None:
+            of_cells = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
             span = captions.spans[modality]
-            compared = comparison.compare_modalities("text", modality, cells, of_pairs, span=span)
+            compared = comparison.compare_modalities("text", modality, cells, of_cells, span=span)
         elif len(cells):
+            files, pair_groups = of_pairs
             with_caption = np.flatnonzero(captions.of_pairs[modality] >= 0)
             pairs = np.stack([np.arange(len(cells)), with_caption], axis=1)
             lines = Lines((cells[:, 0], files[:, axis]), pairs)
-            compared = comparison.compare_pairs("text", modality, lines, of_pairs)
+            of_cells = pair_groups and [pair_groups[i] for i in with_caption.tolist()]
+            compared = comparison.compare_pairs("text", modality, lines, of_cells)
         else:
             continue
         metrics[f"text_{modality}"] = compared.metrics

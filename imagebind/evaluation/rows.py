@@ -134,6 +134,7 @@ def order_captions(
             files = pair_cells[:, axes[m]].tolist() if retrieval else list(range(len(numbers)))
             found.of_pairs[m] = find_cells(links[m], of_pairs[m], files)
     found.texts.extend(captions.texts[name] for name in found.names)
+    found.names[:] = [captions.labels.get(name, name) for name in found.names]
     return found
 
 
@@ -152,5 +153,8 @@ def find_cells(
     """
     numbered = list(enumerate(links))[::-1]
     exact, of_file = {link: i for i, link in numbered}, {file: i for i, (_, file) in numbered}
-    found = (exact.get((name, file), of_file.get(file, -1)) for name, file in zip(names, files, strict=True))
+    found = (
+        -1 if name is None else exact.get((name, file), of_file.get(file, -1))
+        for name, file in zip(names, files, strict=True)
+    )
     return np.fromiter(found, np.int64, len(files))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -39,6 +40,8 @@ class EmbeddingStore:
         self.row_of: dict[str, int] = {}  # path -> row number
         self.content_hashes: list[str] = []  # of each row
         self.first_row: dict[str, int] = {}  # content hash -> row of the first file of that content
+        self.equal_row: dict[tuple[str, bytes], int] = {}  # hash of a file, of an embedding -> first row
+        self.contents: list[int] = []  # of each row that of the first equal one
         self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
 
     def __contains__(self, path: str) -> bool:
@@ -55,6 +58,9 @@ class EmbeddingStore:
         self.first_row.setdefault(content_hash, row)
         self.row_of[path] = row
         self.content_hashes.append(content_hash)
+        # Parts of a file that give the same are one content, such as all of it and a part that ends after it.
+        digest = hashlib.blake2b(self.array[row].tobytes(), digest_size=16).digest()
+        self.contents.append(self.equal_row.setdefault((content_hash.partition("#")[0], digest), row))
 
     def hashes(self) -> list[tuple[str, str]]:
         """List the files that are here, each with its content hash."""
@@ -79,7 +85,7 @@ class EmbeddingStore:
 
     def content_of(self, path: str) -> int:
         """Return a number that is the same for all files of one content."""
-        return self.first_row[self.hash_of(path)]
+        return self.contents[self.row_of[path]]
 
     def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
         """Copy the embeddings of some files, in their order, to an array (N, E)."""

@@ -64,6 +64,7 @@ class Pair:
 
     audio_key: str  # what stays the same from system to system: the path below the searched directory
     video_key: str
+    caption: str
     group: str | None
     similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
 
@@ -255,9 +256,9 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
     """Find the pairs that two systems have in common.
 
     Pairs of the same audio and video key match, then among the others those of the same video key, then those
-    of the same audio key; always only if there is one such pair on either side, or as many copies of one. So
-    systems match that name their sounds in their own ways. Keys of listed files are whole paths, which differ
-    from system to system: of these the ends are compared, the longest first.
+    of the same audio key; always only if there is one such pair on either side, or as many copies of one, in
+    all or of each caption. So systems match that name their sounds in their own ways. Keys of listed files
+    are whole paths, which differ from system to system: of these the ends are compared, the longest first.
 
     Returns:
         indices into both, in the order of `ours`.
@@ -274,15 +275,31 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
             for side, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
                 for i in indices:
                     groups[tuple(end_of(getattr(pairs[i], name), depth) for name in names)][side].append(i)
-            found = [
-                match
-                for a, b in groups.values()
-                if len(a) == len(b) and are_copies(ours, a) and are_copies(theirs, b)
-                for match in zip(a, b, strict=True)
-            ]
+            found = [match for a, b in groups.values() for match in match_copies(ours, theirs, a, b)]
             matched += found
             left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
     return sorted(matched)
+
+
+def match_copies(
+    ours: Sequence[Pair], theirs: Sequence[Pair], left: list[int], right: list[int]
+) -> list[tuple[int, int]]:
+    """Match the pairs of one key if each side has one, or as many copies: in all, or of each caption."""
+    if len(left) == len(right) and are_copies(ours, left) and are_copies(theirs, right):
+        return list(zip(left, right, strict=True))
+    captions = {pairs[i].caption for pairs, indices in ((ours, left), (theirs, right)) for i in indices}
+    if len(captions) < 2 or not left or not right:
+        return []
+    return [
+        match
+        for caption in captions
+        for match in match_copies(
+            ours,
+            theirs,
+            [i for i in left if ours[i].caption == caption],
+            [i for i in right if theirs[i].caption == caption],
+        )
+    ]
 
 
 def end_of(key: str, depth: int | None) -> str:
@@ -351,6 +368,7 @@ def read_pair(row: dict[str, str]) -> Pair:
     return Pair(
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
+        row.get("caption") or "",
         row.get("group") or None,
         similarities,
     )

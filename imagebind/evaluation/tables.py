@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,7 +56,7 @@ def read_table(path: str | os.PathLike, needed: Needed, known: Sequence[str]) ->
             if suffix in DIALECTS:
                 yield from csv_rows(file, DIALECTS[suffix], needed, known)
             else:
-                yield from json_rows(file, needed)
+                yield from json_rows(file, needed, known)
     except UnicodeDecodeError as e:
         raise EvaluationError(f"{path}: line {first_bad_line(path)} is not UTF-8; save it as that") from e
     except OSError as e:
@@ -92,8 +92,20 @@ def csv_rows(file: Iterable[str], dialect: str, needed: Needed, known: Sequence[
 
 
 def spell_columns(columns: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Give known columns their names, whatever the case of their letters."""
-    return [name if (name := column.strip().lower()) in known else column for column in columns]
+    """Give known columns their names, whatever the case of their letters, and unnamed ones a name."""
+    return [spell(column, known) if column.strip() else f"Unnamed: {i}" for i, column in enumerate(columns)]
+
+
+def spell(column: str, known: Sequence[str]) -> str:
+    return name if (name := column.strip().lower()) in known else column
+
+
+def spelt(row: Row, known: Sequence[str]) -> Row:
+    """Give the known columns of a row their names."""
+    values = {spell(str(name), known): value for name, value in row.values.items()}
+    return replace(
+        row, values=values, fault=row.fault if len(values) == len(row.values) else "a column twice"
+    )
 
 
 def check_columns(columns: Sequence[str], needed: Needed, how: str) -> None:
@@ -104,11 +116,11 @@ def check_columns(columns: Sequence[str], needed: Needed, how: str) -> None:
     """
     if missing := [names[0] for names in needed if not set(names) & set(columns)]:
         raise csv.Error(f"no column {' and '.join(missing)}; {how}: {' | '.join(columns)[:80]}")
-    if twice := [column for column in columns if column and columns.count(column) > 1]:
+    if twice := [column for column in columns if columns.count(column) > 1]:
         raise csv.Error(f"several columns {twice[0]}")
 
 
-def json_rows(file: Iterable[str], needed: Needed) -> Iterator[Row]:
+def json_rows(file: Iterable[str], needed: Needed, known: Sequence[str]) -> Iterator[Row]:
     """Read the rows of a file of JSON lines, an object each."""
     for line, text in enumerate(file, 1):
         if not text.strip():
@@ -118,8 +130,9 @@ def json_rows(file: Iterable[str], needed: Needed) -> Iterator[Row]:
         except (ValueError, RecursionError):
             yield Row(f"{line}", fault="no JSON")
             continue
-        if isinstance(values, dict) and all(set(names) & set(values) for names in needed):
-            yield Row(f"{line}", values)
+        row = spelt(Row(f"{line}", values), known) if isinstance(values, dict) else None
+        if row is not None and all(set(names) & set(row.values) for names in needed):
+            yield row
         else:
             yield Row(f"{line}", fault=f"no object with {' and '.join(names[0] for names in needed)}")
 

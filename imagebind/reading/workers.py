@@ -13,6 +13,7 @@ is killed.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import pkgutil
@@ -220,6 +221,9 @@ def describe_end(status: int) -> str:
 def _serve(control: socket.socket, work: str, memory_bytes: int) -> None:
     """Fork workers on request and report how they ended; when the socket closes, kill those left."""
     pids = set()
+    # What the main process left for its garbage collector must not be finalised here: a finaliser closes
+    # descriptors by number, and here that number may be another file's by then.
+    gc.freeze()
     _close_inherited_files(keep=control.fileno())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the main process decides
