@@ -271,6 +271,128 @@ def test_rows_from_python(pairs, small_checkpoint, monkeypatch, caplog):
     assert "manifest: a path that is no text: skipped row 1" in caplog.messages
 
 
+def test_captions_belong_to_rows_whatever_the_ids(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    texts = ["a dog barks", "rain", "a car", "wind"]
+    ids = ["a", "a", "a (row 1)", "a (audio_caption)"]
+    rows = [
+        {"video": f"video/{name}.mp4", "audio": f"audio/{name}.wav", "id": i, "caption": text}
+        for name, i, text in zip("abcd", ids, texts, strict=True)
+    ]
+    rows[0]["audio_caption"] = "a bark"
+    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(manifest=rows)
+    assert [pair["caption"] for pair in results["pair_scores"]] == texts
+    assert [pair["audio_caption"] for pair in results["pair_scores"]] == ["a bark", *texts[1:]]
+
+
+@pytest.mark.parametrize("retrieval", [False, True])
+def test_a_row_without_a_caption_has_none(pairs, small_checkpoint, monkeypatch, retrieval):
+    monkeypatch.chdir(pairs)
+    row = {"video": "video/a.mp4", "audio": "audio/a.wav"}
+    rows = [row | {"caption": "a dog"}, row, row | {"caption": "  "}, row | {"caption": "a cat"}]
+    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(
+        manifest=rows, retrieval_mode=retrieval
+    )
+    assert [pair["caption"] for pair in results["pair_scores"]] == ["a dog", None, None, "a cat"]
+    assert [pair["text_audio_similarity"] is None for pair in results["pair_scores"]] == [0, 1, 1, 0]
+    assert results["metrics"]["counts"]["pairs_without_text"] == 2
+
+
+def test_groups_of_captions_are_those_of_the_pairs(run):
+    """One sound in pairs of several groups; pairs alone have the intervals of the whole."""
+    rows = [
+        (f"video/{'abcd'[i % 4]}.mp4", "audio/a.wav", f"{i}", f"text {i % 3}", "", f"{i % 6}", "", "", "")
+        for i in range(12)
+    ]
+    write_manifest(Path("pairs.csv"), rows)
+    run("--manifest", "pairs.csv", "--output_dir", "whole")
+    run("--manifest", "pairs.csv", "--output_dir", "alone", "--pairs_only")
+    whole, alone = (json.loads(Path(folder, "metrics.json").read_text()) for folder in ("whole", "alone"))
+    for key in ("text_audio", "text_video"):
+        assert alone[key]["groups"] == whole[key]["groups"]
+        assert alone[key]["paired_similarity_interval"] == whole[key]["paired_similarity_interval"]
+    assert alone["counts"]["pairs_without_text"] == whole["counts"]["pairs_without_text"] == 0
+
+
+def test_names_of_keys_are_found_in_any_case_and_by_row(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    Path("pairs.jsonl").write_text(
+        '{"Video": "video/a.mp4", "AUDIO": "audio/b.wav"}\n'
+        '{"path": "video/c.mp4", "audio_path": "audio/d.wav"}\n'
+        '{"video": "video/a.mp4", "Video": "video/b.mp4"}\n'
+    )
+    manifest = read_manifest("pairs.jsonl")
+    assert manifest.pairs == [("audio/b.wav", "video/a.mp4"), ("audio/d.wav", "video/c.mp4")]
+    assert manifest.faults == {2: "a column twice"}
+    assert read_manifest([{"VIDEO": Path("x.mp4"), "Start": np.float32("nan")}]).pairs == [("x.mp4", "x.mp4")]
+
+
+def test_columns_of_the_user_are_written_as_they_are(run):
+    columns = ("id", "video", "audio", "similarity", "manifest_similarity", "", "")
+    rows = [
+        ("-Bu7Yas", "video/a.mp4", "audio/a.wav", "0.123456789", "=1", "x", "y"),
+        ("=1+1", "video/b.mp4", "audio/b.wav", "1234.56789012", "tab\there", "", "-3.5"),
+    ]
+    write_manifest(Path("pairs.csv"), rows, columns)
+    run("--manifest", "pairs.csv", "--keep_above=-1")
+    found = table(Path("outputs/pair_scores.csv"))
+    names = ("id", "manifest_manifest_similarity", "manifest_similarity", "Unnamed: 5", "Unnamed: 6")
+    assert [tuple(row[name] for name in names) for row in found] == [
+        (row[0], row[3], *row[4:]) for row in rows
+    ]
+    kept = table(Path("outputs/kept.csv"))
+    assert [[row[n] for n in ("id", "similarity", "Unnamed: 5", "Unnamed: 6")] for row in kept] == [
+        [row[0], row[3], *row[5:]] for row in rows
+    ]
+
+
+def test_an_input_is_never_an_output(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    Path("outputs").mkdir()
+    write_manifest(Path("outputs/kept.csv"), [("../video/a.mp4", "../audio/a.wav")], ("video", "audio"))
+    Path("outputs/pair_scores.parquet").write_text("of the user")
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    for options in ({}, {"keep_above": 0.5}):
+        with pytest.raises(OptionError, match=r"^output_dir outputs/kept\.csv is an input"):
+            evaluator.evaluate(manifest="outputs/kept.csv", output_dir="outputs", **options)
+    evaluator.evaluate("audio", "video", output_dir="outputs", keep_above=np.float32(0.5))
+    assert Path("outputs/pair_scores.parquet").read_text() == "of the user"
+    assert Path("outputs/kept.csv").exists()
+    assert json.loads(Path("outputs/metrics.json").read_text())["kept"]["threshold"] == 0.5
+
+
+def test_values_of_a_data_frame(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    frame = pd.DataFrame(
+        {
+            "video": ["video/a.mp4", "video/b.mp4"],
+            "audio": ["audio/a.wav", "audio/b.wav"],
+            "start": pd.array([None, 0.25], dtype="Float64"),
+            "n": pd.array([1, None], dtype="Int64"),
+            "rows": [np.zeros((2, 1)), np.zeros((2, 2))],
+        }
+    )
+    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(manifest=frame)
+    first, second = results["pair_scores"]
+    assert (first["start"], second["start"], first["n"], second["n"]) == (None, 0.25, 1, None)
+    assert second["rows"].shape == (2, 2)
+
+
+def test_repeated_pairs_of_systems_match_by_their_captions(run, capsys):
+    row = ("video/a.mp4", "audio/a.wav")
+    rows = [(*row, "a dog"), (*row, "a cat"), ("video/b.mp4", "audio/b.wav", "rain")]
+    write_manifest(Path("pairs.csv"), rows, ("video", "audio", "caption"))
+    write_manifest(Path("again.csv"), rows[::-1], ("video", "audio", "caption"))
+    for name in ("pairs", "again"):
+        run("--manifest", f"{name}.csv", "--output_dir", name)
+    capsys.readouterr()
+    assert main(["--compare", "pairs", "again", "--output_dir", "compared", "--no_html"]) == 0
+    assert "in one alone" not in capsys.readouterr().err
+    rows = table(Path("compared/comparison.csv"))
+    assert {row["pairs"] for row in rows} == {"3"}
+    assert {row["mean"] for row in rows if row["minus"]} == {"0"}
+
+
 def test_a_file_with_the_name_of_a_part_is_refused(pairs, monkeypatch):
     monkeypatch.chdir(pairs)
     rows = [{"video": "a.mp4", "start": 1, "end": 2}, {"video": "a.mp4#t=1,2"}]

@@ -12,7 +12,7 @@ from conftest import RATE, picture, reason, tone, write_audio, write_video
 
 from batch_inference import Evaluator
 from imagebind.data import read_audio, read_video
-from imagebind.data.audio import BUFFERED_SECONDS
+from imagebind.data.audio import BUFFERED_SECONDS, decode_audio
 from imagebind.segments import Segment, file_of, span_of
 
 
@@ -160,3 +160,61 @@ def test_parts_of_one_file_are_found_in_the_cache_each(tmp_path, small_checkpoin
     assert len(set(similarities)) == 4
     assert [pair["similarity"] for pair in second["pair_scores"]] == similarities[::-1]
     assert [pair["similarity"] for pair in fresh["pair_scores"]] == similarities
+
+
+@pytest.mark.parametrize("end", [2.722, 2.302])
+def test_an_end_is_no_extension(tmp_path, end):
+    """.722 and .302 are formats of FFmpeg's, which a name may decide for."""
+    sound = write_audio(tmp_path / "x.mp3", tone(4, rate=44100), rate=44100, codec="libmp3lame")
+    frames = write_audio(tmp_path / "part.wav", load_samples(sound)[:, : round(end * 44100)], rate=44100)
+    assert torch.equal(read_audio(Segment(str(sound), 0, end)).mels, read_audio(frames).mels)
+
+
+def load_samples(path):
+    """All samples of a file, (C, T)."""
+    return torch.cat([samples for samples, _ in decode_audio(path)], dim=1).numpy()
+
+
+def test_a_format_that_is_known_by_its_extension_alone(tmp_path):
+    sound = write_audio(tmp_path / "x.g722", tone(4), codec="g722")
+    assert read_audio(Segment(str(sound), 1, 2)).mels.shape == read_audio(sound).mels.shape
+
+
+def test_frames_without_times_are_dropped_by_mmaudio_alone(tmp_path, small_checkpoint):
+    images = [picture(i % 100, 70, 90) for i in range(250)]
+    video = write_video(tmp_path / "x.h264", images, fps=25)
+    sound = write_audio(tmp_path / "x.wav", tone(10))
+    rows = [{"video": str(video), "audio": str(sound), "start": 0, "end": 9}]
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "mmaudio", "avhscore"))
+    (pair,) = results["pair_scores"]
+    assert (pair["mmaudio"] is None, pair["avhscore"] is None) == (True, False)
+    (dropped,) = results["metrics"]["scores"]["mmaudio"]["dropped"]
+    assert "mmaudio needs the time of each frame" in dropped["reason"]
+
+
+def test_the_rate_of_a_part_is_its_own(tmp_path, caplog):
+    """Ten frames a second for 3 s, then fifty: the part of the first is a video of ten a second."""
+    images = [picture(i) for i in range(80)]
+    times = [100 * i for i in range(30)] + [3000 + 20 * i for i in range(50)]
+    options = {"codec": "ffv1", "pix_fmt": "bgr0"}
+    whole = write_video(tmp_path / "whole.mkv", images, pts=times, **options)
+    part = write_video(tmp_path / "part.mkv", images[:30], fps=10, **options)
+    found, expected = read_video(Segment(str(whole), 0, 3)), read_video(part)
+    assert found.crops == expected.crops
+    assert torch.equal(found.frames, expected.frames)
+    assert caplog.messages == []
+
+
+def test_a_part_that_is_all_of_a_file_is_the_same_thing(tmp_path, small_checkpoint):
+    """Its true partners are no mismatches, whichever way the file is named."""
+    rows = []
+    for i in range(3):
+        video = write_video(tmp_path / f"{i}.mkv", [picture(40 * i + k % 5) for k in range(20)])
+        sound = write_audio(tmp_path / f"{i}.wav", tone(1, 200 * (i + 1)))
+        rows.append({"video": str(video), "audio": str(sound)})
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    twice = evaluator.evaluate(manifest=[*rows, *rows])["metrics"]
+    parts = evaluator.evaluate(manifest=[*rows, *(row | {"end": 10} for row in rows)])["metrics"]
+    for figure in ("auc", "margin", "mean_rank", "recall_at_1", "recall_at_1_chance"):
+        assert parts[figure] == pytest.approx(twice[figure], abs=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -25,6 +26,8 @@ from conftest import (
     write_audio,
     write_video,
 )
+
+from imagebind.reading.workers import Workers
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
@@ -147,3 +150,33 @@ def test_4000_files_take_no_more_than_500(pairs):
     assert max(memory) - memory[0] < 60_000_000  # the second tower starts in between
     assert max(n_open) <= n_open[0] + 8
     assert max(n_shared) <= n_shared[0] + 20  # other tests may run beside this one
+
+
+class Leftover:
+    """Something that was left for the garbage collector, and closes a descriptor by its number."""
+
+    def __init__(self, marker: Path):
+        self.itself, self.marker = self, marker
+
+    def __del__(self):
+        self.marker.touch()
+
+
+def collect_garbage(context, task):
+    """Work of a worker: collect, and say whether a finaliser of the main process ran here."""
+    gc.collect()
+    yield Path(context).exists()
+
+
+def test_garbage_of_the_main_process_is_not_finalised_in_a_worker(tmp_path):
+    gc.collect()
+    gc.disable()
+    try:
+        Leftover(tmp_path / "finalised")
+        with Workers("test_workers:collect_garbage", 1, 60, 10**9) as workers:
+            results = list(workers.map(str(tmp_path / "finalised"), ["task"], 1))
+    finally:
+        gc.enable()
+    assert results == [("task", False)]
+    gc.collect()
+    assert (tmp_path / "finalised").exists()

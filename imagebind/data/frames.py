@@ -73,7 +73,9 @@ class Timeline:
         else:
             seconds = [number / self.fps for number in range(self.n_frames)]
         first, last = (bisect_left(seconds, time - TIME_TOLERANCE) for time in (start, end))
-        chosen = times[first:last] if has_times else ()
+        chosen = list(times[first:last]) if has_times else []
+        if chosen and last < len(times):  # stated durations are not those of a variable frame rate
+            chosen[-1] = (chosen[-1][0], times[last][0] - chosen[-1][0])
         chosen = tuple((pts - chosen[0][0], duration) for pts, duration in chosen)
         part = replace(self, n_frames=last - first, packets=(), has_times=has_times, decoded_times=chosen)
         return first, replace(part, fps=part.own_fps)
