@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -17,7 +20,7 @@ from test_job import LAUNCH
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency
 from imagebind.data import MediaError
 from imagebind.evaluation import model as model_module
-from imagebind.models.imagebind_model import load_model
+from imagebind.models.imagebind_model import ImageBindModel, load_model
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_wrong_inputs_say_what_is_wrong(evaluator, tmp_path):
 TRAINING = """
 import sys, torch, torch.distributed as dist
 from batch_inference import Evaluator
-from imagebind.models.imagebind_model import load_model
+from imagebind.models.imagebind_model import ImageBindModel, load_model
 
 def main():
     folder, checkpoint = sys.argv[1:]
@@ -180,3 +183,108 @@ def test_bars_are_drawn_on_request(evaluator, pairs, progress, monkeypatch, caps
     assert out == ""
     assert ("audio: 100%" in err) == progress
     assert bool(err) == progress
+
+
+def test_a_rate_is_a_number_whatever_its_type(evaluator):
+    """Products of another type round differently, and would choose other frames of these."""
+    samples = torch.from_numpy(tone(4))[None]
+    for rate, n_frames in ((23, 63), (25, 60)):
+        frames = torch.stack([torch.from_numpy(picture(i, 70, 90)) for i in range(n_frames)])
+        rates = [float(rate), rate, Fraction(rate), np.float64(rate), torch.tensor(float(rate))]
+        scores = [evaluator.score(frames, fps, samples, np.int64(RATE)) for fps in rates]
+        assert all(torch.equal(score.video_embedding, scores[0].video_embedding) for score in scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fps": 0}, "fps must be numbers above 0, not 0"),
+        ({"fps": float("nan")}, "fps must be numbers above 0, not nan"),
+        ({"fps": None}, "fps must be numbers above 0, not None"),
+        ({"fps": [25, 25]}, "fps has 2 rates for 1"),
+        ({"sample_rate": 16000.5}, "sample_rate must be whole numbers above 0, not 16000.5"),
+        ({"sample_rate": "16000"}, "sample_rate must be whole numbers above 0, not '16000'"),
+        ({"video": None}, "video must be a torch tensor, or a list of them, not a NoneType"),
+        (
+            {"video": np.zeros((4, 8, 8, 3), np.uint8)},
+            "not a ndarray; torch.from_numpy makes one of an array",
+        ),
+        (
+            {"audio": torch.zeros(16000, 2)},
+            r"audio\[0\] has 16000 channels; it must be \(channels, samples\)",
+        ),
+    ],
+)
+def test_wrong_tensors_and_rates_are_named(evaluator, change, message):
+    given = {
+        "video": torch.zeros(4, 64, 64, 3, dtype=torch.uint8),
+        "audio": torch.from_numpy(tone(1))[None],
+        "fps": 25,
+        "sample_rate": RATE,
+    }
+    with pytest.raises(OptionError, match=message):
+        evaluator.score(**given | change)
+
+
+def test_samples_of_another_scale_are_warned_of(evaluator, caplog):
+    frames, samples = torch.zeros(4, 64, 64, 3, dtype=torch.uint8), torch.from_numpy(tone(1))[None]
+    evaluator.score(frames, 25, samples * 32768, RATE)
+    assert "audio[0]: samples up to 1.64e+04; they are expected from -1 to 1" in caplog.messages
+
+
+def autocast(dtype):
+    return torch.autocast("cpu", dtype=dtype)
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("setting", [autocast, default_dtype])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_training_script_has_set_changes_no_number(evaluator, pairs, lossless, setting, dtype):
+    folders = pairs / "audio", pairs / "video"
+    expected, score = evaluator.evaluate(*folders), evaluator.score(*lossless[2:])
+    fresh = Evaluator(checkpoint=evaluator.options["checkpoint"], device="cpu")
+    with setting(dtype):
+        found, scored = fresh.evaluate(*folders), fresh.score(*lossless[2:])
+    for modality in ("audio", "video"):
+        assert torch.equal(found[f"{modality}_embeddings"], expected[f"{modality}_embeddings"])
+    assert scored.similarity == score.similarity
+
+
+def test_a_model_that_is_more_than_its_towers_is_refused(small_checkpoint, pairs):
+    class Adapted(ImageBindModel):
+        def forward(self, inputs):
+            return super().forward(inputs)
+
+    model = load_model(small_checkpoint)
+    given = Evaluator(model=model)
+    model.register_forward_hook(lambda *args: None)
+    with pytest.raises(OptionError, match=r"^model has hooks or a forward of its own"):
+        given.evaluate(pairs / "audio", pairs / "video")
+    adapted = load_model(small_checkpoint)
+    adapted.__class__ = Adapted
+    for wrong in (adapted, torch.nn.DataParallel(load_model(small_checkpoint)), small_checkpoint):
+        with pytest.raises(OptionError, match=r"^model (has hooks|must be an ImageBindModel)"):
+            Evaluator(model=wrong)
+
+
+def test_a_model_in_half_precision_is_computed_in_full(small_checkpoint, pairs, evaluator):
+    folders = pairs / "audio", pairs / "video"
+    half = Evaluator(model=load_model(small_checkpoint).half(), precision="fp32").evaluate(*folders)
+    whole = evaluator.evaluate(*folders)
+    assert half["similarity_matrix"].numpy() == pytest.approx(whole["similarity_matrix"].numpy(), abs=0.01)
+
+
+def test_evaluations_in_threads_wait_for_each_other(evaluator, pairs):
+    folders = pairs / "audio", pairs / "video"
+    expected = evaluator.evaluate(*folders)["audio_embeddings"]
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(evaluator.evaluate, *folders) for _ in range(6)]
+        assert all(torch.equal(future.result()["audio_embeddings"], expected) for future in found)

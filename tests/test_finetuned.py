@@ -465,3 +465,38 @@ def test_a_model_without_patches_keeps_its_hash(model):
     model.train().requires_grad_(False)
     assert ModelHolder(None, "cpu", "fp32", copy.deepcopy(model)).open(["audio"])[1] == first
     assert not first.is_patched
+
+
+@pytest.fixture
+def tiny(tensors) -> ImageBindModel:
+    model = ImageBindModel(TINY).eval()
+    model.load_state_dict(tensors)
+    return model
+
+
+def test_views_are_used_as_the_released_sequences(tiny):
+    head = tiny.modality_heads["vision"]
+    assert head[-1].out_features == tiny.towers["vision"].head.out_features
+    assert [type(module).__name__ for module in head] == ["LayerNorm", "Linear"]
+    attention = tiny.modality_trunks.vision.blocks[0].attn
+    assert attention.num_heads * attention.head_dim == attention.embed_dim
+    for remove in (lambda views: views.pop("vision"), lambda views: views.__delitem__("vision")):
+        with pytest.raises(ValueError, match=r"del model\.towers\['vision'\] frees a tower"):
+            remove(tiny.modality_trunks)
+
+
+def test_a_trunk_takes_the_released_arguments(tiny):
+    trunk, width = tiny.modality_trunks["vision"], tiny.towers["vision"].config.width
+    tokens = torch.randn(2, 5, width)
+    expected = trunk(tokens)
+    assert torch.equal(trunk(tokens=tokens, attn_mask=None, use_checkpoint=False), expected)
+    assert torch.allclose(trunk(tokens, attn_mask=torch.zeros(5, 5)), expected, atol=1e-5)
+    assert not torch.allclose(trunk(tokens, attn_mask=torch.full((5, 5), -9.0).triu(1)), expected)
+
+
+def test_a_model_in_half_precision_runs(tiny):
+    clips = torch.randn(1, *tiny.towers["audio"].config.clip_shape)
+    whole = tiny({"audio": clips})["audio"]
+    half = tiny.bfloat16()({"audio": clips.bfloat16()})["audio"]
+    assert half.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(whole, half.float()).item() > 0.99

@@ -119,6 +119,21 @@ def test_every_row_has_its_line_with_a_score_or_the_reason(run, pairs, small_che
     assert metrics["pairing_rule"] == "manifest"
 
 
+def test_sounds_under_another_name_and_paths_from_elsewhere_are_warned_of(run, pairs):
+    for i in range(3):
+        write_movie(pairs / f"{i}.mkv", 200 * (i + 1))
+    write_manifest(Path("own.csv"), [(f"{i}.mkv", "audio/a.wav") for i in range(3)], ["video", "audio_file"])
+    _, err = run("--manifest", "own.csv")
+    assert (
+        "warning: own.csv: names no audio: each video's own sound is judged; columns without a meaning here: "
+        "audio_file" in err
+    )
+    os.mkdir("lists")
+    write_manifest(Path("lists/x.csv"), ROWS[:2])
+    _, err = run("--manifest", "lists/x.csv", status=1)
+    assert "warning: lists/x.csv: its paths start at its own directory, and lead nowhere from there" in err
+
+
 def test_strict_counts_rows_that_cannot_be_used(run):
     write_manifest(Path("pairs.csv"), [ROWS[0], ROWS[5]])
     run("--manifest", "pairs.csv", "--strict", status=3)

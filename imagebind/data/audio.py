@@ -37,6 +37,7 @@ from imagebind.segments import span_of
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
 SAMPLE_RATES = (1_000, 768_000)  # that a file may have, lowest and highest
+MAX_CHANNELS, MAX_SAMPLE = 64, 8  # of samples from Python; more are taken for a mistake
 FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's defaults
 MAX_FILTER_SIZE = 1 << 24  # of torchaudio's filter, which is large where two rates have no simple ratio
 MEL_BINS = 128
@@ -353,6 +354,10 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
     """
     if not (torch.is_tensor(samples) and samples.dtype == torch.float32 and samples.ndim == 2):
         raise TypeError(f"{name} must be (channels, samples) float32")
+    if samples.shape[0] > max(samples.shape[1], MAX_CHANNELS):
+        raise TypeError(f"{name} has {samples.shape[0]} channels; it must be (channels, samples)")
+    if samples.numel() and samples.abs().max() > MAX_SAMPLE:
+        log.warning("%s: samples up to %.3g; they are expected from -1 to 1", name, samples.abs().max())
     with media_errors(name):
         if not samples.numel():
             raise MediaError(name, "no audio samples")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from imagebind.evaluation.embedding import embed_files, interruptible, start_wor
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.job import Job, embed_in_job
-from imagebind.evaluation.model import ModelHolder
+from imagebind.evaluation.model import ModelHolder, check_given
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.outputs import check_inputs, exclusive_use, output_writers, write_outputs
 from imagebind.evaluation.plan import plan_run
@@ -23,6 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     from imagebind.models.imagebind_model import ImageBindModel
 
 Results = dict[str, Any]
+# Readers are forked, which is not safe while another evaluation's threads hold locks of any kind.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | None = None) -> Results:
@@ -41,7 +45,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     if job is not None and not job.is_first:
         raise OptionError("is for the first process; the others call embed_in_job", "job")
     check_inputs(options)
-    with exclusive_use(options.output_dir, output_writers(options)) as lock:
+    with ONE_AT_A_TIME, exclusive_use(options.output_dir, output_writers(options)) as lock:
         plan = plan_run(options)
         n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
         with start_workers(options, n_files, n_processes) as workers:
@@ -69,6 +73,47 @@ class Score:
     video_embedding: torch.Tensor
 
 
+def list_tensors(given: Any, name: str) -> list[torch.Tensor]:
+    """Return a batch of tensors; one alone is a batch of one.
+
+    Raises:
+        OptionError: they are something else.
+    """
+    import torch
+
+    tensors = list(given) if isinstance(given, Sequence) else [given]
+    for tensor in tensors:
+        if not torch.is_tensor(tensor):
+            hint = "; torch.from_numpy makes one of an array" if type(tensor).__module__ == "numpy" else ""
+            kind = type(tensor).__name__
+            raise OptionError(f"must be a torch tensor, or a list of them, not a {kind}{hint}", name)
+    return tensors
+
+
+def list_rates(given: Any, n: int, name: str, of: type) -> list[Any]:
+    """Return the rates of n tensors; one number is that of all.
+
+    Args:
+        of: float or int, which rates become: equal numbers of two types would choose other frames.
+
+    Raises:
+        OptionError: they are no rates, or not as many.
+    """
+    rates = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * n
+    if len(rates) != n:
+        raise OptionError(f"has {len(rates)} rates for {n}", name)
+    try:
+        found = [of(rate) for rate in rates]
+        if any(isinstance(rate, str) for rate in rates) or not all(
+            0 < x < math.inf and x == float(rate) for x, rate in zip(found, rates, strict=True)
+        ):
+            raise ValueError(rates)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as e:
+        kind = "whole numbers" if of is int else "numbers"
+        raise OptionError(f"must be {kind} above 0, not {given!r}", name) from e
+    return found
+
+
 class Evaluator:
     """ImageBind, loaded once, to evaluate files and tensors again and again.
 
@@ -94,6 +139,8 @@ class Evaluator:
     ):
         if model is not None and checkpoint is not None:
             raise OptionError("is for an evaluator without a given model", "checkpoint")
+        if model is not None:
+            check_given(model)
         if device is None:
             device = Options.device if model is None else next(model.parameters()).device
         self.options = {"checkpoint": checkpoint, "device": device, "precision": precision}
@@ -147,12 +194,13 @@ class Evaluator:
         from imagebind.evaluation.keys import from_keys
         from imagebind.evaluation.similarity import look_up
 
-        is_batch = not torch.is_tensor(video)
-        videos, audios = (list(x) if is_batch else [x] for x in (video, audio))
+        is_batch = isinstance(video, Sequence)
+        videos, audios = (list_tensors(x, name) for x, name in ((video, "video"), (audio, "audio")))
         if len(videos) != len(audios) or not videos:
             raise OptionError(f"has {len(audios)} sounds for {len(videos)} videos", "audio")
         rates = [
-            list(rate) if isinstance(rate, Sequence) else [rate] * len(videos) for rate in (fps, sample_rate)
+            list_rates(rate, len(videos), name, of)
+            for rate, name, of in ((fps, "fps", float), (sample_rate, "sample_rate", int))
         ]
         rows = self.holder.embed_tensors(videos, rates[0], audios, rates[1])
         index = torch.arange(len(videos)).repeat(2, 1).T.numpy()

@@ -29,7 +29,7 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import unify_spelling
 from imagebind.evaluation.tables import PARQUET, TEXT_SUFFIXES, Row, read_schema, read_table, spelt
 from imagebind.names import shorten
-from imagebind.segments import Segment
+from imagebind.segments import Segment, file_of
 
 SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
 # meaning -> names of the column; the second is JavisBench's
@@ -44,6 +44,7 @@ COLUMNS = {
     "end": ("end",),
 }
 KNOWN = [name for names in COLUMNS.values() for name in names]
+PATHS_TRIED = 100
 TEXTS = ("video", "audio", "caption", "audio_caption")
 
 Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, rows, or a data frame of pandas
@@ -193,10 +194,28 @@ def read_manifest(source: Source) -> Manifest:
     ]
     if 0 < len(own) < len(manifest.pairs):
         log.warning("%s: no audio, so the video's own sound is judged: row %s", manifest.source, shorten(own))
+    report_columns(manifest, bool(own) and len(own) == len(manifest.pairs))
     uses = Counter(filter(None, manifest.ids()))
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
     return manifest
+
+
+def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
+    """Say which columns have no meaning here, whether sounds are missing, and where paths should start."""
+    others = shorten(manifest.other_columns)
+    if is_own_sound:
+        there = f"; columns without a meaning here: {others}" if others else ""
+        log.warning("%s: names no audio: each video's own sound is judged%s", manifest.source, there)
+    elif others:
+        log.info("%s: columns that are handed on as they are: %s", manifest.source, others)
+    first = [file_of(path) for _, path in manifest.pairs[:PATHS_TRIED]]
+    if manifest.folder and not any(map(os.path.exists, first)):
+        from_here = [os.path.relpath(path, manifest.folder) for path in first]
+        if any(map(os.path.exists, from_here)):
+            log.warning(
+                "%s: its paths start at its own directory, and lead nowhere from there", manifest.source
+            )
 
 
 def collect(manifest: Manifest, rows: Iterable[Row]) -> None:

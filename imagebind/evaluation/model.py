@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
 
@@ -73,6 +73,7 @@ class ModelHolder:
         from imagebind.models.embedder import Embedder
 
         if self.model is not None:
+            check_given(self.model)
             check_towers(self.model, GivenWeights(Path("given model"), ""), modalities)
             weights = describe_given(self.model, {TOWERS[modality] for modality in modalities})
             device = choose_device(str(self.device))
@@ -121,6 +122,22 @@ class ModelHolder:
             return {modality: embedder(TOWERS[modality], found) for modality, found in inputs.items()}
         except MemoryError as e:
             raise EvaluationError(str(e) or "out of memory") from e
+
+
+def check_given(model: Any) -> None:
+    """Raise an OptionError for a model whose towers alone would not be what the caller evaluates."""
+    from imagebind.models.imagebind_model import ImageBindModel
+
+    if not isinstance(model, ImageBindModel):
+        kind = type(model).__name__
+        raise OptionError(
+            f"must be an ImageBindModel, such as the module of a wrapper, not a {kind}", "model"
+        )
+    has_hooks = model._forward_hooks or model._forward_pre_hooks
+    if has_hooks or "forward" in vars(model) or type(model).forward is not ImageBindModel.forward:
+        raise OptionError(
+            "has hooks or a forward of its own, which an evaluation does not call; patch its towers", "model"
+        )
 
 
 def describe_given(model: ImageBindModel, towers: Iterable[str]) -> GivenWeights:

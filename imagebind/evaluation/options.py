@@ -323,7 +323,8 @@ class Options:
                 rule.check(value, f.name)
             if f.name == "video_paths" and value is None and self.manifest is None:
                 raise OptionError("must be given", f.name)
-            if f.name in ("audio_paths", "video_paths", "captions") and None not in (value, self.manifest):
+            is_other = f.name in ("audio_paths", "video_paths", "captions") and value is not None
+            if is_other and self.manifest is not None:
                 raise OptionError("is not for a run with a manifest, which names its files", f.name)
             if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
                 raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)

@@ -34,16 +34,17 @@ class Progress:
     def update(self, skipped: bool, cached: bool) -> None:
         """Count one file and show it."""
         self.counts.update(done=1, skipped=skipped, cached=cached)
-        if self.bar is None:  # made with the first file, so that two modalities do not share a line
+        if self.start is None:  # with the first file, so that two modalities do not share a line
             self.start = self.last_logged = time.monotonic()
-            disabled = not self.has_bar or not (IN_NOTEBOOK or sys.stderr.isatty())
-            self.bar = tqdm(desc=self.modality, total=self.total, unit="file", disable=disabled)
+            if self.has_bar and (IN_NOTEBOOK or sys.stderr.isatty()):  # tqdm starts a thread
+                self.bar = tqdm(desc=self.modality, total=self.total, unit="file")
         n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))
-        with suppress(OSError):  # a terminal that is gone must not end the run
-            self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
-            self.bar.update(1)
+        if self.bar is not None:
+            with suppress(OSError):  # a terminal that is gone must not end the run
+                self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
+                self.bar.update(1)
         now = time.monotonic()
-        if self.bar.disable and now - self.last_logged > SECONDS_PER_LINE:
+        if self.bar is None and now - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = now
             rate = n_done / (now - self.start)
             what = "captions" if self.modality == "text" else "files"

@@ -102,7 +102,7 @@ class Embedder:
         return unless_out_of_memory(lambda: tower.copy_to(self.device, DTYPES[self.precision]))
 
     def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
-        with float32_precision(self.precision):
+        with float32_precision(self.precision), torch.autocast(self.device.type, enabled=False):
             return unless_out_of_memory(lambda: self._embed(modality, inputs).cpu())
 
     def _embed(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:

@@ -162,6 +162,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.is_causal = config.n_heads, config.is_text
         width = config.width
+        self.embed_dim, self.num_heads, self.head_dim = width, config.n_heads, width // config.n_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -252,9 +253,21 @@ class Tower(nn.Module):
         # The class token summarises the clip; in a text the end token does, which has the largest id.
         return self.rescale(self.project(x, clips.argmax(dim=-1) if self.config.is_text else None))
 
-    def trunk(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the Transformer, (B, N, D) -> (B, N, D)."""
-        return self.blocks(self.pre_norm(tokens))
+    def trunk(
+        self, tokens: torch.Tensor, attn_mask: torch.Tensor | None = None, **checkpointing: Any
+    ) -> torch.Tensor:
+        """Run the Transformer, (B, N, D) -> (B, N, D).
+
+        Args:
+            attn_mask: as in Attention.
+            checkpointing: the released options that save memory in training, and change no number.
+        """
+        tokens = self.pre_norm(tokens)
+        if attn_mask is None:
+            return self.blocks(tokens)
+        for block in self.blocks:
+            tokens = block(tokens, attn_mask)
+        return tokens
 
     def project(self, tokens: torch.Tensor, seq_len: torch.Tensor | None = None) -> torch.Tensor:
         """Project one token of each clip, (B, N, D) -> (B, E): that at `seq_len` (B,), else the first."""
@@ -270,7 +283,7 @@ class Tower(nn.Module):
         """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
         if self.config.is_text:
             return self.stem(clips)
-        return self.stem(clips.to(type_of(self.stem))).float().flatten(2).transpose(1, 2)
+        return self.stem(clips.to(type_of(self.stem))).to(self.pos_embed.dtype).flatten(2).transpose(1, 2)
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Return a copy on a device, in eval mode, with the weights of stem and blocks converted to a type.
@@ -283,7 +296,8 @@ class Tower(nn.Module):
         copies = {}  # of weights, for deepcopy: it takes what is there, and copies the rest
         for name, weight in (*self.named_parameters(), *self.named_buffers()):
             is_converted = name.startswith(converted) or ".attn." in name or ".mlp." in name
-            to_type = dtype if is_converted and weight.is_floating_point() else weight.dtype
+            to_type = dtype if is_converted else torch.float32
+            to_type = to_type if weight.is_floating_point() else weight.dtype
             copy = weight.detach().to(device).to(to_type)  # one at a time is on the device in both types
             is_parameter = isinstance(weight, nn.Parameter)
             copies[id(weight)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy

@@ -6,7 +6,7 @@ what is changed in them, or assigned to one of these names, is changed in the to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,11 +52,21 @@ class PartView(nn.Module):
             raise NotImplementedError("this part is not computed alone; call the model")
         return self._compute(*args, **kwargs)
 
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._modules.values())
+
     def __getitem__(self, index: int) -> nn.Module:
-        return getattr(self, str(index))
+        return getattr(self, self._name_of(index))
 
     def __setitem__(self, index: int, module: nn.Module) -> None:
-        setattr(self, str(index), module)
+        setattr(self, self._name_of(index), module)
+
+    def _name_of(self, index: int) -> str:
+        """Name the module at an index, as in the released model; from the end that of the last ones."""
+        return list(self._modules)[index] if index < 0 else str(index)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._places:
@@ -106,6 +116,9 @@ class PartsView(nn.ModuleDict):
             )
         vars(tower)["trunk_wrapper"] = module
         self.add_module(modality, module)
+
+    def __delitem__(self, modality: str) -> None:
+        raise ValueError(f"a view cannot lose a part; del model.towers[{modality!r}] frees a tower")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._modules:

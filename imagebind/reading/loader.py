@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -355,10 +355,17 @@ class collected_warnings(logging.Handler):  # noqa: N801 (used as a context mana
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Compute in one thread, so that inputs are the same bit for bit with and without workers."""
-    before = torch.get_num_threads()
+    """Compute in one thread, so that inputs are the same bit for bit with and without workers.
+
+    What the caller has set for its own computations, such as autocast, does not count here.
+    """
+    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), on_cpu:
+            yield
     finally:
         torch.set_num_threads(before)
+        torch.set_default_dtype(dtype)
