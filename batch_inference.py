@@ -300,6 +300,8 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
     if args.manifest and (others := [name for name in inputs if name not in ("manifest", "shard")]):
         parser.error(f"argument --manifest: not allowed with argument --{others[0]}; it names the files")
+    if args.pairs_only and args.retrieval_mode:
+        parser.error("argument --pairs_only: not allowed with argument --retrieval_mode")
     if args.compare and len(args.compare) < 2:
         parser.error("argument --compare: two directories or more are needed")
     try:
