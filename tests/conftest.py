@@ -246,7 +246,7 @@ class Program:
         self.process.join(300)
         assert self.process.exitcode is not None, "hangs"
         out, err = ((self.folder / name).read_text().splitlines() for name in self.logs)
-        assert not any("Traceback" in line for line in err), err
+        assert not any("Traceback" in line for line in err), "\n".join(err)
         return self.process.exitcode, out, err
 
     def readers(self) -> list[int]:

@@ -343,10 +343,11 @@ def write_files(
 def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:
     """Remove the temporary files of these outputs, which a run that was killed may have left."""
     leftovers = [temporary_path(output_dir, name) for name in names]
-    leftovers += [
-        *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME)),
-        *Path(output_dir).glob(MARKER_PREFIX + 32 * "[0-9a-f]"),
-    ]
+    with suppress(OSError):  # where no more files can be opened, a directory cannot be listed
+        leftovers += [
+            *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME)),
+            *Path(output_dir).glob(MARKER_PREFIX + 32 * "[0-9a-f]"),
+        ]
     for path in leftovers:
         with suppress(OSError):
             path.unlink()
