@@ -13,18 +13,19 @@ import torch
 from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.keys import Cells
 from imagebind.evaluation.metrics import (
-    Beside,
     Candidates,
     Found,
     SampledFound,
     compute_metrics,
     compute_sampled_metrics,
+    find_candidates,
 )
 from imagebind.evaluation.progress import MatrixProgress
 from imagebind.evaluation.similarity import Top, count_among, look_up, scan
 from imagebind.evaluation.suspects import (
     Sample,
     choose_references,
+    line_share,
     sample_mismatches,
 )
 from imagebind.evaluation.truth import TrueCells, Truth, find_truth
@@ -134,24 +135,22 @@ class Comparison:
             groups = number_groups(of_pairs)
         sampled = sample_mismatches(lines.shape, truth, self.seed)
         pairs, mismatches = (lines.look_up(vectors, index) for index in (lines.pairs, sampled))
-        beside = [[], []]
+        candidates, products = [], np.ones(len(mismatches.keys))
         for axis in (0, 1):
             references = choose_references(lines.shape, 1 - axis, self.seed)
-            chosen = list(contents)
-            chosen[1 - axis] = [contents[1 - axis][i] for i in references.tolist()]
-            nearby = find_truth(*chosen, truth.combinations(contents))
-            index = nearby.index.copy()
-            index[:, 1 - axis] = references[index[:, 1 - axis]]
-            true = TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
             others = vectors[1 - axis][lines.rows[1 - axis][references]]
-            for found, cells in zip(beside, (pairs, mismatches), strict=True):
-                own = lines.rows[axis][cells.index[:, axis]]
-                counts = count_among(vectors[axis], own, cells.keys, others)
-                is_counted = np.isin(cells.index[:, 1 - axis], references) & (cells is mismatches)
-                found.append(compare_beside(cells, axis, counts, true, len(references), is_counted))
+            true = find_true_among(references, 1 - axis, lines, vectors, contents, truth)
+            beside_pairs, beside_mismatches = (
+                count_among(vectors[axis], lines.rows[axis][cells.index[:, axis]], cells.keys, others)
+                for cells in (pairs, mismatches)
+            )
+            candidates.append(find_candidates(pairs, axis, *beside_pairs, len(references), true))
+            is_added = ~np.isin(mismatches.index[:, 1 - axis], references)  # to what it is compared with
+            n_at_least, n_cells = sum(beside_mismatches) + is_added, len(references) + is_added
+            products *= line_share(mismatches, axis, n_at_least, n_cells, true)
         metrics, scores, histograms = compute_sampled_metrics(
             SampledFound(
-                *(pairs, mismatches, tuple(beside[0]), tuple(beside[1])),
+                *(pairs, tuple(candidates), mismatches, products),
                 math.prod(lines.shape) - int(truth.n_cells.sum()),
                 None if groups is None else np.asarray(groups),
             ),
@@ -160,31 +159,26 @@ class Comparison:
         return Compared(metrics, scores, histograms, {}, None, truth, mismatches, groups)
 
 
-def compare_beside(
-    cells: Cells,
+def find_true_among(
+    references: np.ndarray,
     axis: int,
-    counts: tuple[np.ndarray, np.ndarray],
-    true: TrueCells,
-    n_references: int,
-    is_counted: np.ndarray,
-) -> Beside:
-    """Leave the true cells, and the cell itself, out of counts over the references.
+    lines: Lines,
+    vectors: tuple[np.ndarray, np.ndarray],
+    contents: Sequence[Sequence[int]],
+    truth: Truth,
+) -> TrueCells:
+    """Find the true cells of a matrix of which some lines alone are counted.
 
     Args:
-        cells: C of them.
-        axis: 0 for their rows, 1 for their columns.
-        counts: (C,) references that are more similar than the cell, and those that are as similar.
-        true: the true cells among the references.
-        is_counted: (C,) whether the cell itself is among the references, and no true cell.
+        references: (R,) rows (axis 0) or columns (1).
+        contents: of the rows and of the columns of the whole matrix, whose truth is given.
     """
-    n_true, n_better, n_equal = true.count_in_lines(cells, axis)
-    return Beside(
-        counts[0] - n_better,
-        counts[1] - n_equal - is_counted,
-        n_references - n_true - is_counted,
-        (n_better + n_equal) / np.maximum(n_true, 1),
-        n_true > 0,
-    )
+    chosen = list(contents)
+    chosen[axis] = [contents[axis][i] for i in references.tolist()]
+    nearby = find_truth(*chosen, truth.combinations(contents))
+    index = nearby.index.copy()
+    index[:, axis] = references[index[:, axis]]
+    return TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
 
 
 def find_best_others(

@@ -89,25 +89,24 @@ def compute_metrics(
         column are under "video_to_audio" (by the names of the modalities); the columns of pair_scores.csv;
         the histograms of the page; and the candidates by direction.
     """
-    pairs, n_mismatches = found.pairs, found.n_mismatches
-    histograms = {
-        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
-        "paired": histogram_of(pairs.keys, HISTOGRAM_BINS),
-        "mismatched": found.scan.histogram(HISTOGRAM_BINS)
-        - histogram_of(found.true.cells.keys, HISTOGRAM_BINS, found.true.truth.n_cells),
-    }
-    metrics = matrix_metrics(found.scan)
+    pairs, scan, n_mismatches = found.pairs, found.scan, found.n_mismatches
+    of_true = histogram_of(found.true.cells.keys, HISTOGRAM_BINS, found.true.truth.n_cells)
+    histograms = make_histograms(pairs, scan.histogram(HISTOGRAM_BINS) - of_true)
+    metrics = matrix_metrics(scan)
     if not len(pairs.keys):
         return metrics, {}, histograms, {}
     rows, columns = modalities
     similarity = from_keys(pairs.keys).astype(np.float64)
-    of_rows, of_columns = (candidates_of(found, axis) for axis in (0, 1))
+    of_rows, of_columns = (
+        find_candidates(pairs, axis, scan.n_above[axis], scan.n_equal[axis], scan.shape[1 - axis], found.true)
+        for axis in (0, 1)
+    )
     scores = {"similarity": similarity, f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
     metrics |= pair_metrics(similarity, seed, found.groups)
     if n_mismatches:
-        mismatch_figures, mismatch_scores = mismatch_metrics(found, similarity, of_rows, of_columns, seed)
-        metrics |= mismatch_figures
-        scores |= mismatch_scores
+        figures, standing = mismatch_metrics(found, similarity, (of_rows, of_columns), seed)
+        metrics |= figures
+        scores |= standing
     metrics |= {
         "paired_similarities": similarity.tolist(),
         **retrieval_metrics(of_rows, found.groups),
@@ -142,33 +141,13 @@ def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -
 
 
 @dataclass(frozen=True)
-class Beside:
-    """How cells compare with mismatches of their row, or of their column, that were chosen as references."""
-
-    n_better: np.ndarray  # (C,) of the references, as are the next two; without the cell itself
-    n_equal: np.ndarray
-    n: np.ndarray
-    true_share: np.ndarray  # (C,) of the true cells among the references those that are at least as similar
-    has_true: np.ndarray  # (C,) bool
-
-    def share(self, counts_true: bool) -> np.ndarray:
-        """(C,) share of the line that is at least as similar, as rank_products has it.
-
-        Args:
-            counts_true: the true cells of a line count as one; of a pair's line the pair itself is that.
-        """
-        n_at_least, n = self.n_better + self.n_equal + 1, self.n + 1
-        return (n_at_least + self.true_share) / (n + self.has_true) if counts_true else n_at_least / n
-
-
-@dataclass(frozen=True)
 class SampledFound:
     """What is known of pairs where no similarity matrix was counted."""
 
     pairs: Cells  # P of them
-    mismatches: Cells  # S, sampled
-    pairs_beside: tuple[Beside, Beside]  # in rows, in columns
-    mismatches_beside: tuple[Beside, Beside]
+    candidates: tuple[Candidates, Candidates]  # of the pairs among the references of their rows, and columns
+    sample: Cells  # S mismatches
+    sample_products: np.ndarray  # (S,) rank product of each
     n_mismatches: int  # of the matrix
     groups: np.ndarray | None
 
@@ -182,47 +161,45 @@ def compute_sampled_metrics(
         the figures of metrics.json, without ranks and what needs all cells; columns of pair_scores.csv; and
         the histograms of the page.
     """
-    pairs, mismatches = found.pairs, found.mismatches
-    histograms = {
-        "edges": np.linspace(-1, 1, HISTOGRAM_BINS + 1),
-        "paired": histogram_of(pairs.keys, HISTOGRAM_BINS),
-        "mismatched": histogram_of(mismatches.keys, HISTOGRAM_BINS),
-    }
+    pairs, sample = found.pairs, found.sample
+    histograms = make_histograms(pairs, histogram_of(sample.keys, HISTOGRAM_BINS))
     similarity = from_keys(pairs.keys).astype(np.float64)
     scores, metrics = {"similarity": similarity}, pair_metrics(similarity, seed, found.groups)
-    if len(mismatches.keys):
-        in_order = np.sort(mismatches.keys)
+    if len(sample.keys):
+        in_order = np.sort(sample.keys)
         low, high = (np.searchsorted(in_order, pairs.keys, side) for side in ("left", "right"))
         auc = float(((low + high) / 2).mean()) / len(in_order)
-        shares = [beside.share(False) for beside in found.pairs_beside]
-        of_sample = [beside.share(True) for beside in found.mismatches_beside]
-        p_values = p_values_of(shares[0] * shares[1], of_sample[0] * of_sample[1])
-        n_lower = sum(beside.n - beside.n_better - beside.n_equal / 2 for beside in found.pairs_beside)
-        with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
-            scores["percentile"] = n_lower / sum(beside.n for beside in found.pairs_beside)
-        scores["p_value"] = p_values
-        if can_tell(found.n_mismatches, len(similarity)):
-            scores["suspect"] = find_suspects(p_values)
-        mean = math.fsum(mismatches.cosines) / len(in_order)
-        metrics |= {
-            "mismatched_similarity_mean": mean,
-            "mismatched_similarity_std": float(mismatches.cosines.std()),
-            "margin": float(similarity.mean()) - mean,
-            "auc": auc,
-            "auc_interval": auc_interval(auc, pairs, mismatches, found.groups, seed),
-            "suspects": int(scores["suspect"].sum()) if "suspect" in scores else None,
-        }
+        mean, std = math.fsum(sample.cosines) / len(in_order), float(sample.cosines.std())
+        standing = standing_scores(found.candidates, found.sample_products, found.n_mismatches)
+        interval = auc_interval(auc, pairs, sample, found.groups, seed)
+        metrics |= mismatch_figures(similarity, mean, std, auc, interval, standing)
+        scores |= standing
     return metrics | {"paired_similarities": similarity.tolist()}, scores, histograms
 
 
-def candidates_of(found: Found, axis: int) -> Candidates:
-    """Count the candidates of each pair in its row (axis 0) or its column (1)."""
-    n_true, n_true_better, n_true_equal = found.true.count_in_lines(found.pairs, axis)
-    return Candidates(
-        found.scan.n_above[axis] - n_true_better,
-        found.scan.n_equal[axis] - n_true_equal + 1,
-        found.scan.shape[1 - axis] - n_true + 1,
-    )
+def make_histograms(pairs: Cells, mismatched: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what the page draws.
+
+    Args:
+        mismatched: (HISTOGRAM_BINS,) counts of mismatches.
+    """
+    edges = np.linspace(-1, 1, HISTOGRAM_BINS + 1)
+    return {"edges": edges, "paired": histogram_of(pairs.keys, HISTOGRAM_BINS), "mismatched": mismatched}
+
+
+def find_candidates(
+    pairs: Cells, axis: int, n_above: np.ndarray, n_equal: np.ndarray, n_cells: int, true: TrueCells
+) -> Candidates:
+    """Leave the true cells, but the pair itself, out of what is counted in the line of each pair.
+
+    Args:
+        axis: 0 for the rows of the pairs, 1 for their columns.
+        n_above, n_equal: (P,) cells that are counted of the line: more similar than the pair, as similar.
+        n_cells: that are counted of each line.
+        true: the true cells among them.
+    """
+    n_true, n_true_better, n_true_equal = true.count_in_lines(pairs, axis)
+    return Candidates(n_above - n_true_better, n_equal - n_true_equal + 1, n_cells - n_true + 1)
 
 
 def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) -> dict[str, Any]:
@@ -244,10 +221,9 @@ def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) 
 
 
 def mismatch_metrics(
-    found: Found, similarity: np.ndarray, of_rows: Candidates, of_columns: Candidates, seed: int
+    found: Found, similarity: np.ndarray, candidates: tuple[Candidates, Candidates], seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Compare the similarities (P,) of the pairs with the mismatches: figures, and scores of each pair."""
-    n, n_pairs = found.n_mismatches, len(similarity)
     mean, std = mismatch_mean_and_std(found)
     n_above, n_equal = (
         counts - true_counts
@@ -256,25 +232,57 @@ def mismatch_metrics(
         )
     )
     # probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)
-    auc = 1 - float((n_above + n_equal / 2).mean()) / n
+    auc = 1 - float((n_above + n_equal / 2).mean()) / found.n_mismatches
+    scores = standing_scores(candidates, rank_products(found.sample, found.true), found.n_mismatches)
+    interval = auc_interval(auc, found.pairs, found.sample.cells, found.groups, seed)
+    return mismatch_figures(similarity, mean, std, auc, interval, scores), scores
+
+
+def standing_scores(
+    candidates: tuple[Candidates, Candidates], sample_products: np.ndarray, n_mismatches: int
+) -> dict[str, np.ndarray]:
+    """Tell for each pair how it stands out from its row and its column: percentile, p-value, and suspects.
+
+    Args:
+        candidates: of the pairs in their rows, and in their columns.
+        sample_products: (S,) rank products of sampled mismatches.
+        n_mismatches: of the matrix.
+    """
+    of_rows, of_columns = candidates
     n_others = of_rows.n + of_columns.n - 2
-    n_lower = n_others - sum(c.n_better + (c.n_equal - 1) / 2 for c in (of_rows, of_columns))
+    n_lower = n_others - sum(c.n_better + (c.n_equal - 1) / 2 for c in candidates)
     with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
         scores = {"percentile": n_lower / n_others}
-    shares = [(c.n_better + c.n_equal) / c.n for c in (of_rows, of_columns)]
-    p_values = p_values_of(shares[0] * shares[1], rank_products(found.sample, found.true))
-    scores["p_value"] = p_values
-    if can_tell(n, n_pairs):
-        scores["suspect"] = find_suspects(p_values)
-    figures = {
+    shares = [(c.n_better + c.n_equal) / c.n for c in candidates]
+    scores["p_value"] = p_values_of(shares[0] * shares[1], sample_products)
+    if can_tell(n_mismatches, len(n_others)):
+        scores["suspect"] = find_suspects(scores["p_value"])
+    return scores
+
+
+def mismatch_figures(
+    similarity: np.ndarray,
+    mean: float,
+    std: float,
+    auc: float,
+    auc_interval: list[float] | None,
+    scores: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Return the figures of metrics.json that compare the pairs with mismatches.
+
+    Args:
+        similarity: (P,) of the pairs.
+        mean, std: of the mismatches.
+        scores: as standing_scores gives them.
+    """
+    return {
         "mismatched_similarity_mean": mean,
         "mismatched_similarity_std": std,
         "margin": float(similarity.mean()) - mean,
         "auc": auc,
-        "auc_interval": auc_interval(auc, found.pairs, found.sample.cells, found.groups, seed),
+        "auc_interval": auc_interval,
         "suspects": int(scores["suspect"].sum()) if "suspect" in scores else None,
     }
-    return figures, scores
 
 
 def mismatch_mean_and_std(found: Found) -> tuple[float, float]:

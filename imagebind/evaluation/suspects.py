@@ -89,14 +89,27 @@ def rank_products(sample: Sample, true: TrueCells) -> np.ndarray:
     It is the share of its row that is at least as similar, times that of its column. Of a pair's line one
     cell is true and the others are mismatches; so it is here, where the true cells of a line count as one.
     """
-    product = np.ones(len(sample.cells.keys))
-    for axis in (0, 1):
-        n_true, n_better, n_equal = true.count_in_lines(sample.cells, axis)
-        n_mismatches = sample.shape[1 - axis] - n_true
-        n_at_least = sample.n_at_least[axis] - n_better - n_equal
-        true_share = (n_better + n_equal) / np.maximum(n_true, 1)
-        product *= (n_at_least + true_share) / (n_mismatches + (n_true > 0))
-    return product
+    shares = (
+        line_share(sample.cells, axis, sample.n_at_least[axis], sample.shape[1 - axis], true)
+        for axis in (0, 1)
+    )
+    return math.prod(shares)
+
+
+def line_share(
+    mismatches: Cells, axis: int, n_at_least: np.ndarray, n_cells: int | np.ndarray, true: TrueCells
+) -> np.ndarray:
+    """Return the share of the line of each mismatch that is at least as similar, (S,).
+
+    Args:
+        axis: 0 for their rows, 1 for their columns.
+        n_at_least: (S,) cells that are counted of the line and at least as similar, with the mismatch itself.
+        n_cells: that are counted of the line.
+        true: the true cells among them.
+    """
+    n_true, n_better, n_equal = true.count_in_lines(mismatches, axis)
+    true_share = (n_better + n_equal) / np.maximum(n_true, 1)
+    return (n_at_least - n_better - n_equal + true_share) / (n_cells - n_true + (n_true > 0))
 
 
 def can_tell(n_mismatches: int, n_pairs: int) -> bool:
