@@ -36,7 +36,11 @@ def escape(characters: str, text: str) -> str:
     return re.sub(f"[{characters}]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def shorten(names: Sequence[str]) -> str:
-    """List the first few of many names, and how many more there are."""
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def shorten(names: Sequence[str], n_shown: int = NAMES_SHOWN) -> str:
+    """List the first few of many names, and how many more there are.
+
+    >>> shorten(["a", "b", "c", "d", "e"], 3)
+    'a, b, c and 2 more'
+    """
+    rest = len(names) - n_shown
+    return ", ".join(names[:n_shown]) + (f" and {rest} more" if rest > 0 else "")

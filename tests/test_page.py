@@ -303,7 +303,6 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     plan = Plan(
         *(sides["audio"], sides["video"], pairing),
         *([sides["audio"].names[path] for path, _ in pairing.pairs], bool(n_audio), None),
-        {side: files.distinct for side, files in sides.items()},
         *(None, None),
     )
     return build_results(plan, embedded, OutputArrays(None), Options(None, "", max_matrix_gb=0))

@@ -356,8 +356,8 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
         raise TypeError(f"{name} must be (channels, samples) float32")
     if samples.shape[0] > max(samples.shape[1], MAX_CHANNELS):
         raise TypeError(f"{name} has {samples.shape[0]} channels; it must be (channels, samples)")
-    if samples.numel() and samples.abs().max() > MAX_SAMPLE:
-        log.warning("%s: samples up to %.3g; they are expected from -1 to 1", name, samples.abs().max())
+    if samples.numel() and (largest := samples.abs().max()) > MAX_SAMPLE:
+        log.warning("%s: samples up to %.3g; they are expected from -1 to 1", name, largest)
     with media_errors(name):
         if not samples.numel():
             raise MediaError(name, "no audio samples")

@@ -22,7 +22,7 @@ from typing import Any
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
-from imagebind.evaluation.tables import Row, read_table
+from imagebind.evaluation.tables import Row, read_table, warn_of_skipped
 from imagebind.names import shorten
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
@@ -66,7 +66,7 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
     Raises:
         EvaluationError: no row can be used.
     """
-    texts, groups, skipped = {}, {}, defaultdict(list)
+    texts, groups, skipped = {}, {}, []
     for row in rows:
         name, caption, group = (row.values.get(column) for column in (*COLUMNS, GROUP))
         fault = row.fault or find_fault(name, caption)
@@ -74,16 +74,15 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
         if name in texts:
             fault = "a name that has a caption already"
         if fault:
-            skipped[fault].append(row.line)
+            skipped.append((fault, row.line))
         else:
             texts[name] = caption
             if group not in (None, ""):
                 groups[name] = str(group)
-    for fault, lines in skipped.items():
-        log.warning("%s: %s: skipped row %s", source, fault, shorten(lines))
+    warn_of_skipped(source, skipped)
     if not texts:
         raise EvaluationError(f"{source}: has no captions")
-    return Captions(texts, groups, sum(map(len, skipped.values())))
+    return Captions(texts, groups, len(skipped))
 
 
 def find_fault(name: Any, caption: Any) -> str | None:

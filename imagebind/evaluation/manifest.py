@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +27,15 @@ from typing import Any
 from imagebind.evaluation.captions import MAX_CAPTION, MatchedCaptions
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import unify_spelling
-from imagebind.evaluation.tables import PARQUET, TEXT_SUFFIXES, Row, read_schema, read_table, spelt
+from imagebind.evaluation.tables import (
+    PARQUET,
+    TEXT_SUFFIXES,
+    Row,
+    read_schema,
+    read_table,
+    spelt,
+    warn_of_skipped,
+)
 from imagebind.names import shorten
 from imagebind.segments import Segment, file_of
 
@@ -101,7 +109,7 @@ class Manifest:
         for meaning in ("audio", "video"):
             if (name := self.column_of.get(meaning)) is not None:
                 columns[name] = [
-                    os.path.join(way, path) if path and isinstance(path, str) else path
+                    os.path.join(way, path) if path and isinstance(path, str | os.PathLike) else path
                     for path in columns[name]
                 ]
         return columns
@@ -113,15 +121,15 @@ class Manifest:
             return os.path.join(self.folder, value)
         return "" if value is None else str(value)
 
+    @cached_property
     def ids(self) -> list[str | None]:
-        """Return the id of each pair."""
+        """The id of each pair."""
         return [None if (value := self.get("id", row)) in (None, "") else str(value) for row in self.rows]
 
     @property
     def has_unique_ids(self) -> bool:
         """Whether every pair has an id of its own."""
-        ids = self.ids()
-        return None not in ids and len(set(ids)) == len(ids)
+        return None not in self.ids and len(set(self.ids)) == len(self.ids)
 
     def groups(self) -> list[str | None] | None:
         """Return the group of each pair; None where no pair has one."""
@@ -179,23 +187,14 @@ def read_manifest(source: Source) -> Manifest:
         records = source.to_dict("records") if hasattr(source, "to_dict") else source
         rows = (spelt(Row(f"{i}", row), KNOWN) for i, row in enumerate(records, 1))
     collect(manifest, rows)
-    find_pairs(manifest)
-    skipped = defaultdict(list)
-    for row, fault in manifest.faults.items():
-        skipped[fault].append(manifest.lines[row])
-    for fault, lines in skipped.items():
-        log.warning("%s: %s: skipped row %s", manifest.source, fault, shorten(lines))
+    own = find_pairs(manifest)
+    warn_of_skipped(manifest.source, [(fault, manifest.lines[row]) for row, fault in manifest.faults.items()])
     if not manifest.pairs:
         raise EvaluationError(f"{manifest.source}: has no row that can be used")
-    own = [
-        manifest.lines[row]
-        for row, (audio, video) in zip(manifest.rows, manifest.pairs, strict=True)
-        if audio == video and not manifest.get("audio", row)
-    ]
     if 0 < len(own) < len(manifest.pairs):
         log.warning("%s: no audio, so the video's own sound is judged: row %s", manifest.source, shorten(own))
-    report_columns(manifest, bool(own) and len(own) == len(manifest.pairs))
-    uses = Counter(filter(None, manifest.ids()))
+    report_columns(manifest, len(own) == len(manifest.pairs))
+    uses = Counter(filter(None, manifest.ids))
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
     return manifest
@@ -233,52 +232,69 @@ def collect(manifest: Manifest, rows: Iterable[Row]) -> None:
                 values.append(None)
 
 
-def find_pairs(manifest: Manifest) -> None:
+def find_pairs(manifest: Manifest) -> list[str]:
     """Find the pairs of the rows that can be used.
+
+    Returns:
+        the lines of those that name no sound, so that the video's own is judged.
 
     Raises:
         EvaluationError: a file has the name of a part of another.
     """
-    found = []
-    for row in range(len(manifest.lines)):
-        fault = manifest.faults.get(row) or find_fault(manifest, row)
-        if fault:
-            manifest.faults[row] = fault
+    found, own = [], []
+    for row, line in enumerate(manifest.lines):
+        if row in manifest.faults:
             continue
-        video, audio = (manifest.path(meaning, row) for meaning in ("video", "audio"))
-        found.append((row, audio or video, video))
-    spellings = iter(unify_spelling(path for _, *paths in found for path in paths))
+        try:
+            audio, video, span = read_row(manifest, row)
+        except RowError as e:
+            manifest.faults[row] = str(e)
+            continue
+        found.append((row, audio or video, video, span))
+        if not audio:
+            own.append(line)
+    manifest.faults = dict(sorted(manifest.faults.items()))
+    spellings = iter(unify_spelling(path for _, audio, video, _ in found for path in (audio, video)))
     kinds: dict[str, type] = {}
-    for row, *_ in found:
-        start, end = (read_seconds(manifest.get(meaning, row)) for meaning in ("start", "end"))
+    for row, _, _, span in found:
         pair = next(spellings), next(spellings)
-        if start or end is not None:
-            pair = tuple(Segment(path, start or 0.0, math.inf if end is None else end) for path in pair)
+        if span != (0, math.inf):
+            pair = tuple(Segment(path, *span) for path in pair)
         for path in pair:
             if kinds.setdefault(path, type(path)) is not type(path):
                 raise EvaluationError(f"{path}: is a file and a part of another one; rename the file")
         manifest.rows.append(row)
         manifest.pairs.append(pair)
-    manifest.faults = dict(sorted(manifest.faults.items()))
+    return own
 
 
-def find_fault(manifest: Manifest, row: int) -> str | None:
-    """Say why a row cannot be used; None where it can."""
-    values = {meaning: manifest.get(meaning, row) for meaning in COLUMNS}
+class RowError(ValueError):
+    """A row that cannot be used; the message says why."""
+
+
+def read_row(manifest: Manifest, row: int) -> tuple[str, str, tuple[float, float]]:
+    """Return the path of the sound, or "", the path of the video, and start and end of a row.
+
+    Raises:
+        RowError: it cannot be used.
+    """
     for meaning in TEXTS:
-        if not isinstance(values[meaning], str | None):
-            return f"{'a path' if meaning in ('video', 'audio') else 'a caption'} that is no text"
-        if len(values[meaning] or "") > MAX_CAPTION:
-            return f"{meaning} of over {MAX_CAPTION} characters"
-    if not (values["video"] or "").strip():
-        return "no video"
+        value = manifest.get(meaning, row)
+        if not isinstance(value, str | None):
+            raise RowError(f"{'a path' if meaning in ('video', 'audio') else 'a caption'} that is no text")
+        if len(value or "") > MAX_CAPTION:
+            raise RowError(f"{meaning} of over {MAX_CAPTION} characters")
+    audio, video = (manifest.path(meaning, row) for meaning in ("audio", "video"))
+    if not video.strip():
+        raise RowError("no video")
     try:
-        start, end = (read_seconds(values[meaning]) for meaning in ("start", "end"))
-    except (TypeError, ValueError):
-        return "a start or an end that is no time in seconds"
-    if end is not None and end <= (start or 0):
-        return "an end that is not after its start"
-    return None
+        start, end = (read_seconds(manifest.get(meaning, row)) for meaning in ("start", "end"))
+    except (TypeError, ValueError) as e:
+        raise RowError("a start or an end that is no time in seconds") from e
+    span = start or 0.0, math.inf if end is None else end
+    if span[1] <= span[0]:
+        raise RowError("an end that is not after its start")
+    return audio, video, span
 
 
 def read_seconds(value: Any) -> float | None:

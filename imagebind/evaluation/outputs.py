@@ -174,7 +174,7 @@ def write_csv(
 
 def as_given(value: Any) -> Any:
     """Format a value of the user's: all digits, and text as it is but for what is not UTF-8."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    return decodable(value) if isinstance(value, str) else value
 
 
 def cell(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
@@ -30,10 +31,21 @@ class Plan:
     names: Sequence[str]  # of the pairs
     retrieval: bool  # all files are compared; otherwise pairs alone
     captions: MatchedCaptions | None
-    inputs: dict[str, Sequence[str]]  # what is to be embedded, each once: modality -> paths, or texts
     groups: Sequence[str | None] | None  # of each pair; None: each pair is its own
     file_groups: dict[str, dict[str, str | None]] | None  # modality -> file -> its group, likewise
     manifest: Manifest | None = None  # that the pairs are of
+
+    @cached_property
+    def inputs(self) -> dict[str, Sequence[str]]:
+        """What is to be embedded, each once: modality -> paths, or texts."""
+        if self.retrieval:
+            inputs = {"audio": self.audio.distinct, "video": self.video.distinct}
+        else:
+            sides = zip(*self.pairing.pairs, strict=True)
+            inputs = {
+                m: tuple(dict.fromkeys(paths)) for m, paths in zip(("audio", "video"), sides, strict=True)
+            }
+        return inputs if self.captions is None else inputs | {"text": self.captions.used_texts}
 
 
 def plan_run(options: Options) -> Plan:
@@ -65,9 +77,7 @@ def plan_run(options: Options) -> Plan:
     if captions is not None and groups is not None:
         files = {"audio": audio, "video": video}
         file_groups = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
-    retrieval = options.retrieval_mode
-    inputs = list_inputs(audio, video, pairing, captions, retrieval)
-    return Plan(audio, video, pairing, names, retrieval, captions, inputs, groups, file_groups)
+    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, groups, file_groups)
 
 
 def plan_manifest(manifest: Manifest, options: Options) -> Plan:
@@ -78,7 +88,7 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
     """
     pairing = Pairing("manifest", tuple(manifest.pairs))
     audio, video = (MediaFiles(paths) for paths in zip(*pairing.pairs, strict=True))
-    names = [name or audio.names[path] for name, (path, _) in zip(manifest.ids(), pairing.pairs, strict=True)]
+    names = [name or audio.names[path] for name, (path, _) in zip(manifest.ids, pairing.pairs, strict=True)]
     report_pairing(audio, video, pairing)
     captions = manifest.captions(names)
     groups = find_groups(names, options.group_by, manifest.groups())
@@ -88,25 +98,7 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
             modality: dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
             for axis, modality in enumerate(("audio", "video"))
         }
-    retrieval = options.retrieval_mode
-    inputs = list_inputs(audio, video, pairing, captions, retrieval)
-    return Plan(audio, video, pairing, names, retrieval, captions, inputs, groups, file_groups, manifest)
-
-
-def list_inputs(
-    audio: MediaFiles,
-    video: MediaFiles,
-    pairing: Pairing,
-    captions: MatchedCaptions | None,
-    retrieval: bool,
-) -> dict[str, Sequence[str]]:
-    """List what is to be embedded, each once: modality -> paths, or texts."""
-    if retrieval:
-        inputs = {"audio": audio.distinct, "video": video.distinct}
-    else:
-        audio_paths, video_paths = zip(*pairing.pairs, strict=True)
-        inputs = {"audio": tuple(dict.fromkeys(audio_paths)), "video": tuple(dict.fromkeys(video_paths))}
-    return inputs if captions is None else inputs | {"text": captions.used_texts}
+    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, groups, file_groups, manifest)
 
 
 def groups_of_files(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,49 +93,48 @@ def order_captions(
         numbers, pair_cells: as order_rows gives them.
     """
     found = CaptionRows([], [], {}, {}, {})
-    axes = {modality: axis for axis, modality in enumerate(rows)}
     are_shared = captions.of_pairs["audio"] == captions.of_pairs["video"]
+
+    def row_key(name: str, i: int) -> Hashable:
+        """Return what has one row: a caption, a text, or the caption of a pair."""
+        return name if retrieval else captions.texts[name] if pairs_only else i
+
     for modalities in [list(rows)] if are_shared else [["video"], ["audio"]]:
-        begin = len(found.names)
         of_pairs = {m: [captions.of_pairs[m][i] for i in numbers] for m in modalities}
-        if retrieval:
-            row_of = {m: {path: i for i, path in enumerate(rows[m])} for m in modalities}
-            links = {
-                m: [(name, row_of[m][path]) for path, name in captions.of_files[m] if path in row_of[m]]
-                for m in modalities
-            }
-        else:
-            links = {m: [(name, pair) for pair, name in enumerate(of_pairs[m])] for m in modalities}
         links = {
-            m: [(name, i) for name, i in links[m] if name is not None and captions.texts[name] in embedded]
+            m: link_files(captions.of_files[m], rows[m])
+            if retrieval
+            else [(name, pair) for pair, name in enumerate(of_pairs[m]) if name is not None]
             for m in modalities
         }
-        if retrieval:
-            used = {name for m in modalities for name, _ in links[m]}
-            names = [name for name in captions.texts if name in used]
-            row_of_name = {name: begin + i for i, name in enumerate(names)}
-            cells = {m: [(row_of_name[name], i) for name, i in links[m]] for m in modalities}
-        elif pairs_only:
-            texts: dict[str, str] = {}  # -> the first caption that has it
-            for name, _ in links[modalities[0]]:
-                texts.setdefault(captions.texts[name], name)
-            names, row_of_text = list(texts.values()), {text: begin + i for i, text in enumerate(texts)}
-            cells = {
-                m: [(row_of_text[captions.texts[name]], pair_cells[pair, axes[m]]) for name, pair in links[m]]
-                for m in modalities
-            }
-        else:
-            names = [name for name, _ in links[modalities[0]]]
-            cells = {m: [(begin + i, pair) for i, (_, pair) in enumerate(links[m])] for m in modalities}
-        found.names.extend(names)
+        links = {m: [(n, i) for n, i in links[m] if captions.texts[n] in embedded] for m in modalities}
+        keys = {m: [row_key(*link) for link in links[m]] for m in modalities}
+        names = {
+            key: name
+            for m in modalities
+            for key, (name, _) in zip(keys[m][::-1], links[m][::-1], strict=True)
+        }
+        ordered = (
+            [n for n in captions.texts if n in names] if retrieval else dict.fromkeys(keys[modalities[0]])
+        )
+        row_of = {key: len(found.names) + i for i, key in enumerate(ordered)}
+        span = slice(len(found.names), len(found.names) + len(row_of))
+        found.names.extend(names[key] for key in ordered)
         for m in modalities:
-            found.spans[m] = slice(begin, len(found.names))
-            found.cells[m] = to_cells(cells[m])
-            files = pair_cells[:, axes[m]].tolist() if retrieval else list(range(len(numbers)))
+            axis, found.spans[m] = list(rows).index(m), span
+            files = pair_cells[:, axis].tolist() if retrieval else list(range(len(numbers)))
             found.of_pairs[m] = find_cells(links[m], of_pairs[m], files)
+            own = [i if retrieval else pair_cells[i, axis] for _, i in links[m]]
+            found.cells[m] = to_cells((row_of[key], file) for key, file in zip(keys[m], own, strict=True))
     found.texts.extend(captions.texts[name] for name in found.names)
     found.names[:] = [captions.labels.get(name, name) for name in found.names]
     return found
+
+
+def link_files(of_files: Sequence[tuple[str, str]], paths: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the captions of files that have rows, each as its name and the row of the file."""
+    row_of = {path: i for i, path in enumerate(paths)}
+    return [(name, row_of[path]) for path, name in of_files if path in row_of]
 
 
 def find_cells(

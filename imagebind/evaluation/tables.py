@@ -9,19 +9,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.names import shorten
 
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
 TEXT_SUFFIXES = (*DIALECTS, ".jsonl")
 PARQUET = ".parquet"
 
 csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
+
+log = logging.getLogger(__name__)
 
 Needed = Sequence[Sequence[str]]  # columns that a table has to have, each by any of several names
 
@@ -204,6 +209,15 @@ def write_rows(columns: Mapping[str, Sequence[Any]], suffix: str, schema: Any, f
             values = {name: value for name, value in zip(columns, row, strict=True) if value is not None}
             text.write(f"{json.dumps(values, ensure_ascii=False)}\n")
     text.detach()
+
+
+def warn_of_skipped(source: str, skipped: Iterable[tuple[str, str]]) -> None:
+    """Warn of rows that cannot be used, the faults and the lines of which are given, once for each fault."""
+    lines = defaultdict(list)
+    for fault, line in skipped:
+        lines[fault].append(line)
+    for fault in lines:
+        log.warning("%s: %s: skipped row %s", source, fault, shorten(lines[fault]))
 
 
 def first_bad_line(path: str | os.PathLike) -> int:

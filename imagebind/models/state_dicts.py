@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from imagebind.models import released
+from imagebind.names import shorten
 
 # Under which a training checkpoint has the weights, beside an optimizer's state, an epoch and the like
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -82,20 +83,10 @@ def without_wrappers(name: str) -> str:
 def misfit(missing: list[str], unknown: list[str]) -> str:
     """Say which names do not fit, in one line; an empty one where all do."""
     return "; ".join(
-        f"{fault} {name_some(names)}"
+        f"{fault} {shorten(list(map(shown, names)), MAX_NAMED)}"
         for fault, names in (("lacks", missing), ("has unknown", unknown))
         if names
     )
-
-
-def name_some(names: list[str]) -> str:
-    """Name the first three.
-
-    >>> name_some(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = len(names) - MAX_NAMED
-    return ", ".join(map(shown, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def shown(name: str) -> str:

@@ -35,6 +35,7 @@ from imagebind.segments import Segment, fragment_of
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
 MAX_HASHES = 64  # that are remembered of files of which parts are read
+HASHES: dict[tuple[int, ...], str] = {}  # of these files, by their fingerprint
 FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 data_log = logging.getLogger(data.__name__)
 
@@ -311,9 +312,6 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
     embedding = None if cache is None else cache.get(content_hash, TEXT.name)
     loaded = LoadedFeature(read, embedding, is_cached=embedding is not None)
     return LoadedFile("text", text, content_hash, {TEXT.name: loaded}, is_truncated=read.is_truncated)
-
-
-HASHES: dict[tuple[int, ...], str] = {}  # of the files of the last parts, by their fingerprint
 
 
 def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:
