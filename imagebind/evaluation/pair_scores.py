@@ -70,11 +70,14 @@ class ManifestRows:
         return columns
 
 
-def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def list_skipped(
+    plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int], columns: Sequence[str]
+) -> list[dict[str, Any]]:
     """List the pairs without scores, and the rows of a manifest that are no pairs, each with its reason.
 
     Args:
         numbers: of the pairs that have scores.
+        columns: of these, which each of the others has too.
     """
     scored, found = set(numbers), []
     for number, pair in enumerate(plan.pairing.pairs):
@@ -87,14 +90,16 @@ def list_skipped(plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int]) ->
             paths = (plan.manifest.path(meaning, row) for meaning in MEDIA_MODALITIES)
             found.append((row, "" if name is None else str(name), *paths, fault))
         found.sort(key=itemgetter(0))
-        given = ManifestRows(plan.manifest, [row for row, *_ in found]).columns()
     skipped = [
-        {"name": name, "audio": audio, "video": video, "status": f"skipped: {reason}"}
+        dict.fromkeys(columns)
+        | {"name": name, "audio": audio, "video": video, "status": f"skipped: {reason}"}
         for _, name, audio, video, reason in found
     ]
     if plan.manifest is not None:
+        given = ManifestRows(plan.manifest, [row for row, *_ in found]).columns()
+        given["line"] = given["line"].tolist()
         for i, values in enumerate(skipped):
-            values |= {name: of_rows[i] for name, of_rows in given.items()} | {"line": int(given["line"][i])}
+            values |= {name: of_rows[i] for name, of_rows in given.items()}
     return skipped
 
 

@@ -18,18 +18,14 @@ from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.intervals import Mean
 from imagebind.evaluation.keys import from_keys, reaches
-from imagebind.evaluation.metrics import (
-    DEFINITIONS,
-)
+from imagebind.evaluation.metrics import DEFINITIONS
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.pair_scores import RANK_COLUMNS, ManifestRows, PairScores, list_skipped
 from imagebind.evaluation.plan import Plan
 from imagebind.evaluation.rows import CaptionRows, order_captions, order_files, order_rows
 from imagebind.evaluation.scores import score_protocols
 from imagebind.evaluation.store import OutputArrays
-from imagebind.evaluation.suspects import (
-    FALSE_DISCOVERY_RATE,
-)
+from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE
 from imagebind.names import shorten
 
 MATRIX_NAME = "similarity_matrix.npy"
@@ -51,81 +47,56 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         NothingLeftError: so many files were skipped that nothing is left.
         EvaluationError: there is no room for an array.
     """
-    with_embedding = {
-        modality: [path for path in paths if path in embedded.stores[modality]]
-        for modality, paths in plan.inputs.items()
-    }
-    audio_paths, video_paths, numbers, pair_cells = order_rows(
-        with_embedding["audio"], with_embedding["video"], plan.pairing.pairs, plan.retrieval
-    )
+    rows, numbers, pair_cells = choose_rows(plan, embedded, options.pairs_only)
     pairs = [plan.pairing.pairs[i] for i in numbers]
-    if options.pairs_only:
-        audio_paths, video_paths, pair_cells = order_files(plan.pairing.pairs, numbers)
-    counts = {
-        "audio": len(audio_paths),
-        "video": len(video_paths),
-        "pairs": len(pairs),
-        "pairs_skipped": len(plan.pairing.pairs) - len(pairs),
-        "unmatched": count_unmatched(plan, embedded),
-        "failed": len(embedded.failures),
-        **({"rows_skipped": len(plan.manifest.faults)} if plan.manifest is not None else {}),
-    }
-    if not audio_paths or not video_paths:
+    counts = count_files(plan, embedded, rows, len(pairs))
+    if not all(rows.values()):
         raise NothingLeftError(counts)
-    rows, captions = {"audio": audio_paths, "video": video_paths}, None
+    captions = None
     if plan.captions is not None:
+        texts = {text for text in plan.inputs["text"] if text in embedded.stores["text"]}
         captions = order_captions(
-            *(plan.captions, set(with_embedding["text"]), rows, numbers, pair_cells),
-            *(plan.retrieval, options.pairs_only),
+            *(plan.captions, texts, rows, numbers, pair_cells, plan.retrieval, options.pairs_only)
         )
         rows["text"] = captions.texts
         counts |= count_captions(plan, captions, embedded.truncated_texts)
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
-    matrix = None
     groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
     device = embedded.device if embedded.device.type == "cuda" else torch.device("cpu")  # that has float64
     comparison = Comparison(contents, embeddings, device, options.seed)
+    names = [
+        [files.names[path] for path in rows[m]]
+        for m, files in zip(MEDIA_MODALITIES, (plan.audio, plan.video), strict=True)
+    ]
+    matrix, best_others = None, {}
     if options.pairs_only:
         lines = Lines(tuple(pair_cells.T), np.stack([np.arange(len(pairs))] * 2, axis=1))
         compared = comparison.compare_pairs("audio", "video", lines, groups)
     else:
-        matrix = new_matrix(arrays, (len(audio_paths), len(video_paths)), options.max_matrix_gb)
+        matrix = new_matrix(arrays, (len(names[0]), len(names[1])), options.max_matrix_gb)
         compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
-    metrics, scores = compared.metrics, compared.scores
-    audio_names, video_names = (
-        [files.names[path] for path in paths]
-        for files, paths in ((plan.audio, audio_paths), (plan.video, video_paths))
-    )
-    if not options.pairs_only:
-        scores |= find_best_others(compared, pair_cells, (audio_names, video_names))
-    scores |= describe_files(plan, embedded, embeddings, rows, pair_cells)
-    if plan.groups is not None:
-        scores["group"] = [plan.groups[i] for i in numbers]
-    leading = None
+        best_others = find_best_others(compared, pair_cells, names)
+    metrics, leading = compared.metrics, None
     if pairs:
         interval = metrics["paired_similarity_interval"]
-        leading = scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
+        leading = compared.scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
     protocol_scores = score_protocols(plan, embedded, numbers, leading, options.seed, compared.groups)
-    scores |= protocol_scores.columns
+    columns = compared.scores | best_others | protocol_scores.columns
+    columns |= describe_files(plan, embedded, embeddings, rows, pair_cells)
+    if plan.groups is not None:
+        columns["group"] = [plan.groups[i] for i in numbers]
     of_captions = {}
     if captions is not None:
         of_rows = groups_of_rows(plan, numbers, pair_cells, rows)
         of_pairs = (pair_cells, groups) if options.pairs_only else None
         figures, agreements = compare_captions(comparison, captions, of_rows, of_pairs)
         metrics |= figures
-        scores |= caption_scores(captions, agreements, len(pairs))
+        columns |= caption_scores(captions, agreements, len(pairs))
         of_captions = {"text_names": captions.names, **agreements}
-    of_manifest = None
-    if plan.manifest is not None:
-        of_manifest = ManifestRows(plan.manifest, [plan.manifest.rows[i] for i in numbers])
-        scores |= of_manifest.columns()
-        if plan.manifest.has_unique_ids:  # by which systems can be compared that name files in their own ways
-            scores["audio_key"] = scores["video_key"] = [plan.names[i] for i in numbers]
-    absent = RANK_COLUMNS if options.pairs_only else ()
-    pair_scores = PairScores([plan.names[i] for i in numbers], pairs, scores, absent, of_manifest)
+    pair_scores = tabulate(plan, numbers, columns, RANK_COLUMNS if options.pairs_only else ())
     if options.keep_above is not None:
-        similarity = scores.get("similarity", np.empty(0))
+        similarity = columns.get("similarity", np.empty(0))
         metrics["kept"] = count_kept(similarity, compared, options.keep_above) | {"file": options.kept_name}
     failures = [
         {"path": failure.path, "side": failure.modality, "reason": failure.reason}
@@ -148,21 +119,67 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         **of_captions,
         "similarity_matrix": None if matrix is None else torch.from_numpy(matrix),
         "metrics": metrics,
-        "audio_names": audio_names,
-        "video_names": video_names,
+        "audio_names": names[0],
+        "video_names": names[1],
         "pairs": pairs,
         "pair_rows": pair_cells,
         "top_matches": compared.top and dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
-        "skipped_pairs": [
-            dict.fromkeys(pair_scores.row_columns) | skipped
-            for skipped in list_skipped(plan, embedded, numbers)
-        ],
+        "skipped_pairs": list_skipped(plan, embedded, numbers, pair_scores.row_columns),
         "windows": protocol_scores.windows,
         "failures": failures,
     }
+
+
+def choose_rows(
+    plan: Plan, embedded: EmbeddedFiles, pairs_only: bool
+) -> tuple[dict[str, Sequence[str]], list[int], np.ndarray]:
+    """Choose the files behind the rows, from those that have an embedding.
+
+    Returns:
+        modality -> files; the numbers of the pairs among them, and the cells of these, as order_rows.
+    """
+    found = [[path for path in plan.inputs[m] if path in embedded.stores[m]] for m in MEDIA_MODALITIES]
+    audio_paths, video_paths, numbers, cells = order_rows(*found, plan.pairing.pairs, plan.retrieval)
+    if pairs_only:
+        audio_paths, video_paths, cells = order_files(plan.pairing.pairs, numbers)
+    return {"audio": audio_paths, "video": video_paths}, numbers, cells
+
+
+def count_files(
+    plan: Plan, embedded: EmbeddedFiles, rows: dict[str, Sequence[str]], n_pairs: int
+) -> dict[str, int]:
+    """Count what is compared, and what is not."""
+    return {
+        **{modality: len(paths) for modality, paths in rows.items()},
+        "pairs": n_pairs,
+        "pairs_skipped": len(plan.pairing.pairs) - n_pairs,
+        "unmatched": count_unmatched(plan, embedded),
+        "failed": len(embedded.failures),
+        **({"rows_skipped": len(plan.manifest.faults)} if plan.manifest is not None else {}),
+    }
+
+
+def tabulate(
+    plan: Plan, numbers: Sequence[int], columns: dict[str, Sequence[Any]], absent: Sequence[str]
+) -> PairScores:
+    """Make the table of the pairs that have scores, with what the manifest says of them.
+
+    Args:
+        numbers: of the pairs.
+        columns: that are computed.
+        absent: as in PairScores.
+    """
+    names, pairs = ([values[i] for i in numbers] for values in (plan.names, plan.pairing.pairs))
+    if plan.manifest is None:
+        return PairScores(names, pairs, columns, absent)
+    of_manifest = ManifestRows(plan.manifest, [plan.manifest.rows[i] for i in numbers])
+    columns |= of_manifest.columns()
+    if plan.manifest.has_unique_ids:  # by which systems can be compared that name files in their own ways
+        columns |= {"audio_key": names, "video_key": names}
+    return PairScores(names, pairs, columns, absent, of_manifest)
 
 
 def count_unmatched(plan: Plan, embedded: EmbeddedFiles) -> int:
