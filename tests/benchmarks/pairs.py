@@ -11,21 +11,25 @@ from __future__ import annotations
 import argparse
 import csv
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "tests" / "demo"
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "benchmarks")]
+
+from throughput import DEMO, in_process  # noqa: E402
+
 CODE = """
-import resource, sys
-from batch_inference import main
-status = main(sys.argv[1:])
-print("KB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-sys.exit(status)
+import json, resource, sys
+from batch_inference import batch_inference_av_consistency
+manifest, cache, output_dir, checkpoint = sys.argv[1:]
+batch_inference_av_consistency(
+    manifest=manifest, pairs_only=True, cache=cache, output_dir=output_dir, checkpoint=checkpoint,
+    device="cpu", no_html=True)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
 """
 
 
@@ -41,13 +45,9 @@ def write_manifest(path: Path, n_rows: int) -> None:
 
 def evaluate(manifest: Path, cache: Path, output_dir: Path) -> tuple[float, float]:
     """Evaluate a manifest in a process of its own: seconds, and peak memory in GB."""
-    argv = ["--manifest", manifest, "--output_dir", output_dir, "--cache", cache, "--pairs_only", "--no_html"]
-    argv += ["--checkpoint", DEMO / "imagebind_demo.pth", "--device", "cpu"]
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *argv], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return time.perf_counter() - start, int(done.stderr.rpartition("KB ")[2]) / 1e6
+    memory = in_process(CODE, manifest, cache, output_dir, DEMO / "imagebind_demo.pth")
+    return time.perf_counter() - start, memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
