@@ -10,12 +10,15 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import MEDIA, RATE, TESTS, load_waveform, picture, reason, silence, tone, write_audio
 from test_media import noise
+from torchaudio.compliance import kaldi
 
 from imagebind import data
-from imagebind.data.audio import load_windows
-from imagebind.data.clips import clip_spans
+from imagebind.data.audio import clip_ranges, load_windows, log_mel
+from imagebind.data.clips import clip_spans, even_clip_sampler, get_clip_timepoints
+from imagebind.data.media import open_stream
 
 AUDIO_INPUTS = np.load(TESTS / "reference" / "audio_inputs.npz")
 
@@ -40,6 +43,7 @@ def test_clips_spread_evenly_from_start_to_end(duration, n_clips):
     assert spans == [
         (free * k / max(n_clips - 1, 1), free * k / max(n_clips - 1, 1) + 2) for k in range(n_clips)
     ]
+    assert spans == get_clip_timepoints(even_clip_sampler(2, n_clips), duration)
 
 
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le"])
@@ -112,6 +116,44 @@ def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, r
     for window, whole in zip(windows, expected, strict=True):
         assert window.shape == whole.shape == (2, 2 * RATE)
         np.testing.assert_allclose(window, whole, atol=1e-6)
+
+
+def test_clips_of_a_short_sound_are_those_of_the_whole(tmp_path):
+    samples = noise(6.9, 44100, channels=2)
+    whole = load_waveform(write_audio(tmp_path / "x.wav", samples, 44100))
+    clips = load_windows(tmp_path / "x.wav")
+    spans = clip_ranges(whole.shape[1])
+    assert spans[0][1] < spans[1][0]  # they do not overlap, and only they are resampled
+    for clip, (start, end) in zip(clips, spans, strict=True):
+        np.testing.assert_allclose(clip, whole[:, start:end], atol=1e-7)
+
+
+def test_log_mel_is_kaldis(tmp_path):
+    for seconds, rate in ((0.025, 16000), (0.7, 22050), (2, 16000)):
+        clip = torch.from_numpy(noise(seconds, rate, channels=2)) * 0.1
+        clip[:, : clip.shape[1] // 3] = 0
+        expected = kaldi.fbank(
+            clip, htk_compat=True, sample_frequency=rate, use_energy=False, window_type="hanning",
+            num_mel_bins=data.MEL_BINS, dither=0.0, frame_length=25, frame_shift=10, channel=0,
+        ).T  # fmt: skip
+        assert torch.equal(log_mel(clip, n_frames=expected.shape[1], sample_rate=rate), expected)
+
+
+def dts_frames(n: int) -> bytes:
+    """Make frames that FFmpeg takes for DTS: its header, and noise."""
+    fields = ((0x7FFE8001, 32), (1, 1), (31, 5), (0, 1), (15, 7), (2047, 14), (2, 6), (8, 4), (24, 5))
+    header = "".join(f"{value:0{n_bits}b}" for value, n_bits in fields).ljust(120, "0")
+    frame = int(header, 2).to_bytes(15) + np.random.default_rng(0).bytes(2048 - 15)
+    return np.frombuffer(frame * n, ">u2").astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("silence", [0, 100_000, 400_000])
+def test_dts_in_a_wav_file_is_not_taken_for_samples(tmp_path, silence):
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((2, 2, 44100, 0, "NONE", ""))
+        file.writeframes(bytes(silence) + dts_frames(30))
+    with open_stream(tmp_path / "x.wav", "audio") as stream:
+        assert stream.codec_context.name == "dca"
 
 
 @pytest.mark.slow

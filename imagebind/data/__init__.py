@@ -14,12 +14,10 @@ the constants of these modules are the ones behind published scores. Nothing her
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
-from torchvision import transforms
-from torchvision.datasets.folder import pil_loader
+from PIL import Image
 
 from imagebind.data.audio import (
     AUDIO_CLIPS,
@@ -35,6 +33,7 @@ from imagebind.data.audio import (
 )
 from imagebind.data.clips import CLIP_SECONDS, get_clip_timepoints
 from imagebind.data.media import MediaError, Path, media_errors
+from imagebind.data.sequences import scale_and_crop
 from imagebind.data.text import TEXT_TOKENS, TextInput, read_text, return_bpe_path
 from imagebind.data.video import (
     CROPS,
@@ -47,15 +46,6 @@ from imagebind.data.video import (
     load_video,
     normalize_rgb,
     read_video,
-)
-
-image_to_input = transforms.Compose(
-    [
-        transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(SIZE),
-        transforms.ToTensor(),
-        normalize_rgb,
-    ]
 )
 
 
@@ -121,8 +111,9 @@ def load_and_transform_vision_data(
         return None
     images = []
     for path in image_paths:
-        with media_errors(path):
-            images.append(image_to_input(pil_loader(os.fspath(path))))
+        with media_errors(path), Image.open(path) as image:
+            pixels = scale_and_crop()(image.convert("RGB"))  # (224, 224, 3)
+        images.append(normalize_rgb(pixels.permute(2, 0, 1).contiguous().float().div_(255)))
     return torch.stack(images).to(device)
 
 

@@ -2,8 +2,8 @@
 
     load_windows (decode_audio, clip_spans, resample) -> waveform2melspec (log_mel) -> normalised
 
-A sound longer than BUFFERED_SECONDS is decoded twice, and only its windows are resampled, instead of holding
-all of it in memory. Letters in shapes: S clips of a file, C channels, T samples.
+Only the clips are resampled. A sound longer than BUFFERED_SECONDS is decoded twice for them, instead of
+holding all of it in memory. Letters in shapes: S clips of a file, C channels, T samples.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import pairwise
 
 import av
+import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torchaudio.compliance import kaldi
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
@@ -26,27 +27,30 @@ from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
     MediaError,
     Path,
-    UnsupportedError,
     decode,
     media_errors,
     open_stream,
     warn_if_truncated,
 )
+from imagebind.data.resampling import make_filter, n_resampled, resample
 from imagebind.segments import span_of
 
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
 SAMPLE_RATES = (1_000, 768_000)  # that a file may have, lowest and highest
 MAX_CHANNELS, MAX_SAMPLE = 64, 8  # of samples from Python; more are taken for a mistake
-FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's defaults
-MAX_FILTER_SIZE = 1 << 24  # of torchaudio's filter, which is large where two rates have no simple ratio
 MEL_BINS = 128
 MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
+LOWEST_HZ = 20  # of the mel bins
+PREEMPHASIS = 0.97
 MEL_MEAN, MEL_STD = -4.268, 9.138
 SAME_CLIP = 2e-6  # mean difference of two mels below which no cosine changes by more than 1e-11
 BUFFERED_SECONDS = 60
+MERGED_SAMPLES = 1 << 16  # that are converted to float32 together
+TO_FLOAT = {"u8": (128, 7), "s16": (0, 15), "s32": (0, 31), "flt": (0, 0), "dbl": (0, 0)}  # offset, bits
+MAX_PLANES = 8  # that a frame of FFmpeg points to
 STATES_ITS_LENGTH = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # for other formats FFmpeg estimates the length
 
 log = logging.getLogger(__name__)
@@ -63,12 +67,18 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
     """
     with open_stream(path, "audio") as stream:
         form = None  # sample rate and number of channels of the first frame
-        # Converts the sample format alone. Interleaved, because PyAV crashes on 8 and more planes.
-        to_float = av.AudioResampler(format="flt")
         n_samples, first, last = 0, 0, math.inf  # the part is [first, last)
+        merged = MergedFrames()
 
         def is_enough() -> bool:
-            return n_samples >= last
+            return n_samples + merged.n_samples >= last
+
+        def pieces(samples: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+            nonlocal n_samples
+            begin, n_samples = n_samples, n_samples + samples.shape[1]
+            kept = samples[:, max(first - begin, 0) : max(min(last - begin, samples.shape[1]), 0)]
+            if kept.numel():
+                yield kept, form[0]
 
         for frame in decode(stream, is_enough):
             if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
@@ -78,12 +88,10 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
                 first, last = sample_range(path, frame.sample_rate)
             if form != (frame.sample_rate, frame.layout.nb_channels):
                 raise MediaError(path, "its sample rate or number of channels changes")
-            for floats in to_float.resample(frame):
-                samples = torch.from_numpy(floats.to_ndarray()).view(-1, form[1]).T
-                kept = samples[:, max(first - n_samples, 0) : max(min(last - n_samples, floats.samples), 0)]
-                n_samples += floats.samples
-                if kept.numel():
-                    yield kept, floats.sample_rate
+            for samples in merged.add(frame):
+                yield from pieces(samples)
+        for samples in merged.take():
+            yield from pieces(samples)
         if n_samples and last < math.inf:
             found, wanted = (n / form[0] for n in (max(n_samples - first, 0), last - first))
             warn_if_truncated(path, found, wanted, "seconds of this part")
@@ -92,24 +100,42 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
             warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")
 
 
+class MergedFrames:
+    """Collects decoded frames, and converts many of them to float32 in one step."""
+
+    def __init__(self):
+        self.arrays, self.n_samples, self.kind = [], 0, None  # (C, T) each, of one kind of samples
+        self.to_float = av.AudioResampler(format="flt")  # for what PyAV makes no array of
+
+    def add(self, frame: av.AudioFrame) -> Iterator[torch.Tensor]:
+        """Take a frame; yield (C, T) float32 where enough samples have come, or of another kind."""
+        kind, n_channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
+        if kind not in TO_FLOAT or (frame.format.is_planar and n_channels >= MAX_PLANES):
+            kind, frames = "flt", self.to_float.resample(frame)
+        else:
+            frames = [frame]
+        if kind != self.kind or self.n_samples >= MERGED_SAMPLES:
+            yield from self.take()
+            self.kind = kind
+        for each in frames:
+            array = each.to_ndarray()  # (C, T) planar, (1, T * C) packed
+            self.arrays.append(array if each.format.is_planar else array.reshape(-1, n_channels).T)
+            self.n_samples += each.samples
+
+    def take(self) -> Iterator[torch.Tensor]:
+        """Yield what has come, (C, T) float32, and forget it."""
+        if self.arrays:
+            offset, bits = TO_FLOAT[self.kind]
+            samples = torch.from_numpy(np.concatenate(self.arrays, axis=1)).to(torch.float32)
+            samples = samples.sub_(offset) if offset else samples
+            yield samples.mul_(2.0**-bits) if bits else samples
+        self.arrays, self.n_samples = [], 0
+
+
 def sample_range(path: Path, rate: int) -> tuple[int, float]:
     """Return the samples [first, last) of a file, or of a part of it; its end may be infinite."""
     start, end = span_of(path)
     return round(start * rate), end if end == math.inf else round(end * rate)
-
-
-def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Resample (C, T) from `rate` to `new_rate`, in Hz, with torchaudio's defaults.
-
-    Returns:
-        (C, ceil(T * new_rate / rate)).
-
-    Raises:
-        UnsupportedError: the ratio of the rates is so odd that the filter would take gigabytes.
-    """
-    if rate * new_rate // math.gcd(rate, new_rate) ** 2 > MAX_FILTER_SIZE:
-        raise UnsupportedError(f"a sample rate of {rate} Hz, which has no simple ratio to {new_rate} Hz")
-    return torchaudio.functional.resample(waveform, rate, new_rate)
 
 
 def load_windows(
@@ -121,11 +147,10 @@ def load_windows(
     """Decode and resample the clips of a sound, in bounded memory: slices of the whole resampled sound.
 
     Only decoding tells how long a sound is, so one of more than BUFFERED_SECONDS is decoded a second time
-    for its windows.
+    for its clips.
 
     Returns:
-        n_clips times (C, T), T <= clip_seconds * sample_rate; in a short sound they overlap and are
-        views of one waveform.
+        n_clips times (C, T), T <= clip_seconds * sample_rate; where they overlap, views of one waveform.
 
     Raises:
         MediaError: the file cannot be decoded, or has no samples.
@@ -139,12 +164,56 @@ def load_windows(
             pieces.clear()
     if not n_samples:
         raise MediaError(path, "no audio samples")
-    n_resampled = -(-n_samples * sample_rate // rate)  # rounded up, as resample does
-    spans = clip_ranges(n_resampled, n_clips, clip_seconds, sample_rate)
+    spans = clip_ranges(n_resampled(n_samples, rate, sample_rate), n_clips, clip_seconds, sample_rate)
     if not pieces:
-        return _decode_windows(path, spans, rate, sample_rate)
+        return resample_spans((samples for samples, _ in decode_audio(path)), spans, rate, sample_rate)
+    if all(end <= start for (_, end), (start, _) in pairwise(spans)):
+        return resample_spans(pieces, spans, rate, sample_rate)
     waveform = resample(torch.cat(pieces, dim=1), rate, sample_rate)
     return [waveform[:, start:end] for start, end in spans]
+
+
+def clip_ranges(
+    n_samples: int,
+    n_clips: int = AUDIO_CLIPS,
+    clip_seconds: float = CLIP_SECONDS,
+    sample_rate: int = SAMPLE_RATE,
+) -> list[tuple[int, int]]:
+    """Return the samples [start, end) of each clip of a sound of n_samples."""
+    spans = clip_spans(n_samples / sample_rate, n_clips, clip_seconds)
+    return [(int(start * sample_rate), int(end * sample_rate)) for start, end in spans]
+
+
+def resample_spans(
+    pieces: Iterable[torch.Tensor], spans: list[tuple[int, int]], rate: int, sample_rate: int
+) -> list[torch.Tensor]:
+    """Resample parts of a sound at `rate`, given in pieces (C, T), to `sample_rate`.
+
+    Args:
+        spans: of samples [start, end) at `sample_rate`.
+
+    Returns:
+        the same slices of the whole resampled sound.
+    """
+    filter = make_filter(rate, sample_rate)
+    step, new, margin = filter.step, filter.new, filter.margin
+    sources = [
+        (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
+        for start, end in spans
+    ]
+    kept = [[] for _ in spans]
+    position = 0
+    for samples in pieces:
+        for held, (low, high) in zip(kept, sources, strict=True):
+            if position < high and low < position + samples.shape[1]:
+                held.append(samples[:, max(low - position, 0) : high - position])
+        position += samples.shape[1]
+    clips = []
+    for held, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
+        resampled = filter.apply(torch.cat(held, dim=1))
+        offset = low // step * new
+        clips.append(resampled[:, start - offset : end - offset])
+    return clips
 
 
 def resampled_pieces(path: Path, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
@@ -161,70 +230,41 @@ def resampled_pieces(path: Path, sample_rate: int = SAMPLE_RATE) -> Iterator[tor
         held.append(samples)
         end += samples.shape[1]
         if end - begin > BUFFERED_SECONDS * rate:
-            step, new, margin = _steps(rate, sample_rate)
-            stop = (end - margin) // step  # in steps
+            filter = make_filter(rate, sample_rate)
+            step, new = filter.step, filter.new
+            stop = (end - filter.margin) // step  # in steps
             whole = torch.cat(held, dim=1)
             offset = begin // step * new
-            yield resample(whole, rate, sample_rate)[:, n_done - offset : stop * new - offset]
+            yield filter.apply(whole)[:, n_done - offset : stop * new - offset]
             n_done = stop * new
-            kept = max(stop * step - margin, 0) // step * step
+            kept = max(stop * step - filter.margin, 0) // step * step
             held, begin = [whole[:, kept - begin :]], kept
     if not end:
         raise MediaError(path, "no audio samples")
-    step, new, _ = _steps(rate, sample_rate)
-    yield resample(torch.cat(held, dim=1), rate, sample_rate)[:, n_done - begin // step * new :]
+    filter = make_filter(rate, sample_rate)
+    yield filter.apply(torch.cat(held, dim=1))[:, n_done - begin // filter.step * filter.new :]
 
 
-def _steps(rate: int, sample_rate: int) -> tuple[int, int, int]:
-    """Describe how a sound can be resampled in pieces.
-
-    Every `step` samples of the file give `new` samples. A piece that starts at a multiple of `step` gives the
-    same samples as the whole file, except within the reach of the filter, `margin`, of the piece's two ends.
-    """
-    common = math.gcd(rate, sample_rate)
-    margin = math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(rate / sample_rate, 1))
-    return rate // common, sample_rate // common, margin
+@cache
+def mel_filters(n_bins: int, n_fft: int, sample_rate: int, default: torch.dtype) -> torch.Tensor:
+    """Return Kaldi's triangular filters, (n_fft / 2 + 1, n_bins) float32; they are computed in `default`."""
+    with torch.device("cpu"):
+        filters, _ = kaldi.get_mel_banks(n_bins, n_fft, sample_rate, LOWEST_HZ, 0.0, 100.0, -500.0, 1.0)
+        return F.pad(filters.float(), (0, 1)).T
 
 
-def clip_ranges(
-    n_samples: int,
-    n_clips: int = AUDIO_CLIPS,
-    clip_seconds: float = CLIP_SECONDS,
-    sample_rate: int = SAMPLE_RATE,
-) -> list[tuple[int, int]]:
-    """Return the samples [start, end) of each clip of a sound of n_samples."""
-    spans = clip_spans(n_samples / sample_rate, n_clips, clip_seconds)
-    return [(int(start * sample_rate), int(end * sample_rate)) for start, end in spans]
-
-
-def _decode_windows(
-    path: Path, spans: list[tuple[int, int]], rate: int, sample_rate: int
-) -> list[torch.Tensor]:
-    """Decode a file at `rate` again and keep its windows [start, end), in samples at `sample_rate`."""
-    step, new, margin = _steps(rate, sample_rate)
-    sources = [
-        (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
-        for start, end in spans
-    ]
-    kept = [[] for _ in spans]
-    position = 0
-    for samples, _ in decode_audio(path):
-        for pieces, (low, high) in zip(kept, sources, strict=True):
-            if position < high and low < position + samples.shape[1]:
-                pieces.append(samples[:, max(low - position, 0) : high - position])
-        position += samples.shape[1]
-    windows = []
-    for pieces, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
-        resampled = resample(torch.cat(pieces, dim=1), rate, sample_rate)
-        offset = low // step * new
-        windows.append(resampled[:, start - offset : end - offset])
-    return windows
+@cache
+def hann_window(n_samples: int) -> torch.Tensor:
+    return torch.hann_window(n_samples, periodic=False, dtype=torch.float32, device="cpu")
 
 
 def log_mel(
     clip: torch.Tensor, n_bins: int = MEL_BINS, n_frames: int = MEL_FRAMES, sample_rate: int = SAMPLE_RATE
 ) -> torch.Tensor:
-    """Compute the log-mel spectrogram of a clip's first channel with Kaldi's filter bank.
+    """Compute the log-mel spectrogram of a clip's first channel as Kaldi's filter bank does.
+
+    It is torchaudio.compliance.kaldi.fbank without energies and dither, with filters and window that are made
+    once.
 
     Args:
         clip: (C, T), mean subtracted; a clip shorter than one frame (25 ms) is padded with silence.
@@ -232,18 +272,18 @@ def log_mel(
     Returns:
         (n_bins, n_frames), cropped or zero-padded at the end.
     """
-    frame_samples = sample_rate * FRAME_LENGTH_MS // 1000
-    mel = kaldi.fbank(
-        F.pad(clip, (0, max(frame_samples - clip.shape[1], 0))),
-        htk_compat=True,
-        sample_frequency=sample_rate,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=n_bins,
-        dither=0.0,
-        frame_length=FRAME_LENGTH_MS,
-        frame_shift=FRAME_SHIFT_MS,
-    ).T
+    size, shift = sample_rate * FRAME_LENGTH_MS // 1000, sample_rate * FRAME_SHIFT_MS // 1000
+    n_fft = 1 << (size - 1).bit_length()
+    samples = clip[0] if clip.shape[1] >= size else F.pad(clip[0], (0, size - clip.shape[1]))
+    frames = samples.unfold(0, size, shift)  # (frames, size)
+    frames = frames - frames.mean(1, keepdim=True)
+    padded = frames.new_zeros(len(frames), n_fft)
+    torch.sub(frames[:, 1:], frames[:, :-1] * PREEMPHASIS, out=padded[:, 1:size])
+    torch.sub(frames[:, 0], frames[:, 0] * PREEMPHASIS, out=padded[:, 0])
+    padded[:, :size] *= hann_window(size)
+    power = torch.fft.rfft(padded).abs().square_()
+    mel = power @ mel_filters(n_bins, n_fft, sample_rate, torch.get_default_dtype())
+    mel = mel.clamp_(min=torch.finfo(mel.dtype).eps).log_().T
     return F.pad(mel, (0, n_frames - mel.shape[1]))  # a negative pad crops
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ from imagebind.segments import file_of
 MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 OUT_OF_MEMORY = "needs more memory than it may have"
+PROBED_BYTES = 1 << 19  # in which FFmpeg looks for DTS in the samples of a WAV file
+DTS_SYNC_WORDS = (
+    *(b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80"),  # of 16 bits a word, either byte first
+    *(b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8"),  # of 14
+    b"\x64\x58\x20\x25",  # of an extension
+)
+PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
 
 Path = str | os.PathLike
 
@@ -116,6 +124,7 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
         if not file.read(1):
             raise MediaError(path, "the file is empty")
         file.seek(0)
+        options |= PLAIN_WAV if is_plain_wav(file) else {}
         with av.open(file, metadata_errors="replace", container_options=options) as container:
             stream = container.streams.best(kind)
             if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
@@ -123,6 +132,20 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
             if stream.codec_context is None:
                 raise MediaError(path, f"no decoder for its {kind}")
             yield stream
+
+
+def is_plain_wav(file: BinaryIO) -> bool:
+    """Whether a file is a WAV file of 16-bit samples that are samples; it is left at its start.
+
+    FFmpeg takes 20 ms to make sure that such samples are not DTS. Without a sync word they are not.
+    """
+    head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        head += file.read(PROBED_BYTES)
+    file.seek(0)
+    form = head.find(b"fmt ", 12)
+    (bits,) = struct.unpack("<H", head[form + 22 : form + 24]) if 0 < form < len(head) - 24 else (0,)
+    return bits == 16 and not any(word in head for word in DTS_SYNC_WORDS)
 
 
 def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:

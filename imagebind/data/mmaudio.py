@@ -7,14 +7,13 @@ is that of 6.1 and later, for which a video lasts until its last frame ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import av
 import torch
-from torchvision.transforms import InterpolationMode, v2
 
 from imagebind.data.frames import Timeline, to_rgb
 from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ratio, normalize_rgb
@@ -22,8 +21,14 @@ from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ra
 FRAME_RATE = Fraction(1, 2)  # of the frames that are embedded
 SYNCHRONY_RATE = Fraction(25)  # of those that its other metrics need, without which it drops a video
 
-resize = v2.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
-to_float = v2.ToDtype(torch.float32, scale=True)
+
+@cache
+def scaling() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make what scales a picture (3, H, W) uint8 to floats in [0, 1] with a short side of 224."""
+    from torchvision.transforms import InterpolationMode, v2  # slow to import, and few runs need it
+
+    bicubic = v2.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([bicubic, v2.ToDtype(torch.float32, scale=True)])
 
 
 def n_wanted(rate: Fraction, seconds: float) -> int:
@@ -96,4 +101,4 @@ def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
     """
     pixels = to_rgb(frame, upright=False)
     check_aspect_ratio(*pixels.shape[1:])
-    return normalize_rgb(to_float(resize(pixels)))
+    return normalize_rgb(scaling()(pixels))

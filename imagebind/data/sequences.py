@@ -7,14 +7,14 @@ prepares an image; windows, as it prepares a sound of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import av
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import transforms
 
 from imagebind.data.audio import (
     AUDIO_CLIPS,
@@ -44,14 +44,14 @@ WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s
 PART_SIZE = 64  # frames or windows that are handed over together
 FRAMES_PER_SIGN = 250  # that may be decoded without handing over anything
 
-scale_and_crop = transforms.Compose(
-    [
-        transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(SIZE),
-        np.array,
-        torch.from_numpy,
-    ]
-)
+
+@cache
+def scale_and_crop() -> Callable[[Image.Image], torch.Tensor]:
+    """Make what turns an image into the middle (224, 224, 3) uint8 of it, as the released loader does."""
+    from torchvision import transforms  # slow to import, and few runs need it
+
+    bicubic = transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC)
+    return transforms.Compose([bicubic, transforms.CenterCrop(SIZE), np.array, torch.from_numpy])
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def prepare_image(frame: av.VideoFrame) -> torch.Tensor:
     """Scale and crop a frame as Pillow does, (224, 224, 3) uint8; not rotated: neither do the evaluators."""
     pixels = frame.to_ndarray(format="rgb24")
     check_aspect_ratio(*pixels.shape[:2])
-    return scale_and_crop(Image.fromarray(pixels))
+    return scale_and_crop()(Image.fromarray(pixels))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import av
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import transforms
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.frames import (
@@ -52,7 +51,11 @@ MAX_ASPECT_RATIO = 30  # long side to short side: a frame of 1 x 8000 pixels wou
 RGB_MEAN = (0.48145466, 0.4578275, 0.40821073)
 RGB_STD = (0.26862954, 0.26130258, 0.27577711)
 
-normalize_rgb = transforms.Normalize(RGB_MEAN, RGB_STD)
+
+def normalize_rgb(images: torch.Tensor) -> torch.Tensor:
+    """Normalise images (..., 3, H, W) with values in [0, 1]."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (RGB_MEAN, RGB_STD))
+    return images.sub(mean).div_(std)
 
 
 def clip_frames(

@@ -1,0 +1,112 @@
+"""Change the sample rate of a sound: torchaudio's resampling, in a fraction of its time.
+
+torchaudio filters with one convolution whose taps are nearly all zero where the two rates have no simple
+ratio, and which has a single output where they have. Here its filter is cut into bands without the zeros, and
+one step of the convolution gives several samples. The sums are of the same products in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchaudio.transforms import Resample
+
+from imagebind.data.media import UnsupportedError
+
+MAX_FILTER_SIZE = 1 << 24  # of torchaudio's filter, which is large where two rates have no simple ratio
+MIN_OUTPUTS, MAX_OUTPUTS = 16, 32  # of a convolution, for which it is fastest
+NO_TAP = 1e-18  # below it torchaudio's filter is outside of its window, where it would be 0 but for rounding
+FILTER_PERIODS, FILTER_ROLLOFF = 6, 0.99  # torchaudio's defaults
+MAX_FILTERS = 16  # that are kept
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What turns samples of one rate into those of another: every `step` samples give `new` samples."""
+
+    step: int
+    new: int
+    n_repeats: int  # steps that one step of the convolution takes
+    pad: int  # zeros before the first sample
+    bands: tuple[tuple[int, torch.Tensor], ...]  # first tap, and taps (outputs, 1, taps); none of equal rates
+
+    @property
+    def margin(self) -> int:
+        """How many samples beside it can change a resampled one."""
+        return math.ceil((FILTER_PERIODS + 1) / FILTER_ROLLOFF * max(self.step / self.new, 1))
+
+    def n_resampled(self, n_samples: int) -> int:
+        """Return how many samples torchaudio makes of n samples: its quotient is rounded to float32."""
+        if not self.bands:
+            return n_samples
+        return min(
+            math.ceil(np.float32(self.new * n_samples / self.step)),
+            self.new * (n_samples // self.step + 1),
+        )
+
+    def apply(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Resample (C, T) float32 on the CPU to (C, n_resampled(T)); of equal rates it is the same."""
+        if not self.bands:
+            return waveform
+        n_resampled, n_outputs = self.n_resampled(waveform.shape[1]), self.new * self.n_repeats
+        n_steps, stride = -(-n_resampled // n_outputs), self.step * self.n_repeats
+        n_needed = (n_steps - 1) * stride + max(first + taps.shape[2] for first, taps in self.bands)
+        padded = F.pad(waveform, (self.pad, max(n_needed - self.pad - waveform.shape[1], 0)))[:, None]
+        resampled, done = waveform.new_empty(len(waveform), n_steps, n_outputs), 0
+        for first, taps in self.bands:
+            n_inputs = (n_steps - 1) * stride + taps.shape[2]
+            outputs = F.conv1d(padded[:, :, first : first + n_inputs], taps, stride=stride)
+            resampled[:, :, done : done + len(taps)] = outputs.transpose(1, 2)
+            done += len(taps)
+        return resampled.view(len(waveform), -1)[:, :n_resampled]
+
+
+@lru_cache(MAX_FILTERS)
+def make_filter(rate: int, new_rate: int) -> Filter:
+    """Make the filter from a rate to another, in Hz.
+
+    Raises:
+        UnsupportedError: the ratio of the rates is so odd that torchaudio's filter would take gigabytes.
+    """
+    common = math.gcd(rate, new_rate)
+    step, new = rate // common, new_rate // common
+    if step * new > MAX_FILTER_SIZE:
+        raise UnsupportedError(f"a sample rate of {rate} Hz, which has no simple ratio to {new_rate} Hz")
+    if rate == new_rate:
+        return Filter(1, 1, 1, 0, ())
+    with torch.device("cpu"):
+        whole = Resample(rate, new_rate, dtype=torch.float32)
+        kernel = whole.kernel[:, 0]  # (new, taps)
+        n_repeats = max(MIN_OUTPUTS // new, 1)
+        repeated = torch.zeros(n_repeats * new, kernel.shape[1] + (n_repeats - 1) * step)
+    for i in range(n_repeats):
+        repeated[i * new : (i + 1) * new, i * step : i * step + kernel.shape[1]] = kernel
+    bands = []
+    for outputs in repeated.split(MAX_OUTPUTS):
+        used = (outputs.abs() > NO_TAP).any(0).nonzero()[:, 0]
+        first, end = int(used[0]), int(used[-1]) + 1
+        bands.append((first, outputs[:, None, first:end].contiguous()))
+    return Filter(step, new, n_repeats, whole.width, tuple(bands))
+
+
+def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Resample (C, T) float32 on the CPU from `rate` to `new_rate`, in Hz, with torchaudio's defaults.
+
+    Raises:
+        UnsupportedError: as make_filter.
+    """
+    return make_filter(rate, new_rate).apply(waveform)
+
+
+def n_resampled(n_samples: int, rate: int, new_rate: int) -> int:
+    """Return how many samples n samples become.
+
+    >>> n_resampled(44100, 44100, 16000), n_resampled(1, 48000, 16000)
+    (16000, 1)
+    """
+    return make_filter(rate, new_rate).n_resampled(n_samples)
