@@ -406,7 +406,7 @@ def run_options(args: argparse.Namespace) -> dict[str, Any]:
 def help_embed(args: argparse.Namespace, job: Job) -> int:
     """Embed this process's share of the files of a job."""
     options = Options(**run_options(args))
-    with start_workers(options, n_processes=job.n_local) as workers:
+    with start_workers(options, job.n_local) as workers:
         embed_in_job(job, options, workers)
     return 0
 

@@ -59,10 +59,10 @@ def test_a_video_that_changes_between_sound_and_picture_is_skipped(
     write_movie(tmp_path / "other.mp4", 900)
     update = progress.Progress.update
 
-    def replace_a(self, **how):
+    def replace_a(self, modality, **how):
         if (tmp_path / "other.mp4").exists():  # after the first sound, before any picture
             os.replace(tmp_path / "other.mp4", tmp_path / "video" / "a.mp4")
-        update(self, **how)
+        update(self, modality, **how)
 
     monkeypatch.setattr(progress.Progress, "update", replace_a)
     results = batch_inference_av_consistency(

@@ -20,6 +20,7 @@ from fuzz import fuzz_cache
 from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
 from imagebind.evaluation.embedding import FileEmbedder
+from imagebind.evaluation.model import ModelHolder, RunModel
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import make_protocols
 from imagebind.models import embedder
@@ -91,10 +92,10 @@ def test_identical_files_are_embedded_once(evaluate, pairs):
 
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     """Thousands of equal files fill no batch, and must not fill the memory."""
-    cpu = embedder.Embedder(load_model(small_checkpoint), torch.device("cpu"), "fp32")
-    whole = FileEmbedder(cpu, None, 2, None, {"audio": 3}, make_protocols(["imagebind"], 8))
+    model = RunModel(ModelHolder(small_checkpoint, "cpu", "fp32"), ["audio"])
+    whole = FileEmbedder(model, 2, None, {"audio": 3}, make_protocols(["imagebind"], 8))
     sound = LoadedFeature(data.AudioInput(torch.zeros(3, 1, 128, 204)))
-    waiting, whole.progress = {("audio", "audio"): {}}, {"audio": Progress("audio", 3)}
+    waiting, whole.progress = {("audio", "audio"): {}}, Progress({"audio": 3})
     for i in range(3):
         whole._take(LoadedFile("audio", f"{i}.wav", "hash", {"audio": sound}), waiting)
     (batch,) = waiting.values()

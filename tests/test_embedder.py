@@ -211,7 +211,7 @@ def test_workers_give_what_the_main_process_gives(files, small_checkpoint):
 
 def test_workers_report_warnings_and_time(tmp_path):
     path = write_audio(tmp_path / "click.wav", tone(0.01))
-    with start_workers(Options(None, "", num_workers=1, timeout=60, worker_memory_gb=1), 1) as one:
+    with start_workers(Options(None, "", num_workers=1, timeout=60, worker_memory_gb=1)) as one:
         for workers in (None, one):
             (file,) = load_files([("audio", str(path), (AUDIO,))], workers, ahead=1)
             assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
@@ -222,9 +222,7 @@ def test_workers_report_warnings_and_time(tmp_path):
 def test_every_file_is_read_once(tmp_path):
     files = [("audio", f"{i}.wav", (AUDIO,)) for i in range(5)]
     files += [("video", f"{i}.mp4", (VIDEO,)) for i in range(4)]
-    with start_workers(
-        Options(None, "", num_workers=2, timeout=60, worker_memory_gb=1), len(files)
-    ) as workers:
+    with start_workers(Options(None, "", num_workers=2, timeout=60, worker_memory_gb=1)) as workers:
         loaded = list(load_files(files, workers))
     assert sorted((file.modality, file.path) for file in loaded) == sorted(file[:2] for file in files)
     assert {file.reason for file in loaded} == {"No such file or directory"}

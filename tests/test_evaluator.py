@@ -181,7 +181,7 @@ def test_bars_are_drawn_on_request(evaluator, pairs, progress, monkeypatch, caps
     evaluator.evaluate("audio", "video", progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
-    assert ("audio: 100%" in err) == progress
+    assert ("100%|" in err) == progress
     assert bool(err) == progress
 
 

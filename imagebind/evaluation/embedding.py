@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.model import TOWERS, ModelHolder
+from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
 from imagebind.evaluation.store import EmbeddingStore, SequenceStore
-from imagebind.reading.cache import EmbeddingCache, NotACacheError
+from imagebind.reading.cache import EmbeddingCache, NotACacheError, check_is_cache, find_parts, part_of
 from imagebind.reading.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
 
     from imagebind.data.features import Feature
-    from imagebind.models.checkpoints import Weights
-    from imagebind.models.embedder import Embedder
-    from imagebind.reading.loader import LoadedFeature, LoadedFile, LoadedPart
+    from imagebind.reading.loader import Loaded, LoadedFeature, LoadedFile, LoadedPart
 
 MEDIA_MODALITIES = ("audio", "video")
 PACKAGES = (  # whose versions are in the protocol
@@ -94,38 +94,41 @@ def interruptible(summarise: Callable[[], str]) -> Iterator[None]:
 
 
 class FileEmbedder:
-    """Turns files into embeddings.
+    """Turns files into embeddings. It begins to read them before the model is loaded.
 
     Args:
-        embedder: turns inputs into embeddings.
-        cache: of embeddings, or None.
+        model: turns inputs into embeddings.
         batch_size: files that go through the model together.
         workers: processes that read files; None reads in this one.
         n_files: modality -> how many files may come.
         protocols: the scores for which they are embedded.
         directory: for the file behind the embeddings; None keeps them in memory.
-        protocol: how embeddings are computed.
-        weights: of the model, which have to stay as they are; None is not checked.
-        has_bars: whether progress is drawn.
+        cache_path: of the cache of embeddings; None is none.
+        part: of the cache that this process writes to.
+        has_bar: whether progress is drawn.
+
+    Raises:
+        OptionError: the cache is no cache.
     """
 
     def __init__(
         self,
-        embedder: Embedder,
-        cache: EmbeddingCache | None,
+        model: RunModel,
         batch_size: int,
         workers: Workers | None,
         n_files: dict[str, int],
         protocols: list[Protocol],
         directory: str | os.PathLike | None = None,
-        protocol: dict[str, Any] | None = None,
-        weights: Weights | None = None,
-        has_bars: bool = False,
+        cache_path: str | os.PathLike | None = None,
+        part: str = "",
+        has_bar: bool = False,
     ):
-        self.has_bars = has_bars
-        self.embedder, self.cache, self.batch_size, self.workers = embedder, cache, batch_size, workers
-        self.protocol, self.weights = protocol, weights
-        self.kept_in = None if cache is None else cache.path  # for the user to know
+        self.timing, self.has_bar = Timing(), has_bar
+        self.model, self.batch_size, self.workers = model, batch_size, workers
+        self.cache_path, self.part, self.cache = cache_path, part, None
+        self.kept_in = None if cache_path is None else part_of(Path(cache_path), part)  # for the user to know
+        if cache_path is not None:
+            self._prepare_cache()
         self.scope = ""  # whose files these are, if not all
         self.protocols, self.wanted = protocols, wanted_features(protocols, n_files)
         self.stores: dict[str, EmbeddingStore | SequenceStore] = {
@@ -136,8 +139,39 @@ class FileEmbedder:
         self.dropped: dict[tuple[str, str], str] = {}  # as in EmbeddedFiles
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
-        self.progress: dict[str, Progress] = {}  # by modality
-        self.timing = Timing()
+        self.progress = Progress({})
+
+    def _prepare_cache(self) -> None:
+        """Open the cache, where there is one.
+
+        Whose embeddings to look up is known by the hash of the weights, which takes seconds once. Without a
+        cache it is not needed before the model is.
+        """
+        try:
+            with suppress(OSError):  # which the cache itself reports
+                os.makedirs(os.path.dirname(self.cache_path) or ".", exist_ok=True)
+            check_is_cache(self.kept_in)
+            if self.model.sha256 is not None or find_parts(Path(self.cache_path)):
+                self.open_model()
+        except NotACacheError as e:
+            raise OptionError(str(e)) from e
+
+    def open_model(self) -> RunModel:
+        """Return the model, with the cache of its embeddings open."""
+        if self.model.sha256 is None:
+            self.model.open()
+        if self.cache is None and self.cache_path is not None:
+            self.cache = EmbeddingCache(self.cache_path, self.model.sha256, self.model.precision, self.part)
+            self.cache.warn_of_unreadable_parts()
+        return self.model
+
+    def read(self, inputs: Inputs) -> Iterator[Loaded]:
+        """Begin to read files, of all modalities in turn, and return what comes of them."""
+        from imagebind.reading.loader import load_files
+
+        files = [(m, path, self.wanted[m]) for m, path in interleaved(inputs)]
+        ahead, on_gpu = 2 * self.batch_size, self.model.device.type == "cuda"
+        return load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
 
     def embed(self, inputs: Inputs) -> None:
         """Embed files; one that fails is left out and costs no other.
@@ -149,14 +183,12 @@ class FileEmbedder:
             EvaluationError: a file does not fit into the device's memory, or no process can be started.
             KeyboardInterrupt: its message says what is kept.
         """
-        from imagebind.reading.loader import LoadedFile, load_files
+        from imagebind.reading.loader import LoadedFile
 
-        files = [(m, path, self.wanted[m]) for m, paths in inputs.items() for path in paths]
-        self.progress = {m: Progress(m, len(paths), self.has_bars) for m, paths in inputs.items() if paths}
+        self.progress = Progress(count_inputs(inputs), self.has_bar)
         # (modality, feature) -> content hash -> equal files with their inputs
         waiting = {(m, f.name): {} for m in inputs for f in self.wanted[m] if not f.is_sequence}
-        ahead, on_gpu = 2 * self.batch_size, self.embedder.device.type == "cuda"
-        loaded = load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
+        loaded = self.read(inputs)
         try:
             while (file := self.timing.measure("waiting", lambda: next(loaded, None))) is not None:
                 if not isinstance(file, LoadedFile):
@@ -168,19 +200,18 @@ class FileEmbedder:
                         self._embed_batch(modality, feature, batch)
             for (modality, feature), batch in waiting.items():
                 self._embed_batch(modality, feature, batch)
-            self._check_weights()
+            self.model.check_unchanged()
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
         finally:
-            for progress in self.progress.values():
-                progress.close()
+            self.progress.close()
 
     def result(self, inputs: Inputs) -> EmbeddedFiles:
         """Return what became of the files, with failures in the order of `inputs`."""
         self._drop_changed()
         order = {(m, path): i for i, (m, path) in enumerate((m, p) for m in inputs for p in inputs[m])}
         self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
-        scales = {m: float(self.embedder.model.towers[TOWERS[m]].scale) for m in MEDIA_MODALITIES}
+        scales = {m: self.model.facts[1][m] for m in MEDIA_MODALITIES}
         return EmbeddedFiles(
             stores={modality: self.main_store(modality) for modality in self.wanted},
             features=self.stores,
@@ -189,8 +220,8 @@ class FileEmbedder:
             failures=self.failures,
             truncated_texts=self.truncated_texts,
             scales=scales,
-            device=self.embedder.device,
-            protocol=self.protocol,
+            device=self.model.device,
+            protocol=describe_protocol(self.model, self.wanted, self.protocols),
             summary=self.summary(),
         )
 
@@ -209,12 +240,22 @@ class FileEmbedder:
 
     def summary(self) -> str:
         """Say how many files are embedded, and where they are kept."""
-        progress = self.progress.values()
-        n_embedded = sum(p.counts["done"] - p.counts["skipped"] for p in progress)
-        done = f"{n_embedded} of {sum(p.total for p in progress)} files{self.scope} are embedded"
-        if self.kept_in is None or not self.cache.is_writable:
+        counts = self.progress.total_counts
+        n_embedded = counts["done"] - counts["skipped"]
+        done = f"{n_embedded} of {self.progress.total} files{self.scope} are embedded"
+        if self.kept_in is None or self.cache is None or not self.cache.is_writable:
             return done
         return f"{done} and kept in {self.kept_in}; the same command goes on from there"
+
+    def report_time(self, counts: dict[str, Counter], n_processes: int = 1) -> None:
+        """Log where the time went."""
+        n_workers = self.workers.n_workers if self.workers else 0
+        log.info("%s", self.timing.describe(counts, self.model.seconds, n_workers, n_processes))
+
+    def close(self) -> None:
+        """Close the cache."""
+        if self.cache is not None:
+            self.cache.close()
 
     def lacks(self, modality: str, path: str) -> bool:
         """Tell whether something that is wanted of a file is neither here nor known not to be had."""
@@ -229,9 +270,7 @@ class FileEmbedder:
             return
         rows = part.rows
         if rows is None:
-            self._check_weights()
-            tower, inputs = TOWERS[part.modality], part.input.split()
-            rows = self.timing.measure("model", lambda: self.embedder(tower, inputs).numpy())
+            rows = self._compute(part.modality, part.input.split())
         self.stores[part.feature].add_part(part.path, part.number, rows)
 
     def _take(self, file: LoadedFile, waiting: dict[tuple[str, str], dict[str, list]]) -> None:
@@ -255,7 +294,8 @@ class FileEmbedder:
         """Keep why a file has no such feature, so that it is not read again for that."""
         from imagebind.reading.loader import dropped_name
 
-        if self.cache is not None and loaded is not None and loaded.is_dropped and not loaded.is_cached:
+        if loaded is not None and loaded.is_dropped and not loaded.is_cached and self.cache_path is not None:
+            self.open_model()
             self.cache.put_facts(file.content_hash, dropped_name(name), {"reason": loaded.reason})
 
     def _take_feature(
@@ -277,7 +317,7 @@ class FileEmbedder:
         if loaded is None or loaded.facts is None:
             store.abandon(file.path)
             return
-        self._check_weights()  # before what was computed with them is kept
+        self.model.check_unchanged()  # before what was computed with its weights is kept
         if not loaded.facts.n_rows:
             store.abandon(file.path)
         if store.n_growing(file.path) != loaded.facts.n_rows:
@@ -289,7 +329,8 @@ class FileEmbedder:
             self._miss(name, file, "an embedding of it is not finite")
             return
         store.commit(file.path, file.content_hash, loaded.facts)
-        if self.cache is not None and not loaded.is_cached:
+        if self.cache_path is not None and not loaded.is_cached:
+            self.open_model()
             facts, path = asdict(loaded.facts), file.path
             self.cache.put_sequence(file.content_hash, name, facts, lambda: store.parts(path))
 
@@ -297,11 +338,10 @@ class FileEmbedder:
         """Embed the waiting files; files of the same content get the same embedding."""
         if not waiting:
             return
-        self._check_weights()  # before pages of theirs are used that may be gone
         inputs = [equal_files[0].features[feature].input for equal_files in waiting.values()]
-        embeddings = self.timing.measure("model", lambda: self.embedder(TOWERS[modality], inputs).numpy())
+        embeddings = self._compute(modality, inputs)
         finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
-        self._check_weights()
+        self.model.check_unchanged()
         if self.cache is not None:
             self.cache.put(feature, finite.items())
         for key, equal_files in waiting.items():
@@ -312,18 +352,16 @@ class FileEmbedder:
                     self._miss(feature, file, "its embedding is not finite")
         waiting.clear()
 
-    def _check_weights(self) -> None:
-        """Raise an EvaluationError if the checkpoint has changed, before an embedding of it is kept."""
-        if self.weights is not None:
-            try:
-                self.weights.check_unchanged()
-            except (RuntimeError, OSError) as e:
-                raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
+    def _compute(self, modality: str, inputs: Sequence[Any]) -> np.ndarray:
+        """Embed a batch of inputs, (B, E)."""
+        self.open_model().open()
+        self.model.check_unchanged()  # before pages of its weights are used that may be gone
+        return self.timing.measure("model", lambda: self.model(TOWERS[modality], inputs).numpy())
 
     def _store(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
         self.stores[feature].add(file.path, embedding, file.content_hash)
         if self._is_main(feature, file):
-            self.progress[file.modality].update(skipped=False, cached=file.is_cached)
+            self.progress.update(file.modality, skipped=False, cached=file.is_cached)
 
     def _miss(self, feature: str, file: LoadedFile, reason: str) -> None:
         """Skip a file, or note that one of the further features of it cannot be had."""
@@ -331,7 +369,7 @@ class FileEmbedder:
             self.dropped[feature, file.path] = reason
             return
         self._report_failure(Failure(file.path, file.modality, reason))
-        self.progress[file.modality].update(skipped=True, cached=False)
+        self.progress.update(file.modality, skipped=True, cached=False)
 
     def _is_main(self, feature: str, file: LoadedFile) -> bool:
         return feature == self.wanted[file.modality][0].name
@@ -361,12 +399,12 @@ def open_store(
     return SequenceStore(directory, PART_SIZE) if feature.is_sequence else EmbeddingStore(n_files, directory)
 
 
-@dataclass
 class Timing:
     """Where the time of a run goes."""
 
-    start: float = field(default_factory=time.perf_counter)
-    seconds: Counter = field(default_factory=Counter)  # reading (in the workers), waiting for them, model
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.seconds = Counter()  # reading (in the workers), waiting for them, model
 
     def measure(self, what: str, work: Callable[[], Any]) -> Any:
         """Do some work and add its time."""
@@ -376,26 +414,29 @@ class Timing:
         finally:
             self.seconds[what] += time.perf_counter() - start
 
-    def report(self, counts: dict[str, Counter], n_workers: int, n_processes: int = 1) -> None:
-        """Log where the time went; of several processes, that of this one.
+    def describe(
+        self, counts: dict[str, Counter], loading: float, n_workers: int, n_processes: int = 1
+    ) -> str:
+        """Say where the time went; of several processes, that of this one.
 
         Args:
             counts: modality -> files that are done and cached, of all processes.
+            loading: seconds that loading the model took; 0 if it was not needed.
         """
         n_texts = counts["text"]["done"] if "text" in counts else 0
-        beside = f"in {n_workers} workers beside it" if n_workers else "before it, without workers"
-        log.info(
-            "%d files%s in %.1f s%s, %d from the cache: %smodel %.1f s, waiting %.1f s; "
-            "reading took %.1f s %s",
-            sum(count["done"] for count in counts.values()) - n_texts,
-            f" and {n_texts} captions" if n_texts else "",
-            time.perf_counter() - self.start,
-            f" by {n_processes} processes" if n_processes > 1 else "",
-            sum(count["cached"] for count in counts.values()),
-            "in the first one " if n_processes > 1 else "",
-            *(self.seconds[what] for what in ("model", "waiting", "reading")),
-            beside,
-        )
+        n_files = sum(count["done"] for count in counts.values()) - n_texts
+        n_cached = sum(count["cached"] for count in counts.values())
+        took = time.perf_counter() - self.start
+        line = f"{n_files} files" + (f" and {n_texts} captions" if n_texts else "") + f" in {took:.1f} s"
+        line += f" by {n_processes} processes" if n_processes > 1 else ""
+        line += f", {n_cached} from the cache: " + ("in the first one " if n_processes > 1 else "")
+        if loading:
+            line += f"loading the model took {loading:.1f} s, computing {self.seconds['model']:.1f} s, "
+        if not n_workers:
+            return line + f"reading files {self.seconds['reading']:.1f} s"
+        plural = "s" if n_workers > 1 else ""
+        line += f"waiting for files {self.seconds['waiting']:.1f} s; "
+        return line + f"{n_workers} worker{plural} read for {self.seconds['reading']:.1f} s"
 
 
 def embed_files(
@@ -412,15 +453,26 @@ def embed_files(
         KeyboardInterrupt: its message says what is kept.
     """
     file_embedder = open_file_embedder(options, count_inputs(inputs), workers, options.output_dir, holder)
-    try:
-        with interruptible(file_embedder.summary):
-            file_embedder.embed(inputs)
-    finally:
-        if file_embedder.cache is not None:
-            file_embedder.cache.close()
-    counts = {modality: progress.counts for modality, progress in file_embedder.progress.items()}
-    file_embedder.timing.report(counts, workers.n_workers if workers else 0)
+    with interruptible(file_embedder.summary), closing(file_embedder):
+        file_embedder.embed(inputs)
+    file_embedder.report_time(file_embedder.progress.counts)
     return file_embedder.result(inputs)
+
+
+def interleaved(inputs: Inputs) -> Iterator[tuple[str, str]]:
+    """List (modality, path) of all files so that each stretch of the list has its share of every modality.
+
+    What is done then tells how long the rest takes.
+
+    >>> list(interleaved({"audio": ["a", "b"], "video": ["v"]}))
+    [('audio', 'a'), ('video', 'v'), ('audio', 'b')]
+    """
+
+    def ranked(order: int, modality: str, paths: Sequence[str]) -> Iterator[tuple[float, int, str, str]]:
+        return (((i + 0.5) / len(paths), order, modality, path) for i, path in enumerate(paths))
+
+    of_modalities = (ranked(order, *item) for order, item in enumerate(inputs.items()))
+    return ((modality, path) for _, _, modality, path in heapq.merge(*of_modalities))
 
 
 def count_inputs(inputs: Inputs) -> dict[str, int]:
@@ -433,13 +485,10 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def start_workers(
-    options: Options, n_files: int | None = None, n_processes: int = 1
-) -> AbstractContextManager[Workers | None]:
+def start_workers(options: Options, n_processes: int = 1) -> AbstractContextManager[Workers | None]:
     """Start the processes that read files; None reads them in this one.
 
     Args:
-        n_files: how many there are to read; None does not know.
         n_processes: processes of this job on this host, which share its cores.
     """
     n_workers = options.num_workers
@@ -447,7 +496,6 @@ def start_workers(
         n_workers = max(1, count_cores() // n_processes)
     if n_workers == 0:
         return nullcontext()
-    n_workers = n_workers if n_files is None else max(1, min(n_workers, n_files))
     memory_bytes = round(options.worker_memory_gb * 1e9)
     return Workers("imagebind.reading.loader:read_file", n_workers, options.timeout, memory_bytes)
 
@@ -470,38 +518,33 @@ def open_file_embedder(
         EvaluationError: the weights cannot be had, or there is no such device.
         OptionError: the cache is no cache.
     """
-    embedder, weights = holder.open(n_files)
-    cache = None
-    if options.cache_path is not None:
-        with suppress(OSError):  # which the cache itself reports
-            os.makedirs(os.path.dirname(options.cache_path) or ".", exist_ok=True)
-        try:
-            cache = EmbeddingCache(options.cache_path, weights.sha256, embedder.precision, part)
-        except NotACacheError as e:
-            raise OptionError(str(e)) from e
-        cache.warn_of_unreadable_parts()
-    protocols = make_protocols(options.protocols, options.protocol_seconds)
-    protocol = describe_protocol(weights, embedder, n_files, protocols)
     return FileEmbedder(
-        *(embedder, cache, options.batch_size, workers, n_files, protocols, directory, protocol, weights),
-        has_bars=options.progress,
+        RunModel(holder, n_files),
+        options.batch_size,
+        workers,
+        n_files,
+        make_protocols(options.protocols, options.protocol_seconds),
+        directory,
+        options.cache_path,
+        part,
+        has_bar=options.progress,
     )
 
 
 def describe_protocol(
-    weights: Weights, embedder: Embedder, modalities: Iterable[str], protocols: Sequence[Protocol]
+    model: RunModel, modalities: Iterable[str], protocols: Sequence[Protocol]
 ) -> dict[str, Any]:
     """Describe how embeddings are computed: what a reader needs to get the same figures again."""
     import torch
 
     from imagebind import data
 
-    device = embedder.device
+    device = model.device
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "checkpoint": {"file": weights.path.name, "sha256": weights.sha256, "note": embedder.model.note},
+        "checkpoint": {"file": model.path.name, "sha256": model.sha256, "note": model.facts[0]},
         "protocols": {protocol.name: protocol.describe() for protocol in protocols},
-        "precision": embedder.precision,
+        "precision": model.precision,
         "device": f"{device}{card}",
         "audio": {
             "clips": data.AUDIO_CLIPS,

@@ -46,9 +46,10 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         raise OptionError("is for the first process; the others call embed_in_job", "job")
     check_inputs(options)
     with ONE_AT_A_TIME, exclusive_use(options.output_dir, output_writers(options)) as lock:
-        plan = plan_run(options)
-        n_files, n_processes = sum(map(len, plan.inputs.values())), job.n_local if job else 1
-        with start_workers(options, n_files, n_processes) as workers:
+        with start_workers(
+            options, job.n_local if job else 1
+        ) as workers:  # they import while files are listed
+            plan = plan_run(options)
             if job is None:
                 embedded = embed_files(plan.inputs, options, workers, holder)
             else:

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -232,7 +232,7 @@ def embed_in_job(
             file_embedder.scope = " of the first process"
             with interruptible(file_embedder.summary):
                 file_embedder.embed(share)
-                file_embedder.cache.close()  # before the others read it
+                file_embedder.close()  # before the others read it
                 reports = job.all_gather(report_share(file_embedder, warnings))
         if not job.is_first:
             return None
@@ -241,7 +241,7 @@ def embed_in_job(
     finally:
         torch.set_num_threads(n_threads)
     counts = {m: sum((report.counts.get(m, Counter()) for report in reports), Counter()) for m in inputs}
-    file_embedder.timing.report(counts, workers.n_workers if workers else 0, job.n_ranks)
+    file_embedder.report_time(counts, job.n_ranks)
     return file_embedder.result(inputs)
 
 
@@ -276,8 +276,9 @@ def open_together(
             file_embedder = open_file_embedder(
                 options, count_inputs(inputs or share), workers, directory, ModelHolder.of(options), job.part
             )
-            checkpoint = file_embedder.protocol["checkpoint"]["sha256"][:16]
-            facts = {"checkpoint": checkpoint, "device": file_embedder.embedder.device.type}
+            model = file_embedder.open_model()
+            model.open()
+            facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
         except (EvaluationError, OptionError) as e:
             error = str(e)
         states = job.all_gather((error, facts))
@@ -332,7 +333,7 @@ def report_share(file_embedder: FileEmbedder, warnings: list[tuple[int, str]]) -
         dropped=file_embedder.dropped,
         failures=file_embedder.failures,
         truncated_texts=file_embedder.truncated_texts,
-        counts={modality: progress.counts for modality, progress in file_embedder.progress.items()},
+        counts=file_embedder.progress.counts,
         warnings=list(warnings),
     )
 
@@ -467,13 +468,12 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
     except OSError as e:
         raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
     (inputs,) = split_inputs(plan_run(options).inputs, n_shares, [i - 1])
-    with start_workers(options, sum(map(len, inputs.values()))) as workers:
+    with start_workers(options) as workers:
         file_embedder = open_file_embedder(
             options, count_inputs(inputs), workers, directory, ModelHolder.of(options), f"{i}-of-{n_shares}"
         )
-        with interruptible(file_embedder.summary):
+        with interruptible(file_embedder.summary), closing(file_embedder):
             file_embedder.embed(inputs)
-        file_embedder.cache.close()
-    counts = sum((progress.counts for progress in file_embedder.progress.values()), Counter())
+    counts = file_embedder.progress.total_counts
     n_embedded = counts["done"] - counts["skipped"] - counts["cached"]
     return Counter(embedded=n_embedded, found=counts["cached"], skipped=counts["skipped"])

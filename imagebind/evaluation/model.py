@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
+import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     from imagebind.models.embedder import Embedder
     from imagebind.models.imagebind_model import ImageBindModel, Tower
 
+SLOW_SECONDS = 1  # after which loading is worth a word
 TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
 
 log = logging.getLogger(__name__)
@@ -63,11 +68,55 @@ class ModelHolder:
         """Make a holder of the model that the options of a run name."""
         return cls(options.checkpoint, options.device, options.precision)
 
+    @property
+    def is_loaded(self) -> bool:
+        return self.model is not None or self._opened is not None
+
+    @cached_property
+    def chosen_device(self) -> torch.device:
+        """The device that computes; nothing is allocated there yet.
+
+        Raises:
+            EvaluationError: there is no device of this name.
+        """
+        return choose_device(str(self.device))
+
+    @property
+    def chosen_precision(self) -> str:
+        return choose_precision(self.precision, self.chosen_device)
+
+    @cached_property
+    def path(self) -> Path:
+        """The checkpoint, which is downloaded if it is the released one and not there.
+
+        Raises:
+            EvaluationError: it cannot be downloaded.
+        """
+        from imagebind.models import checkpoints
+
+        try:
+            return Path(self.checkpoint or checkpoints.released_checkpoint())
+        except checkpoints.CheckpointError as e:
+            raise EvaluationError(str(e)) from e
+
+    def recall(self) -> str | None:
+        """Return the SHA-256 of the checkpoint, if it was checked before and is the same since.
+
+        Raises:
+            EvaluationError: it cannot be had.
+        """
+        from imagebind.models import checkpoints
+
+        try:
+            return checkpoints.recall(self.path)
+        except checkpoints.CheckpointError as e:
+            raise EvaluationError(str(e)) from e
+
     def open(self, modalities: Iterable[str]) -> tuple[Embedder, Weights | GivenWeights]:
         """Return the model on its device, with towers for some modalities.
 
         Raises:
-            EvaluationError: the weights cannot be had, have changed, or there is no such device.
+            EvaluationError: the weights cannot be had, have changed, or the device cannot be used.
         """
         from imagebind.models.checkpoints import CheckpointError
         from imagebind.models.embedder import Embedder
@@ -76,12 +125,12 @@ class ModelHolder:
             check_given(self.model)
             check_towers(self.model, GivenWeights(Path("given model"), ""), modalities)
             weights = describe_given(self.model, {TOWERS[modality] for modality in modalities})
-            device = choose_device(str(self.device))
-            return Embedder(self.model, device, choose_precision(self.precision, device)), weights
+            check_device(self.chosen_device)
+            return Embedder(self.model, self.chosen_device, self.chosen_precision), weights
         if self._opened is None:
-            model, weights = load_model(self.checkpoint)
-            device = choose_device(str(self.device))
-            self._opened = Embedder(model, device, choose_precision(self.precision, device)), weights
+            check_device(self.chosen_device)
+            model, weights = load_model(self.path)
+            self._opened = Embedder(model, self.chosen_device, self.chosen_precision), weights
         embedder, weights = self._opened
         try:
             weights.check_unchanged()
@@ -122,6 +171,91 @@ class ModelHolder:
             return {modality: embedder(TOWERS[modality], found) for modality, found in inputs.items()}
         except MemoryError as e:
             raise EvaluationError(str(e) or "out of memory") from e
+
+
+class RunModel:
+    """The model of one run, which is opened when it is first needed: a run that finds all embeddings in the
+    cache does without it.
+
+    Args:
+        holder: of the model.
+        modalities: of which files may come.
+
+    Attributes:
+        device, precision: that compute.
+        path: of the checkpoint.
+        sha256: of the weights; None until they are checked.
+        seconds: that opening it took.
+
+    Raises:
+        EvaluationError: the checkpoint cannot be had, or there is no such device.
+    """
+
+    def __init__(self, holder: ModelHolder, modalities: Iterable[str]):
+        self.holder, self.modalities = holder, list(modalities)
+        self.device, self.precision = holder.chosen_device, holder.chosen_precision
+        self.embedder, self.weights, self.seconds, self.sha256 = None, None, 0.0, None
+        if holder.is_loaded:
+            self.open()
+            self.seconds = 0.0  # which only hashing weights may have taken
+        else:
+            self.path, self.sha256 = holder.path, holder.recall()
+
+    def open(self) -> Embedder:
+        """Return the model, ready to embed.
+
+        Raises:
+            EvaluationError: as ModelHolder.open; or the checkpoint has changed since it was recalled.
+        """
+        if self.embedder is None:
+            start = time.perf_counter()
+            with logged_if_slow("loading the model"):
+                self.embedder, self.weights = self.holder.open(self.modalities)
+            self.seconds = time.perf_counter() - start
+            if self.sha256 not in (None, self.weights.sha256):
+                raise EvaluationError(f"{self.path}: changed during the run; run again")
+            self.path, self.sha256 = self.weights.path, self.weights.sha256
+        return self.embedder
+
+    def __call__(self, tower: str, inputs: Sequence[Any]) -> torch.Tensor:
+        """Embed a batch of inputs, as Embedder does."""
+        return self.open()(tower, inputs)
+
+    def check_unchanged(self) -> None:
+        """Raise an EvaluationError if the checkpoint has changed, before an embedding of it is kept."""
+        if self.weights is not None:
+            try:
+                self.weights.check_unchanged()
+            except (RuntimeError, OSError) as e:
+                raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
+
+    @cached_property
+    def facts(self) -> tuple[str, dict[str, float]]:
+        """The model's note, and the length of one clip's embedding by modality."""
+        from imagebind.models import checkpoints
+        from imagebind.models.imagebind_model import scale_of
+
+        if self.embedder is not None:
+            model = self.embedder.model
+            return model.note, {m: float(model.towers[TOWERS[m]].scale) for m in self.modalities}
+        try:
+            checkpoint = checkpoints.read_checkpoint(self.path)
+        except checkpoints.CheckpointError as e:
+            raise EvaluationError(str(e)) from e
+        log_scales = {m: checkpoint.state_dict.get(f"towers.{TOWERS[m]}.log_scale") for m in self.modalities}
+        return checkpoint.note, {m: float(scale_of(x)) for m, x in log_scales.items()}
+
+
+@contextmanager
+def logged_if_slow(message: str) -> Iterator[None]:
+    """Log a message if what is done inside takes longer than a second."""
+    timer = threading.Timer(SLOW_SECONDS, log.info, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check_given(model: Any) -> None:
@@ -191,16 +325,16 @@ def hash_towers(model: ImageBindModel, towers: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def load_model(checkpoint: str | os.PathLike | None) -> tuple[ImageBindModel, Weights]:
+def load_model(path: Path) -> tuple[ImageBindModel, Weights]:
     """Check and open a checkpoint; its tensors are memory-mapped, and read when they are first used.
 
     Raises:
-        EvaluationError: the weights cannot be had, or are not what they should be.
+        EvaluationError: the weights cannot be read, or are not what they should be.
     """
     from imagebind.models import checkpoints, imagebind_model
 
     try:
-        weights = checkpoints.verify(checkpoint or checkpoints.released_checkpoint())
+        weights = checkpoints.verify(path)
         model = imagebind_model.load_model(weights.path)
         if not weights.is_known:
             checkpoints.check_finite(weights.path, model.state_dict())
@@ -231,7 +365,7 @@ def choose_device(device: str) -> torch.device:
     """Return the device, or the CPU where CUDA is asked for and not available.
 
     Raises:
-        EvaluationError: there is no such device.
+        EvaluationError: there is no device of this name.
     """
     import torch
 
@@ -239,10 +373,31 @@ def choose_device(device: str) -> torch.device:
         log.warning("CUDA is not available; the CPU is used")
         device = "cpu"
     try:
-        return torch.empty(0, device=device).device
+        chosen = torch.device(device)
+    except RuntimeError as e:
+        raise unusable(device, e) from e
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
+    return chosen
+
+
+def check_device(device: torch.device) -> None:
+    """Allocate something on a device.
+
+    Raises:
+        EvaluationError: it cannot be used.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        reason = str(e).splitlines()[0][:100]
-        raise EvaluationError(f"{device}: cannot be used ({reason}); name another --device") from e
+        raise unusable(str(device), e) from e
+
+
+def unusable(device: str, error: Exception) -> EvaluationError:
+    reason = str(error).splitlines()[0][:100]
+    return EvaluationError(f"{device}: cannot be used ({reason}); name another --device")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -5,62 +5,92 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 
 from tqdm.auto import tqdm
 
 IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 SECONDS_PER_LINE = 30  # where there is no terminal
+FEWEST_MEASURED = 20  # files whose time tells how long the rest takes
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # fits into 60 columns
 
 log = logging.getLogger(__name__)
 
 
 class Progress:
-    """How far the files of one modality are.
+    """How far the files of a run are, of all modalities together, and how long the rest will take.
 
     Args:
-        modality: of the files.
-        total: how many files there are.
+        totals: modality -> how many files there are.
         has_bar: whether to draw a bar, on a terminal or in a notebook.
+
+    Attributes:
+        counts: modality -> files that are done, and among them skipped and cached ones.
     """
 
-    def __init__(self, modality: str, total: int, has_bar: bool = False):
-        self.modality, self.total, self.has_bar = modality, total, has_bar
-        self.counts = Counter()  # files that are done, and among them skipped and cached ones
-        self.start = self.last_logged = None  # of the first file: those of another modality may come before
-        self.bar = None
+    def __init__(self, totals: dict[str, int], has_bar: bool = False):
+        self.totals, self.total, self.has_bar = totals, sum(totals.values()), has_bar
+        self.counts = {modality: Counter() for modality, n in totals.items() if n}
+        self.total_counts = Counter()
+        self.times = deque(maxlen=max(FEWEST_MEASURED, self.total // 10) + 1)  # when the latest were done
+        self.last_logged, self.bar = None, None
 
-    def update(self, skipped: bool, cached: bool) -> None:
+    def update(self, modality: str, skipped: bool, cached: bool) -> None:
         """Count one file and show it."""
-        self.counts.update(done=1, skipped=skipped, cached=cached)
-        if self.start is None:  # with the first file, so that two modalities do not share a line
-            self.start = self.last_logged = time.monotonic()
+        for counts in (self.counts[modality], self.total_counts):
+            counts.update(done=1, skipped=skipped, cached=cached)
+        now = time.monotonic()
+        self.times.append(now)
+        if self.last_logged is None:
+            self.last_logged = now
             if self.has_bar and (IN_NOTEBOOK or sys.stderr.isatty()):  # tqdm starts a thread
-                self.bar = tqdm(desc=self.modality, total=self.total, unit="file")
-        n_done, n_skipped, n_cached = (self.counts[what] for what in ("done", "skipped", "cached"))
+                self.bar = tqdm(total=self.total, unit="file", bar_format=BAR)
         if self.bar is not None:
             with suppress(OSError):  # a terminal that is gone must not end the run
-                self.bar.set_postfix(skipped=n_skipped, cached=n_cached, refresh=False)
+                self.bar.set_postfix_str(self.describe(), refresh=False)
                 self.bar.update(1)
-        now = time.monotonic()
-        if self.bar is None and now - self.last_logged > SECONDS_PER_LINE:
+        elif now - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = now
-            rate = n_done / (now - self.start)
-            what = "captions" if self.modality == "text" else "files"
-            left = (self.total - n_done) / rate
-            log.info(
-                f"%s: %d of %d {what}, %.2f {what}/s, %.0f s left, %d skipped, %d cached",
-                *(self.modality, n_done, self.total, rate, left, n_skipped, n_cached),
-            )
-        if n_done == self.total:
-            self.close()
+            n_done = self.total_counts["done"]
+            log.info("%d of %d %s, %s", n_done, self.total, self._what(), self.describe())
+
+    def _what(self) -> str:
+        return "files and captions" if "text" in self.counts else "files"
+
+    def describe(self) -> str:
+        """Say how long the rest will take, and how many files were skipped or found in the cache."""
+        parts = [f"{shown_time(self.seconds_left())} left"] if len(self.times) > 1 else []
+        parts += [
+            f"{self.total_counts[what]} {what}" for what in ("skipped", "cached") if self.total_counts[what]
+        ]
+        return ", ".join(parts)
+
+    def seconds_left(self) -> float:
+        """Estimate how long the rest will take: as the latest tenth of the run did."""
+        n_left, n_measured = self.total - self.total_counts["done"], len(self.times) - 1
+        return n_left * (self.times[-1] - self.times[0]) / n_measured
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()
+
+
+def shown_time(seconds: float) -> str:
+    """Show a duration in its two largest units.
+
+    >>> shown_time(8.2), shown_time(200), shown_time(7300), shown_time(200000)
+    ('8 s', '3 min 20 s', '2 h 1 min', '2 d 7 h')
+    """
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    left, shown = round(seconds), []
+    for unit, size in units:
+        if left >= size or shown or unit == "s":
+            shown.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(part for part in shown[:2] if len(shown) == 1 or not part.startswith("0 "))
 
 
 class MatrixProgress:

@@ -30,7 +30,6 @@ from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock
-from iopath.common.download import download as iopath_download
 from safetensors import safe_open
 
 from imagebind.models import released, state_dicts
@@ -118,6 +117,8 @@ def download_locked(url: str, path: Path) -> None:
     Raises:
         OSError: as download.
     """
+    from iopath.common.download import download as iopath_download  # slow to import, and needed once
+
     part = path.with_name(f"{path.name}.part")
     for leftover in (part, part.with_name(f"{part.name}.tmp")):  # of a download that was killed
         leftover.unlink(missing_ok=True)
@@ -176,6 +177,19 @@ def verify(path: str | os.PathLike) -> Weights:
             weights.check_unchanged()
             return weights
         return Weights(path, sha256, True, status)
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+
+
+def recall(path: str | os.PathLike) -> str | None:
+    """Return the SHA-256 of a checkpoint that was checked before and is the same since; None otherwise.
+
+    Raises:
+        CheckpointError: there is no such file, or it is none that can be read to its end.
+    """
+    path = Path(path)
+    try:
+        return recall_digest(path, file_status(path))
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
 

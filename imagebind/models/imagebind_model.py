@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
-from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
 from imagebind.models import checkpoints, released, state_dicts
@@ -194,6 +193,8 @@ class Block(nn.Module):
     """One layer of the Transformer, normalised before each half."""
 
     def __init__(self, config: TowerConfig):
+        from timm.layers import Mlp  # it imports all of torchvision, which takes longer than torch itself
+
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.attn = Attention(config)
@@ -306,7 +307,12 @@ class Tower(nn.Module):
     @property
     def scale(self) -> torch.Tensor | float:
         """The norm of a clip's embedding."""
-        return 1.0 if self.log_scale is None else self.log_scale.exp().clamp(max=MAX_SCALE)
+        return scale_of(self.log_scale)
+
+
+def scale_of(log_scale: torch.Tensor | None) -> torch.Tensor | float:
+    """Return the norm that a tower's `log_scale` gives to embeddings; None is 1."""
+    return 1.0 if log_scale is None else log_scale.exp().clamp(max=MAX_SCALE)
 
 
 def make_stem(config: TowerConfig) -> nn.Module:
@@ -320,6 +326,8 @@ def make_stem(config: TowerConfig) -> nn.Module:
 @torch.no_grad()
 def _init_weights(module: nn.Module) -> None:
     """Initialise a module as usual for a vision Transformer: truncated normals, zero biases."""
+    from timm.layers import trunc_normal_  # as slow to import as Mlp
+
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith("bias"):
             parameter.zero_()

@@ -68,7 +68,7 @@ class EmbeddingCache:
 
     def __init__(self, path: str | os.PathLike, checkpoint: str, precision: str, part: str = ""):
         main = Path(path)
-        self.path = part_of(main, part) if part else main
+        self.path = part_of(main, part)
         self.others = [other for other in find_parts(main) if other != self.path]
         self.computed_by = (checkpoint, precision, RECIPE)
         self._connections = {}  # path -> connection
@@ -261,8 +261,8 @@ def is_first_version(path: Path) -> bool:
 
 
 def part_of(main: Path, part: str) -> Path:
-    """Name a part of a cache: embeddings.sqlite -> embeddings.PART.sqlite."""
-    return main.with_suffix(f".{part}{main.suffix}")
+    """Name a part of a cache: embeddings.sqlite -> embeddings.PART.sqlite; the main file where it is ""."""
+    return main.with_suffix(f".{part}{main.suffix}") if part else main
 
 
 def find_parts(main: Path) -> list[Path]:

@@ -121,11 +121,11 @@ def load_files(
     ahead: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Loaded]:
-    """Read files, each once, in the order in which they are ready: parts of sequences, then the file.
+    """Begin to read files, each once, and yield them as they are ready: parts of sequences, then the file.
 
     Args:
         files: to be read.
-        workers: the processes that read; None reads in this process, one file after the other.
+        workers: the processes that read; None reads in this process, one file after the other, when asked.
         cache: where to look for embeddings first.
         ahead: how many files may be ready and waiting, beside those that are being read.
         pin_memory: whether inputs go to a GPU.
@@ -134,12 +134,16 @@ def load_files(
         WorkersError: no process can be started.
     """
     if workers is None:
-        for file in files:
-            yield from read_file(cache, file)
-        return
+        return (loaded for file in files for loaded in read_file(cache, file))
     finish = (lambda loaded: loaded.pin_memory()) if pin_memory else None
+    ahead += min(workers.n_workers, len(files))
+    return explain_lost(workers.map(cache, files, ahead, finish, without_sequences))
+
+
+def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
+    """Say of files whose worker was lost why they, or their sequences, cannot be had."""
     lost: dict[tuple[str, str], str] = {}  # (modality, path) -> why its sequences cannot be read
-    for file, loaded in workers.map(cache, files, workers.n_workers + ahead, finish, without_sequences):
+    for file, loaded in read:
         modality, path, _ = file
         if isinstance(loaded, Lost) and without_sequences(file) is not None:
             lost[modality, path] = loaded.reason

@@ -24,7 +24,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ class Workers:
     Args:
         work: "module:function", imported by the server; a worker calls function(context, task) and sends back
             the pickled results that it yields.
-        n_workers: processes.
+        n_workers: processes, of which no more are started than there are tasks.
         timeout_seconds: for one result; a worker that takes longer is killed.
         memory_bytes: that a worker may allocate, beyond what it has at its start.
     """
@@ -94,12 +94,12 @@ class Workers:
     def map(
         self,
         context: Any,
-        tasks: Iterable[Any],
+        tasks: Sequence[Any],
         ahead: int,
         finish: Callable[[Any], Any] | None = None,
         fall_back: Callable[[Any], Any] = lambda task: None,
     ) -> Iterator[tuple[Any, Any]]:
-        """Do tasks and yield (task, result) in the order of completion; may be called once.
+        """Begin to do tasks, and yield (task, result) in the order of completion; may be called once.
 
         The last result of a task whose worker was lost is a Lost.
 
@@ -113,6 +113,7 @@ class Workers:
         Raises:
             WorkersError: no process can be started.
         """
+        self.n_workers = max(1, min(self.n_workers, len(tasks)))
         tasks, done = iter(tasks), queue.SimpleQueue()
         self._room.release(ahead)
 
@@ -147,6 +148,9 @@ class Workers:
         self._threads = [threading.Thread(target=serve_worker, daemon=True) for _ in range(self.n_workers)]
         for thread in self._threads:
             thread.start()
+        return self._results(done)
+
+    def _results(self, done: queue.SimpleQueue) -> Iterator[tuple[Any, Any]]:
         n_active = self.n_workers
         while n_active:
             item = done.get()
