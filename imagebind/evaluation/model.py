@@ -236,14 +236,15 @@ class RunModel:
         from imagebind.models.imagebind_model import scale_of
 
         if self.embedder is not None:
-            model = self.embedder.model
-            return model.note, {m: float(model.towers[TOWERS[m]].scale) for m in self.modalities}
-        try:
-            checkpoint = checkpoints.read_checkpoint(self.path)
-        except checkpoints.CheckpointError as e:
-            raise EvaluationError(str(e)) from e
-        log_scales = {m: checkpoint.state_dict.get(f"towers.{TOWERS[m]}.log_scale") for m in self.modalities}
-        return checkpoint.note, {m: float(scale_of(x)) for m, x in log_scales.items()}
+            note, tensors = self.embedder.model.note, self.embedder.model.state_dict()
+        else:
+            try:
+                checkpoint = checkpoints.read_checkpoint(self.path)
+            except checkpoints.CheckpointError as e:
+                raise EvaluationError(str(e)) from e
+            note, tensors = checkpoint.note, checkpoint.state_dict
+        log_scales = {m: tensors.get(f"towers.{TOWERS[m]}.log_scale") for m in self.modalities}
+        return note, {m: float(scale_of(log_scale)) for m, log_scale in log_scales.items()}
 
 
 @contextmanager
