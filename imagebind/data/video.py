@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
 
@@ -211,6 +211,9 @@ class VideoInput(ModelInput):
     def counts(self) -> dict[CropOfClip, int]:
         """Distinct crop -> how many of the S are equal to it."""
         return Counter(self.crops)
+
+    def half(self) -> VideoInput:
+        return replace(self, frames=self.frames.half())
 
     def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return the distinct clips on a device, (D, 3, 2, 224, 224)."""

@@ -6,14 +6,15 @@ import heapq
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,9 +31,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     import torch
 
     from imagebind.data.features import Feature
+    from imagebind.models.embedder import Launched
     from imagebind.reading.loader import Loaded, LoadedFeature, LoadedFile, LoadedPart
 
 MEDIA_MODALITIES = ("audio", "video")
+MAX_WRITES = 8  # batches that may wait to be written to the cache
 PACKAGES = (  # whose versions are in the protocol
     *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
     "open_clip_torch",
@@ -93,6 +96,32 @@ def interruptible(summarise: Callable[[], str]) -> Iterator[None]:
         raise KeyboardInterrupt(summarise()) from None
 
 
+class LaunchedBatch(NamedTuple):
+    """Files whose embeddings are being computed."""
+
+    feature: str
+    files: dict[str, list[LoadedFile]]  # content hash -> equal files
+    launched: Launched
+
+
+class Writer:
+    """Writes in a thread, one thing after the other, while the model goes on."""
+
+    def __init__(self):
+        self._thread, self._waiting = ThreadPoolExecutor(1), deque()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Write soon; wait if much is to be written already."""
+        self._waiting.append(self._thread.submit(write))
+        if len(self._waiting) > MAX_WRITES:
+            self._waiting.popleft().result()
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+
 class FileEmbedder:
     """Turns files into embeddings. It begins to read them before the model is loaded.
 
@@ -140,6 +169,8 @@ class FileEmbedder:
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
         self.progress = Progress({})
+        self._launched: LaunchedBatch | None = None
+        self._writer = Writer()
 
     def _prepare_cache(self) -> None:
         """Open the cache, where there is one.
@@ -171,7 +202,8 @@ class FileEmbedder:
 
         files = [(m, path, self.wanted[m]) for m, path in interleaved(inputs)]
         ahead, on_gpu = 2 * self.batch_size, self.model.device.type == "cuda"
-        return load_files(files, self.workers, self.cache, ahead, pin_memory=on_gpu)
+        half = self.model.precision == "fp16"
+        return load_files(files, self.workers, self.cache, ahead, on_gpu, half)
 
     def embed(self, inputs: Inputs) -> None:
         """Embed files; one that fails is left out and costs no other.
@@ -200,7 +232,9 @@ class FileEmbedder:
                         self._embed_batch(modality, feature, batch)
             for (modality, feature), batch in waiting.items():
                 self._embed_batch(modality, feature, batch)
+            self._finish_batch()
             self.model.check_unchanged()
+            self._writer.flush()
         except (MemoryError, WorkersError) as e:
             raise EvaluationError(str(e) or "out of memory") from e
         finally:
@@ -253,7 +287,8 @@ class FileEmbedder:
         log.info("%s", self.timing.describe(counts, self.model.seconds, n_workers, n_processes))
 
     def close(self) -> None:
-        """Close the cache."""
+        """Close the cache, when all is written to it."""
+        self._writer.flush()
         if self.cache is not None:
             self.cache.close()
 
@@ -270,7 +305,8 @@ class FileEmbedder:
             return
         rows = part.rows
         if rows is None:
-            rows = self._compute(part.modality, part.input.split())
+            launched = self._launch(part.modality, part.input.split())
+            rows = self.timing.measure("model", lambda: launched.result().numpy())
         self.stores[part.feature].add_part(part.path, part.number, rows)
 
     def _take(self, file: LoadedFile, waiting: dict[tuple[str, str], dict[str, list]]) -> None:
@@ -307,7 +343,8 @@ class FileEmbedder:
         if embedding is not None:
             self._store(name, file, embedding)
             return
-        equal_files = waiting.setdefault(file.content_hash, [])
+        launched = self._launched.files if self._launched and self._launched.feature == name else {}
+        equal_files = launched.get(file.content_hash) or waiting.setdefault(file.content_hash, [])
         loaded = replace(loaded, input=None) if equal_files else loaded  # one input is enough
         equal_files.append(replace(file, features={name: loaded}))
 
@@ -331,6 +368,7 @@ class FileEmbedder:
         store.commit(file.path, file.content_hash, loaded.facts)
         if self.cache_path is not None and not loaded.is_cached:
             self.open_model()
+            self._writer.flush()
             facts, path = asdict(loaded.facts), file.path
             self.cache.put_sequence(file.content_hash, name, facts, lambda: store.parts(path))
 
@@ -339,24 +377,36 @@ class FileEmbedder:
         if not waiting:
             return
         inputs = [equal_files[0].features[feature].input for equal_files in waiting.values()]
-        embeddings = self._compute(modality, inputs)
-        finite = {key: e for key, e in zip(waiting, embeddings, strict=True) if np.isfinite(e).all()}
+        launched = self._launch(modality, inputs)
+        self._finish_batch()  # the one before it
+        self._launched = LaunchedBatch(feature, dict(waiting), launched)
+        waiting.clear()
+        if not launched.is_running:
+            self._finish_batch()
+
+    def _finish_batch(self) -> None:
+        """Store what was launched last, and let it be kept in the cache."""
+        if self._launched is None:
+            return
+        feature, batch, launched = self._launched
+        embeddings = self.timing.measure("model", lambda: launched.result().numpy())
+        finite = {key: e for key, e in zip(batch, embeddings, strict=True) if np.isfinite(e).all()}
         self.model.check_unchanged()
         if self.cache is not None:
-            self.cache.put(feature, finite.items())
-        for key, equal_files in waiting.items():
+            self._writer.submit(lambda: self.cache.put(feature, finite.items()))
+        self._launched = None
+        for key, equal_files in batch.items():
             for file in equal_files:
                 if key in finite:
                     self._store(feature, file, finite[key])
                 else:
                     self._miss(feature, file, "its embedding is not finite")
-        waiting.clear()
 
-    def _compute(self, modality: str, inputs: Sequence[Any]) -> np.ndarray:
-        """Embed a batch of inputs, (B, E)."""
-        self.open_model().open()
+    def _launch(self, modality: str, inputs: Sequence[Any]) -> Launched:
+        """Begin to embed a batch of inputs."""
+        embedder = self.open_model().open()
         self.model.check_unchanged()  # before pages of its weights are used that may be gone
-        return self.timing.measure("model", lambda: self.model(TOWERS[modality], inputs).numpy())
+        return self.timing.measure("model", lambda: embedder.launch(TOWERS[modality], inputs))
 
     def _store(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
         self.stores[feature].add(file.path, embedding, file.content_hash)

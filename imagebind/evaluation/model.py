@@ -217,10 +217,6 @@ class RunModel:
             self.path, self.sha256 = self.weights.path, self.weights.sha256
         return self.embedder
 
-    def __call__(self, tower: str, inputs: Sequence[Any]) -> torch.Tensor:
-        """Embed a batch of inputs, as Embedder does."""
-        return self.open()(tower, inputs)
-
     def check_unchanged(self) -> None:
         """Raise an EvaluationError if the checkpoint has changed, before an embedding of it is kept."""
         if self.weights is not None:

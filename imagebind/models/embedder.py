@@ -40,7 +40,6 @@ class Embedder:
         self.max_that_fit: dict[type[Input], int] = {}  # a video is many clips, a picture is one
         self._in_fp32: Embedder | None = None  # for what is not finite in 16 bits
 
-    @torch.inference_mode()
     def __call__(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
         """Embed a batch of inputs of one kind: of a file each, or of a frame.
 
@@ -51,6 +50,15 @@ class Embedder:
 
         Raises:
             MemoryError: the tower, or one file, does not fit into the device's memory.
+        """
+        return self.launch(modality, inputs).result()
+
+    @torch.inference_mode()
+    def launch(self, modality: str, inputs: Sequence[Input]) -> Launched:
+        """Begin to embed a batch: a GPU computes while the caller goes on.
+
+        Raises:
+            MemoryError: as __call__.
         """
         self.tower(modality)
         embeddings, done, kind = [], 0, type(inputs[0])
@@ -71,10 +79,7 @@ class Embedder:
                     *(self.device, len(part), modality),
                 )
             self.max_that_fit[kind] = len(part) // 2
-        embeddings = torch.cat(embeddings)
-        if DTYPES[self.precision] != torch.float32:
-            self._repair(modality, inputs, embeddings)
-        return embeddings
+        return Launched(self, modality, inputs, embeddings)
 
     def tower(self, modality: str) -> Tower:
         """Return the copy of a tower that is on the device and in the precision.
@@ -103,18 +108,16 @@ class Embedder:
 
     def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
         with float32_precision(self.precision), torch.autocast(self.device.type, enabled=False):
-            return unless_out_of_memory(lambda: self._embed(modality, inputs).cpu())
+            return unless_out_of_memory(lambda: self._embed(modality, inputs))
 
     def _embed(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
         """Embed each distinct clip once, and weight it by how many of the file's clips are equal to it."""
         clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
-        rows = self.tower(modality)(torch.cat(clips)).split([len(c) for c in clips])
-        counts = [torch.tensor(list(file.counts.values()), device=self.device) for file in inputs]  # (D,)
-        return torch.stack(
-            [count.float() @ row / count.sum() for row, count in zip(rows, counts, strict=True)]
-        )
+        rows = self.tower(modality)(torch.cat(clips))
+        counts = torch.block_diag(*(torch.tensor([*file.counts.values()]).float() for file in inputs))
+        return (counts.to(self.device) @ rows) / counts.sum(1, keepdim=True).to(self.device)
 
-    def _repair(self, modality: str, inputs: Sequence[Input], embeddings: torch.Tensor) -> None:
+    def repair(self, modality: str, inputs: Sequence[Input], embeddings: torch.Tensor) -> None:
         """Compute embeddings (B, E) that are not finite again in float32, in place."""
         broken = (~embeddings.isfinite().all(1)).nonzero()[:, 0].tolist()
         if not broken:
@@ -131,14 +134,43 @@ class Embedder:
             embeddings[broken] = self._in_fp32(modality, chosen)
 
 
+class Launched:
+    """A batch that is being embedded."""
+
+    def __init__(self, embedder: Embedder, modality: str, inputs: Sequence[Input], rows: list[torch.Tensor]):
+        self._embedder, self._modality, self._inputs, self._rows = embedder, modality, inputs, rows
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the device may still be at it."""
+        return self._rows[0].device.type != "cpu"
+
+    @torch.inference_mode()
+    def result(self) -> torch.Tensor:
+        """Wait for the embeddings, (B, E) float32 on the CPU."""
+        embeddings = torch.cat([rows.cpu() for rows in self._rows])
+        if DTYPES[self._embedder.precision] != torch.float32:
+            self._embedder.repair(self._modality, self._inputs, embeddings)
+        return embeddings
+
+
 @contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """Let CUDA round the inputs of float32 multiplications to TF32, or not, as `precision` says."""
-    before = torch.get_float32_matmul_precision()
+    """Let CUDA round the inputs of float32 multiplications to TF32, or not, as `precision` says.
+
+    Sums of 16-bit products are kept in float32 in any case.
+    """
+    matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    names = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
+    reduced = [getattr(matmul, name) for name in names]
     allowed = precision == "tf32"
     torch.set_float32_matmul_precision("high" if allowed else "highest")
+    for name in names:
+        setattr(matmul, name, False)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        for name, value in zip(names, reduced, strict=True):
+            setattr(matmul, name, value)

@@ -299,7 +299,7 @@ class Tower(nn.Module):
             is_converted = name.startswith(converted) or ".attn." in name or ".mlp." in name
             to_type = dtype if is_converted else torch.float32
             to_type = to_type if weight.is_floating_point() else weight.dtype
-            copy = weight.detach().to(device).to(to_type)  # one at a time is on the device in both types
+            copy = weight.detach().to(to_type).to(device)
             is_parameter = isinstance(weight, nn.Parameter)
             copies[id(weight)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
         return deepcopy(self, copies).eval()

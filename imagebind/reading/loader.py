@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -16,6 +16,7 @@ import torch
 
 from imagebind import data
 from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
+from imagebind.data.inputs import ModelInput
 from imagebind.data.media import check_is_file, hold_open, media_errors
 from imagebind.data.sequences import (
     PART_SIZE,
@@ -62,7 +63,7 @@ class LoadedPart:
 
     def pin_memory(self) -> LoadedPart:
         """As LoadedFile.pin_memory."""
-        return replace(self, input=pinned(self.input))
+        return replace(self, input=pinned(self.input)) if self.input is not None else self
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,20 @@ class LoadedFile:
 
         Where there is no such memory left, they stay where they are.
         """
-        features = {name: replace(f, input=pinned(f.input)) for name, f in self.features.items()}
+        return self.with_inputs(pinned)
+
+    def with_inputs(self, change: Callable[[ModelInput], ModelInput]) -> LoadedFile:
+        """Return a copy with other inputs."""
+        features = {
+            name: f if f.input is None else replace(f, input=change(f.input))
+            for name, f in self.features.items()
+        }
         return replace(self, features=features)
 
 
-def pinned(input: Any) -> Any:
+def pinned(input: ModelInput) -> ModelInput:
     try:
-        return None if input is None else input.pin_memory()
+        return input.pin_memory()
     except RuntimeError:
         return input
 
@@ -120,6 +128,7 @@ def load_files(
     cache: EmbeddingCache | None = None,
     ahead: int = 0,
     pin_memory: bool = False,
+    half: bool = False,
 ) -> Iterator[Loaded]:
     """Begin to read files, each once, and yield them as they are ready: parts of sequences, then the file.
 
@@ -129,15 +138,16 @@ def load_files(
         cache: where to look for embeddings first.
         ahead: how many files may be ready and waiting, beside those that are being read.
         pin_memory: whether inputs go to a GPU.
+        half: whether inputs may be float16, for a model in that precision.
 
     Raises:
         WorkersError: no process can be started.
     """
     if workers is None:
-        return (loaded for file in files for loaded in read_file(cache, file))
+        return (loaded for file in files for loaded in read_file((cache, half), file))
     finish = (lambda loaded: loaded.pin_memory()) if pin_memory else None
     ahead += min(workers.n_workers, len(files))
-    return explain_lost(workers.map(cache, files, ahead, finish, without_sequences))
+    return explain_lost(workers.map((cache, half), files, ahead, finish, without_sequences))
 
 
 def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
@@ -162,8 +172,13 @@ def without_sequences(file: File) -> File | None:
     return (modality, path, others) if others and len(others) < len(features) else None
 
 
-def read_file(cache: EmbeddingCache | None, file: File) -> Iterator[Loaded]:
-    """Look up what is wanted of a file, or read the inputs that it is computed from."""
+def read_file(context: tuple[EmbeddingCache | None, bool], file: File) -> Iterator[Loaded]:
+    """Look up what is wanted of a file, or read the inputs that it is computed from.
+
+    Args:
+        context: cache and half, as in load_files.
+    """
+    cache, half = context
     reading, warnings, seconds = _look_up_or_read(cache, *file), [], 0.0
     while True:
         start = time.perf_counter()
@@ -174,6 +189,7 @@ def read_file(cache: EmbeddingCache | None, file: File) -> Iterator[Loaded]:
             return
         if isinstance(loaded, LoadedFile):
             loaded = replace(loaded, warnings=tuple(warnings), seconds=seconds)
+            loaded = loaded.with_inputs(lambda input: input.half()) if half else loaded
         yield loaded
 
 

@@ -9,6 +9,7 @@ CPU fp16 takes minutes.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from throughput import TESTS, Embedder, data, huge_checkpoint, load_model
+from throughput import DEMO, TESTS, Embedder, data, huge_checkpoint, load_model
 
 SOUNDS = (
     "mono_16k_5s.wav",
@@ -30,13 +31,16 @@ SOUNDS = (
 VIDEOS = ("short_flv1_2.5s.flv", "square_mpeg4_6s.avi", "landscape_h264_3s.mp4")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure what a precision does to cosines.")
+    parser.add_argument("--small", action="store_true", help="only see whether it runs, with a small model")
+    args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     media = TESTS / "reference" / "media"
     sounds = [data.read_audio(media / name) for name in SOUNDS]
     videos = [data.read_video(media / name) for name in VIDEOS]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = huge_checkpoint(Path(folder))
+        checkpoint = DEMO / "imagebind_demo.pth" if args.small else huge_checkpoint(Path(folder))
         full = None
         for precision in ("fp32", "tf32", "bf16", "fp16"):
             embedder = Embedder(load_model(checkpoint), device, precision)

@@ -1,7 +1,8 @@
 """Measure large sets: metrics over all cosines, the matrix on disk, a million files, and two processes.
 
-    python tests/benchmarks/scale.py              # all rows; a quarter of an hour on two cores, 12 GB of disk
+    python tests/benchmarks/scale.py              # all rows; half an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
+    python tests/benchmarks/scale.py --rows 30 --files 20 --clips 1   # whether all rows run
 
 Rows are made up. Each figure is a ratio to a baseline of the same run. "Bare" is the product of
 the same tiles by the same threads, in float64, as the metrics take it.
@@ -27,7 +28,7 @@ import torch
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 
-from throughput import in_process, make_clips  # noqa: E402
+from throughput import in_process, make_clips, peak_memory, timed  # noqa: E402
 
 from imagebind.evaluation import similarity  # noqa: E402
 from imagebind.evaluation.files import gather_files, read_list_file  # noqa: E402
@@ -39,18 +40,6 @@ from imagebind.evaluation.truth import find_truth  # noqa: E402
 DEMO = TESTS / "demo"
 WIDTH = 1024
 MILLION = 1_000_000
-
-
-def timed(work: Callable) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def peak_memory() -> float:
-    """Give the most memory that this process has had, in GB."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return int(line.split()[1]) / 1e6
 
 
 def reset_peak() -> None:
@@ -99,7 +88,8 @@ def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, de
     similarity.scan(audio, video, pairs, sample, matrix, None, device)
 
 
-def metrics(folder: Path, n: int, device: str) -> dict:
+def metrics(folder: Path, size: argparse.Namespace) -> dict:
+    n, device = size.rows, size.device
     audio, video = make_rows(n, folder)
     reset_peak()
     seconds = timed(lambda: scan_all(audio, video, None, device))
@@ -118,7 +108,8 @@ def metrics(folder: Path, n: int, device: str) -> dict:
     }
 
 
-def matrix(folder: Path, n: int, device: str) -> dict:
+def matrix(folder: Path, size: argparse.Namespace) -> dict:
+    n, device = size.rows, size.device
     audio, video = make_rows(n, folder)
     size, path = 4 * n * n, folder / "matrix.npy"
     reset_peak()
@@ -152,11 +143,11 @@ def matrix(folder: Path, n: int, device: str) -> dict:
     }
 
 
-def pairing(folder: Path, n: int, device: str) -> dict:
+def pairing(folder: Path, size: argparse.Namespace) -> dict:
     """Pair a million sounds with a million videos, from list files and from directories."""
     sources = {"list files": [], "directories": []}
     for side, suffix in (("audio", "wav"), ("video", "mp4")):
-        names = [f"part_{i % 1000:04d}/clip_{i:08d}.{suffix}" for i in range(MILLION)]
+        names = [f"part_{i % 1000:04d}/clip_{i:08d}.{suffix}" for i in range(size.files)]
         (folder / f"{side}.txt").write_text("".join(f"/data/{side}/{name}\n" for name in names))
         sources["list files"].append(folder / f"{side}.txt")
         for i in range(1000):
@@ -164,17 +155,14 @@ def pairing(folder: Path, n: int, device: str) -> dict:
         for name in names:
             os.mknod(folder / side / name)
         sources["directories"].append(folder / side)
-    figures = {"what": "list, pair and name 2 x 1,000,000 files"}
+    figures = {"what": f"list, pair and name 2 x {size.files:,} files"}
     for what, paths in sources.items():
-        code = (
-            "import json, sys; from scale import pair_million; print(json.dumps(pair_million(sys.argv[1:])))"
-        )
-        seconds, memory = in_process(code, *paths, PYTHONPATH=str(TESTS / "benchmarks"))  # its own memory
+        seconds, memory = in_process(pair_all, list(map(str, paths)), size.files)  # with a memory of its own
         figures |= {f"seconds, {what}": seconds, f"peak GB, {what}": memory}
     return figures
 
 
-def pair_million(sources: list[str]) -> tuple[float, float]:
+def pair_all(sources: list[str], n: int) -> tuple[float, float]:
     pairs = []
 
     def pair() -> None:
@@ -185,12 +173,12 @@ def pair_million(sources: list[str]) -> tuple[float, float]:
             _ = side.names
 
     seconds = timed(pair)
-    assert len(pairs) == MILLION
+    assert len(pairs) == n
     return seconds, peak_memory()
 
 
-def whole(folder: Path, n: int, device: str) -> dict:
-    """Run over a million sounds and a thousand videos, links to the demo's.
+def whole(folder: Path, size: argparse.Namespace) -> dict:
+    """Run over a million sounds, and a thousandth as many videos, links to the demo's.
 
     Before it over a tenth of the sounds: what is linear takes a tenth.
     """
@@ -210,10 +198,11 @@ done.set()
 print("peak", max(held))
 sys.exit(status)
 """
-    figures = {"what": "a run over 1,000,000 sounds and 1,000 videos"}
-    for n_sounds in (MILLION // 10, MILLION):
+    n_videos = max(size.files // 1000, 24)
+    figures = {"what": f"a run over {size.files:,} sounds and {n_videos:,} videos"}
+    for n_sounds in (size.files // 10, size.files):
         root = folder / str(n_sounds)
-        for side, n_files in (("audio", n_sounds), ("video", 1000)):
+        for side, n_files in (("audio", n_sounds), ("video", n_videos)):
             copies = sorted((DEMO / side).iterdir())
             for i in range(1000):
                 (root / side / f"part_{i:04d}").mkdir(parents=True)
@@ -227,7 +216,7 @@ sys.exit(status)
                     os.link(original, path)
         argv = (
             *("--audio_dir", "audio", "--video_dir", "video", "--retrieval_mode", "--max_matrix_gb", "0"),
-            *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", device),
+            *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", size.device),
         )
         began = time.perf_counter()
         result = subprocess.run(
@@ -242,14 +231,14 @@ sys.exit(status)
     return figures
 
 
-def ranks(folder: Path, n: int, device: str) -> dict:
+def ranks(folder: Path, size: argparse.Namespace) -> dict:
     """Measure two processes on two cores against one on one, over videos that take long to read.
 
     Beside it two runs that know nothing of each other, each of half of the set with a core of its own: what
     the machine's two cores give at the same time.
     """
-    clips, halves = make_clips(folder, n_each=1), [folder / "first", folder / "second"]
-    for i in range(100):
+    clips, halves = make_clips(folder / "clips", n_each=1), [folder / "first", folder / "second"]
+    for i in range(size.clips):
         for clip in clips:
             for root in (folder / "all", halves[i % 2]):
                 for side in ("audio", "video"):
@@ -260,7 +249,7 @@ def ranks(folder: Path, n: int, device: str) -> dict:
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     options = (
         *("--audio_dir", "audio", "--video_dir", "video", "--no_cache", "--no_html"),
-        *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", device),
+        *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", size.device),
     )
 
     def start(root: Path, cores: str, *program: str) -> subprocess.Popen:
@@ -286,15 +275,19 @@ def ranks(folder: Path, n: int, device: str) -> dict:
 ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing, "whole": whole, "ranks": ranks}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure large sets.")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--rows", type=int, default=50_000, help="sounds and videos (default: %(default)s)")
+    parser.add_argument("--files", type=int, default=MILLION, help="files to list (default: %(default)s)")
+    parser.add_argument(
+        "--clips", type=int, default=100, help="times three videos to embed (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            figures = ROWS[name](Path(folder), args.rows, args.device)
+            figures = ROWS[name](Path(folder), args)
         print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in figures.items()))
 
 

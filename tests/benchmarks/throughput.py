@@ -1,12 +1,15 @@
-"""Measure how fast it is, each figure as a ratio to a baseline of the same run.
+"""Measure how fast it is, each figure as a ratio to a baseline of the same run on the same cores.
 
-    pip install decord
-    python tests/benchmarks/throughput.py                      # all rows; 20 minutes on two cores
+    pip install decord soundfile
+    python tests/benchmarks/throughput.py                      # all rows; under half an hour on two cores
     python tests/benchmarks/throughput.py --only decode hour   # some
+    python tests/benchmarks/throughput.py --small              # whether all rows run; the figures say nothing
 
 It makes its own media and, for the rows about the full-size model, a checkpoint of the released kind
-with the weights of tests/reference/weights.py (4.8 GB, in the temporary directory). It prints a table
-and writes throughput.json. Absolute times mean nothing on another machine; ratios are what to read.
+with the weights of tests/reference/weights.py (4.8 GB, in the temporary directory). It prints the table of
+docs/speed.md. Absolute times mean nothing on another machine; ratios are what to read. "The released way" is
+what the released code does, written anew: every frame and sample is decoded, and all of a file's clips go
+through a model that was built and then filled.
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +35,38 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchaudio
+from torchaudio.compliance import kaldi
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+from conftest import children, open_files, tone, write_audio  # noqa: E402
 from test_model import released_state_dict  # noqa: E402
 
-from batch_inference import Options  # noqa: E402
+from batch_inference import Options, batch_inference_av_consistency  # noqa: E402
 from imagebind import data  # noqa: E402
 from imagebind.data.clips import clip_spans  # noqa: E402
-from imagebind.data.features import VIDEO  # noqa: E402
+from imagebind.data.features import AUDIO, VIDEO  # noqa: E402
 from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
-from imagebind.evaluation.embedding import start_workers  # noqa: E402
+from imagebind.evaluation import progress  # noqa: E402
+from imagebind.evaluation.embedding import FileEmbedder, start_workers  # noqa: E402
+from imagebind.evaluation.model import ModelHolder, RunModel  # noqa: E402
+from imagebind.evaluation.protocols import NAMES, make_protocols  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
-from imagebind.models.imagebind_model import IMAGEBIND_HUGE, MLP_RATIO, load_model  # noqa: E402
+from imagebind.models.imagebind_model import (  # noqa: E402
+    IMAGEBIND_HUGE,
+    MLP_RATIO,
+    ImageBindModel,
+    Tower,
+    config_of,
+    load_model,
+)
 from imagebind.reading.loader import load_files  # noqa: E402
 
 DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
+CONTEXT = multiprocessing.get_context("spawn")
 FPS = 25
 
 
@@ -55,17 +76,20 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - began
 
 
-def in_process(code: str, *argv: object, **environment: str) -> Any:
-    """Run code in a process of its own; it prints one JSON value."""
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, argv)],
-        cwd=TESTS.parent,
-        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(result.stdout)
+def in_process(work: Callable, *arguments: object) -> Any:
+    """Call a function of this module in a process of its own."""
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=send_result, args=(theirs, work, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def send_result(to: Connection, work: Callable, *arguments: object) -> None:
+    to.send(work(*arguments))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -106,14 +130,32 @@ def repeat_video(source: Path, path: Path, times: int) -> Path:
     return path
 
 
-def make_clips(folder: Path, n_each: int = 8) -> list[Path]:
-    """Write n_each 10 s clips at 224p, 360p and 720p."""
-    sizes = ((224, 400), (360, 640), (720, 1280))
+SIZES = ((224, 400), (360, 640), (720, 1280))
+
+
+def make_clips(folder: Path, n_each: int = 8, seconds: float = 10) -> list[Path]:
+    """Write n_each clips at 224p, 360p and 720p."""
+    folder.mkdir(exist_ok=True)
     return [
-        make_video(folder / f"{height}_{i}.mp4", 10, height, width, i)
-        for height, width in sizes
+        make_video(folder / f"{height}_{i}.mp4", seconds, height, width, i)
+        for height, width in SIZES
         for i in range(n_each)
     ]
+
+
+def make_sounds(folder: Path, n_each: int = 4) -> list[Path]:
+    """Write n_each sounds of 10 s of each of five kinds that libsndfile reads too."""
+    forms = (
+        *(("wav", "pcm_s16le", 44100, 2), ("wav", "pcm_s16le", 48000, 2), ("wav", "pcm_s16le", 16000, 1)),
+        *(("flac", "flac", 48000, 2), ("mp3", "libmp3lame", 44100, 2)),
+    )
+    paths = []
+    for suffix, codec, rate, n_channels in forms:
+        for i in range(n_each):
+            noise = np.random.default_rng(i).standard_normal((n_channels, 10 * rate)).astype(np.float32)
+            path = folder / f"{codec}_{rate}_{i}.{suffix}"
+            paths.append(write_audio(path, 0.1 * noise + tone(10, 200 + i, rate), rate, codec))
+    return paths
 
 
 def huge_checkpoint(folder: Path) -> Path:
@@ -124,12 +166,29 @@ def huge_checkpoint(folder: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Where a row writes, and how large it is."""
+
+    folder: Path
+    base: Path  # that all rows share
+    is_small: bool
+
+    def n(self, full: int, small: int) -> int:
+        return small if self.is_small else full
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Weights of full size; in a small run those of the demo."""
+        return DEMO / "imagebind_demo.pth" if self.is_small else huge_checkpoint(self.base)
+
+
 # ------------------------------------------------------------------------------------------------
-# Rows: each gives baseline, ours and their ratio
+# Reading
 # ------------------------------------------------------------------------------------------------
 
 
-def released_way(path: Path) -> torch.Tensor:
+def read_video_as_released(path: Path) -> torch.Tensor:
     """Load a video as the released loader does: every frame of every clip, by decord."""
     from pytorchvideo.data.encoded_video import EncodedVideo
 
@@ -147,81 +206,177 @@ def released_way(path: Path) -> torch.Tensor:
     return torch.stack(clips)
 
 
-def decode(folder: Path) -> dict:
-    paths = make_clips(folder)
-    baseline = timed(lambda: [released_way(path) for path in paths])
-    files = [("video", str(path), (VIDEO,)) for path in paths]
-    with start_workers(Options(None, "", num_workers=2), len(files)) as workers:
-        ours = timed(lambda: list(load_files(files, workers)))
+def read_audio_as_released(path: Path) -> torch.Tensor:
+    """Load a sound as the released loader does: all of it, by libsndfile, resampled as a whole."""
+    import soundfile
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    waveform = torch.from_numpy(samples.T.copy())
+    waveform = torchaudio.functional.resample(waveform, rate, data.SAMPLE_RATE)
+    mels = []
+    for start, end in clip_spans(waveform.shape[1] / data.SAMPLE_RATE, data.AUDIO_CLIPS):
+        clip = waveform[:, int(start * data.SAMPLE_RATE) : int(end * data.SAMPLE_RATE)]
+        clip -= clip.mean()
+        mel = kaldi.fbank(
+            clip, htk_compat=True, sample_frequency=data.SAMPLE_RATE, use_energy=False, window_type="hanning",
+            num_mel_bins=data.MEL_BINS, dither=0.0, frame_length=25, frame_shift=10, channel=0,
+        ).T  # fmt: skip
+        mels.append(F.pad(mel, (0, data.MEL_FRAMES - mel.shape[1]))[None])
+    return (torch.stack(mels) - data.audio.MEL_MEAN) / data.audio.MEL_STD
+
+
+def read_files(how: str, modality: str, n_cores: int, paths: list[str]) -> float:
+    """Read files in a process a core; return the seconds, without those for imports and filters."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n_cores])
+    torch.set_num_threads(1)
+    if how == "ours":
+        options = Options(None, "", num_workers=n_cores if n_cores > 1 else 0)
+        feature = AUDIO if modality == "audio" else VIDEO
+        list(load_files([(modality, paths[0], (feature,))], None))
+        with start_workers(options) as workers:
+            loaded = load_files(
+                [(modality, path, (feature,)) for path in [paths[0]] * n_cores + paths], workers
+            )
+            for _ in range(n_cores):
+                next(loaded)
+            return timed(lambda: list(loaded))
+    work = read_video_as_released if modality == "video" else read_audio_as_released
+    with ProcessPoolExecutor(n_cores, multiprocessing.get_context("fork")) as pool:
+        list(pool.map(torch.set_num_threads, [1] * n_cores))
+        list(pool.map(work, [paths[0]] * n_cores))
+        return timed(lambda: list(pool.map(work, paths)))
+
+
+def read(modality: str, paths: list[Path], n_cores: int) -> dict[str, float]:
+    """Time the released way and ours on a number of cores, with a process each; ours hashes the files too."""
+    paths = [str(path) for path in paths]
+    baseline, ours = (in_process(read_files, how, modality, n_cores, paths) for how in ("released", "ours"))
     return {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
 
 
-def hour(folder: Path) -> dict:
-    path = repeat_video(make_video(folder / "minute.mp4", 60, 720, 1280), folder / "hour.mp4", 60)
+def decode(setup: Setup, n_cores: int) -> Iterator[float]:
+    paths = make_clips(setup.folder / "clips", setup.n(8, 1), setup.n(10, 3))
+    yield read("video", paths, n_cores)
+
+
+def sounds(setup: Setup) -> Iterator[float]:
+    yield read("audio", make_sounds(setup.folder, setup.n(8, 1)), 1)
+
+
+def hour(setup: Setup) -> Iterator[dict]:
+    minute = make_video(setup.folder / "minute.mp4", setup.n(60, 10), 720, 1280)
+    path = repeat_video(minute, setup.folder / "hour.mp4", setup.n(60, 2))
     ours = min(timed(lambda: data.read_video(path)) for _ in range(2))
-    baseline = timed(lambda: released_way(path))
+    baseline = timed(lambda: read_video_as_released(path))
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         frames = container.decode(video=0)
         every_frame = timed(lambda: sum(frame.to_ndarray(format="rgb24").size for frame in frames))
-    return {
-        "baseline_s": baseline,
-        "every_frame_s": every_frame,
-        "ours_s": ours,
-        "ratio": baseline / ours,
-        "ratio_every_frame": every_frame / ours,
-    }
+    yield {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
+    yield {"baseline_s": every_frame, "ours_s": ours, "ratio": every_frame / ours}
 
 
-READY = """
-import json, sys, time, torch
-from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model
-began = time.perf_counter()
-if sys.argv[2] == "ours":
-    load_model(sys.argv[1])
-else:
-    released = torch.load(sys.argv[1], weights_only=True)
-    ImageBindModel(IMAGEBIND_HUGE).load_state_dict(released)
-print(json.dumps({"s": time.perf_counter() - began}))
-"""
+# ------------------------------------------------------------------------------------------------
+# Starting
+# ------------------------------------------------------------------------------------------------
 
 
-def ready(folder: Path) -> dict:
-    path = huge_checkpoint(folder)
-    path.read_bytes()  # both from the page cache
-    ours, baseline = (in_process(READY, path, how)["s"] for how in ("ours", "baseline"))
-    return {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
+def released_model(path: Path) -> ImageBindModel:
+    """Build a model, read the weights, and fill it."""
+    content = torch.load(path, weights_only=True)
+    rows = content.get("towers") and {name: config_of(row) for name, row in content["towers"].items()}
+    model = ImageBindModel(rows or IMAGEBIND_HUGE).eval()
+    model.load_state_dict(content.get("state_dict", content))
+    return model
 
 
-MEMORY = """
-import json, sys, torch
-from imagebind import data
-from imagebind.models.embedder import Embedder
-from imagebind.models.imagebind_model import load_model
-embedder = Embedder(load_model(sys.argv[1]), torch.device("cpu"), "fp32")
-embedder("audio", [data.read_audio(sys.argv[2])])
-embedder("vision", [data.read_video(sys.argv[3])])
-(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"kb": int(peak)}))
-"""
+def embed_pair(how: str, checkpoint: Path, sound: Path, video: Path, home: Path) -> tuple[float, float]:
+    """Load a model and embed a pair; return the seconds, without those for imports, and the peak in GB."""
+    import timm.layers  # noqa: F401
+
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    inputs = data.read_audio(sound), data.read_video(video)
+
+    @torch.inference_mode()
+    def embed() -> None:
+        if how == "ours":
+            embedder, _ = ModelHolder(checkpoint, "cpu", "fp32").open(["audio", "video"])
+            embedder("audio", inputs[:1]), embedder("vision", inputs[1:])
+        else:
+            model = released_model(checkpoint)
+            model({"audio": inputs[0].mels[None], "vision": inputs[1].clips()[None]})
+
+    return timed(embed), peak_memory()
 
 
-def memory(folder: Path) -> dict:
-    media = TESTS / "reference" / "media"
-    files = (media / "gated_48k_10s.flac", media / "wide_ntsc_10s.mkv")
-    ours = in_process(MEMORY, huge_checkpoint(folder), *files)["kb"] / 1e6
-    return {"baseline_gb": 10.1, "ours_gb": ours, "ratio": 10.1 / ours}
+def peak_memory() -> float:
+    """Return the most memory that this process has had, in GB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) / 1e6
+
+
+def first(setup: Setup) -> Iterator[dict]:
+    """Embed a pair in a fresh process, the file being in the page cache: seconds and memory."""
+    checkpoint, media = setup.checkpoint, TESTS / "reference" / "media"
+    files = media / "gated_48k_10s.flac", media / "wide_ntsc_10s.mkv", setup.folder
+    checkpoint.read_bytes()
+    baseline, baseline_gb = in_process(embed_pair, "released", checkpoint, *files)
+    for _ in range(2):  # the checkpoint is checked once
+        ours, ours_gb = in_process(embed_pair, "ours", checkpoint, *files)
+        yield {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
+    yield {"baseline_gb": baseline_gb, "ours_gb": ours_gb, "value": f"{ours_gb:.1f} of {baseline_gb:.1f} GB"}
+
+
+def start(setup: Setup) -> Iterator[dict]:
+    """Seconds from the command to the first media file being open, on an empty and on a full cache."""
+    baseline = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+    folder = setup.folder / "start"
+    for side in ("audio", "video"):
+        (folder / side).mkdir(parents=True)
+        for path in sorted((DEMO / side).iterdir())[: setup.n(4, 2)]:
+            (folder / side / path.name).write_bytes(path.read_bytes())
+    argv = program("--audio_dir", "audio", "--video_dir", "video", "--checkpoint", setup.checkpoint)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(setup.folder)}
+    for _ in range(2):
+        began = time.perf_counter()
+        run = subprocess.Popen(
+            argv, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while run.poll() is None and not any(
+            path.startswith(f"{folder}/audio/") or path.startswith(f"{folder}/video/")
+            for server in children(run.pid)
+            for worker in children(server)
+            for path in open_files(worker)
+        ):
+            time.sleep(0.001)
+        ours = time.perf_counter() - began
+        if run.wait():
+            raise RuntimeError("the run failed")
+        yield {
+            "baseline_s": baseline,
+            "ours_s": ours,
+            "value": f"{ours:.1f} s; `import torch` {baseline:.1f} s",
+        }
+
+
+# ------------------------------------------------------------------------------------------------
+# The model
+# ------------------------------------------------------------------------------------------------
+
+
+def tower_of(setup: Setup, precision: str = "fp32") -> Tower:
+    return Embedder(load_model(setup.checkpoint), CPU, precision).tower("vision")
 
 
 def clips_of(n: int) -> torch.Tensor:
     return torch.randn(n, *IMAGEBIND_HUGE["vision"].clip_shape)
 
 
-def products(folder: Path) -> dict:
-    """Time the vision tower against its matrix products alone, at the same shapes."""
-    tower = load_model(huge_checkpoint(folder)).towers["vision"]
-    clips, width = clips_of(8), tower.config.width
-    n = len(clips) * (tower.config.n_tokens)
+def multiplications(setup: Setup) -> Iterator[dict]:
+    """Time the vision tower against its matrix multiplications alone, at the same shapes."""
+    tower = tower_of(setup)
+    clips, width = clips_of(setup.n(8, 1)), tower.config.width
+    n = len(clips) * tower.config.n_tokens
     shapes = [(width, 3 * width), (width, width), (width, MLP_RATIO * width), (MLP_RATIO * width, width)]
     operands = [(torch.randn(n, k), torch.randn(m, k)) for k, m in shapes]
 
@@ -234,153 +389,221 @@ def products(folder: Path) -> dict:
         tower(clips[:1]), multiply()  # warm
         bare = min(timed(multiply) for _ in range(2))
         ours = min(timed(lambda: tower(clips)) for _ in range(2))
-    return {"baseline_s": bare, "ours_s": ours, "ratio": bare / ours}
+    yield {"baseline_s": bare, "ours_s": ours, "ratio": bare / ours, "value": f"{100 * bare / ours:.0f} %"}
 
 
-def half(folder: Path) -> dict:
-    clips = clips_of(8)
-    seconds = {}
+def half(setup: Setup) -> Iterator[dict]:
+    clips, seconds = clips_of(setup.n(8, 1)), {}
     for precision in ("fp32", "bf16"):
-        tower = Embedder(load_model(huge_checkpoint(folder)), CPU, precision).tower("vision")
+        tower = tower_of(setup, precision)
         with torch.inference_mode():
             tower(clips[:1])
             seconds[precision] = min(timed(lambda tower=tower: tower(clips)) for _ in range(2))
     ratio = seconds["fp32"] / seconds["bf16"]
-    return {"baseline_s": seconds["fp32"], "ours_s": seconds["bf16"], "ratio": ratio}
+    yield {"baseline_s": seconds["fp32"], "ours_s": seconds["bf16"], "ratio": ratio}
 
 
-def shared(folder: Path) -> dict:
+def shared(setup: Setup) -> Iterator[dict]:
     """Embed a square video and a 1 s sound with equal clips once, and with every clip by itself."""
-    from conftest import tone, write_audio
-
-    embedder = Embedder(load_model(huge_checkpoint(folder)), CPU, "fp32")
-    square = make_video(folder / "square.mp4", 10, 240, 240)
-    sound = write_audio(folder / "short.wav", tone(1))
-    row = {}
-    for name, modality, read, load, path in (
-        ("video", "vision", data.read_video, data.load_video, square),
-        ("sound", "audio", data.read_audio, data.load_audio, sound),
+    embedder = Embedder(load_model(setup.checkpoint), CPU, "fp32")
+    square = make_video(setup.folder / "square.mp4", 10, 240, 240)
+    sound = write_audio(setup.folder / "short.wav", tone(1))
+    for modality, read, load, path in (
+        ("vision", data.read_video, data.load_video, square),
+        ("audio", data.read_audio, data.load_audio, sound),
     ):
         distinct, every = read(path), load(path)
         embed_all = partial(embedder.model, {modality: every})
         embed_distinct = partial(embedder, modality, [distinct])
         with torch.inference_mode():
             embedder.model({modality: every[:1]})  # warm
-            row[f"baseline_{name}_s"] = min(timed(embed_all) for _ in range(2))
-            row[f"ours_{name}_s"] = min(timed(embed_distinct) for _ in range(2))
-        row[f"ratio_{name}"] = row[f"baseline_{name}_s"] / row[f"ours_{name}_s"]
-    return {**row, "ratio": min(row["ratio_video"], row["ratio_sound"])}
+            baseline = min(timed(embed_all) for _ in range(2))
+            ours = min(timed(embed_distinct) for _ in range(2))
+        yield {"baseline_s": baseline, "ours_s": ours, "ratio": baseline / ours}
 
 
-def run_twice(folder: Path, audio: Path, video: Path, checkpoint: Path) -> dict:
+# ------------------------------------------------------------------------------------------------
+# Whole runs
+# ------------------------------------------------------------------------------------------------
+
+
+def program(*options: object) -> list[str]:
+    """Return the command of a run on the CPU."""
+    return [sys.executable, str(TESTS.parent / "batch_inference.py"), *map(str, options), "--device", "cpu"]
+
+
+def run_twice(setup: Setup, audio: Path, video: Path, checkpoint: Path) -> dict:
     """Time the whole program on an empty and on a full cache."""
-    argv = [sys.executable, TESTS.parent / "batch_inference.py", "--audio_dir", audio, "--video_dir", video]
-    argv += ["--checkpoint", checkpoint, "--device", "cpu", "--output_dir", tempfile.mkdtemp(dir=folder)]
+    output_dir = tempfile.mkdtemp(dir=setup.folder)
+    argv = program("--audio_dir", audio, "--video_dir", video, "--checkpoint", checkpoint)
+    argv += ["--output_dir", output_dir]
     first, second = (timed(lambda: subprocess.run(argv, check=True, capture_output=True)) for _ in range(2))
     return {"baseline_s": first, "ours_s": second, "ratio": first / second}
 
 
-def cached_demo(folder: Path) -> dict:
-    """The demo's way, on 360 pairs of its making."""
-    from conftest import tone, write_audio
-
-    for i in range(360):
+def make_pairs(folder: Path, n: int) -> tuple[Path, Path]:
+    """Write n pairs of the demo's kind; six videos differ by a byte at their end."""
+    for i in range(n):
         write_audio(folder / "a" / f"{i}.wav", tone(8, 200 + i))
-    for i in range(60):
-        make_video(folder / f"v{i}.mp4", 4, 144, 192, i)
-        (folder / "v").mkdir(exist_ok=True)
-        for k in range(6):  # one byte more is another content
-            (folder / "v" / f"{6 * i + k}.mp4").write_bytes((folder / f"v{i}.mp4").read_bytes() + b"\0" * k)
-    return run_twice(folder, folder / "a", folder / "v", DEMO / "imagebind_demo.pth")
+    (folder / "v").mkdir(exist_ok=True)
+    for i in range(-(-n // 6)):
+        content = make_video(folder / "v.mp4", 4, 144, 192, i).read_bytes()
+        for k in range(min(6, n - 6 * i)):
+            (folder / "v" / f"{6 * i + k}.mp4").write_bytes(content + b"\0" * k)
+    return folder / "a", folder / "v"
 
 
-def cached_huge(folder: Path) -> dict:
-    return run_twice(folder, DEMO / "audio", DEMO / "video", huge_checkpoint(folder))
+def cached_demo(setup: Setup) -> Iterator[dict]:
+    audio, video = make_pairs(setup.folder, setup.n(360, 4))
+    yield run_twice(setup, audio, video, DEMO / "imagebind_demo.pth")
 
 
-OVERLAP = """
-import json, os, sys, time, torch
-from imagebind.data.features import VIDEO
-from imagebind.evaluation.protocols import make_protocols
-from imagebind.reading.loader import load_files
-from imagebind.models.embedder import Embedder
-from imagebind.models.imagebind_model import load_model
-from batch_inference import Options
-from imagebind.evaluation.embedding import FileEmbedder, start_workers
-torch.set_num_threads(1)
-files = sorted(os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1]))
-def seconds(work):
-    began = time.perf_counter(); work(); return time.perf_counter() - began
-cores = sorted(os.sched_getaffinity(0))
-held = []
-with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
-    decode = seconds(lambda: held.extend(load_files([("video", path, (VIDEO,)) for path in files], workers)))
-embedder = Embedder(load_model(sys.argv[2]), torch.device("cpu"), "fp32")
-inputs = [file.features["video"].input for file in held]
-embedder("vision", inputs[:1])
-model = seconds(lambda: [embedder("vision", [input]) for input in inputs])
-with start_workers(Options(None, "", num_workers=1), len(files)) as workers:
-    whole = FileEmbedder(embedder, None, 1, workers, {"video": len(files)}, make_protocols(["imagebind"], 8))
-    run = seconds(lambda: whole.embed({"video": files}))
-print(json.dumps({"decode_s": decode, "model_s": model, "ours_s": run, "ratio": run / max(decode, model)}))
-"""
+def cached_huge(setup: Setup) -> Iterator[dict]:
+    sides = [setup.folder / side for side in ("audio", "video")]
+    for side in sides:
+        side.mkdir()
+        for path in sorted((DEMO / side.name).iterdir())[: setup.n(24, 2)]:
+            (side / path.name).write_bytes(path.read_bytes())
+    yield run_twice(setup, *sides, setup.checkpoint)
 
 
-def overlap(folder: Path) -> dict:
+def estimates(audio: Path, video: Path, checkpoint: Path) -> list[tuple[float, float, float]]:
+    """Run all protocols.
+
+    Returns:
+        of each file, when it is done: the share of all that are, and the seconds left as said and as came.
+    """
+    noted, left = [], progress.Progress.seconds_left
+
+    def note(self: progress.Progress) -> float:
+        noted.append((time.perf_counter(), self.total_counts["done"] / self.total, left(self)))
+        return noted[-1][2]
+
+    progress.SECONDS_PER_LINE = -1
+    progress.Progress.seconds_left = note
+    options = {"protocols": NAMES, "protocol_seconds": 4, "output_dir": None, "checkpoint": checkpoint}
+    batch_inference_av_consistency(audio, video, "cpu", **options)
+    end = noted[-1][0]
+    return [(share, estimate, end - at) for at, share, estimate in noted]
+
+
+def estimate(setup: Setup) -> Iterator[dict]:
+    """Compare the time left that is said after a tenth of a run with what comes."""
+    audio, video = make_pairs(setup.folder, setup.n(120, 12))
+    said = in_process(estimates, audio, video, DEMO / "imagebind_demo.pth")
+    errors = [abs(left / came - 1) for share, left, came in said if 0.1 <= share <= 0.5]
+    value = f"{100 * errors[0]:.0f} %; until the half {100 * sum(errors) / len(errors):.0f} % on average"
+    yield {"first": errors[0], "mean": sum(errors) / len(errors), "value": value}
+
+
+def reading_and_model(clips: Path, checkpoint: Path) -> tuple[float, float, float]:
+    """Time reading alone, the model alone, and both, with a core each."""
+    torch.set_num_threads(1)
+    files, held = sorted(map(str, clips.iterdir())), []
+    options = Options(None, "", num_workers=1)
+    with start_workers(options) as workers:
+        loaded = load_files([("video", path, (VIDEO,)) for path in [files[0], *files]], workers)
+        next(loaded)
+        decode = timed(lambda: held.extend(loaded))
+    model = RunModel(ModelHolder(checkpoint, "cpu", "fp32"), ["video"])
+    inputs = [file.features["video"].input for file in held]
+    embedder = model.open()
+    embedder("vision", inputs[:1])
+    alone = timed(lambda: [embedder("vision", [input]) for input in inputs])
+    with start_workers(options) as workers:
+        whole = FileEmbedder(model, 1, workers, {"video": len(files)}, make_protocols(["imagebind"], 8))
+        run = timed(lambda: whole.embed({"video": files}))
+    return decode, alone, run
+
+
+def overlap(setup: Setup) -> Iterator[dict]:
     """The whole of reading and embedding, with a core each, against the longer of the two alone."""
-    (folder / "clips").mkdir()
-    make_clips(folder / "clips", 10)
-    return in_process(OVERLAP, folder / "clips", DEMO / "imagebind_demo.pth", OMP_NUM_THREADS="1")
+    make_clips(setup.folder / "clips", setup.n(10, 1), setup.n(10, 3))
+    clips = setup.folder / "clips"
+    decode, model, run = in_process(reading_and_model, clips, DEMO / "imagebind_demo.pth")
+    longer = max(decode, model)
+    yield {"decode_s": decode, "model_s": model, "ours_s": run, "value": f"{run / longer:.2f}"}
 
 
-ROWS = {  # name -> what is measured, goal, how
-    "decode": ("read 10 s clips of 224p, 360p, 720p, 2 workers", "15 x or more", decode),
-    "hour": ("read a one-hour 720p file", "100 x or more", hour),
-    "ready": ("ready to embed, full size", "10 x or more", ready),
-    "memory": ("peak memory, full size, fp32, CPU", "4 GB or less", memory),
-    "products": (
-        "vision tower, fp32, CPU: share of the bare matrix products' rate",
-        "0.75 or more",
-        products,
+ROWS = {  # name -> how it is measured, and for each of its figures what, against what, and the goal
+    "decode": (
+        partial(decode, n_cores=2),
+        [("read 10 s clips of 224p, 360p and 720p, two processes", "the released way in two", "15 x")],
     ),
-    "half": ("vision tower, bf16 against fp32, CPU", "2.5 x or more", half),
-    "shared": ("square video, 1 s sound: equal clips once", "2.8 x or more", shared),
-    "cached_demo": ("second run, small model, 360 pairs", "10 x or more", cached_demo),
-    "cached_huge": ("second run, full size, 24 pairs", "100 x or more", cached_huge),
-    "overlap": ("whole run against the longer of reading and model", "1.10 or less", overlap),
+    "decode_alone": (
+        partial(decode, n_cores=1),
+        [("the same, one process on one core", "the released way in one", "15 x")],
+    ),
+    "sounds": (sounds, [("read 10 s sounds, one process on one core", "the released way in one", "2 x")]),
+    "hour": (
+        hour,
+        [
+            ("read a one-hour 720p file", "the released way, which seeks too", "100 x"),
+            ("the same", "decoding every frame", "100 x"),
+        ],
+    ),
+    "first": (
+        first,
+        [
+            ("load the full-size model and embed a pair, first run", "the released way", "10 x"),
+            ("the same, later runs", "the released way", "10 x"),
+            ("peak memory of that, fp32", "the released way", "4 GB"),
+        ],
+    ),
+    "start": (
+        start,
+        [
+            ("from the command to the first file being read, full size, first run", "", "2 s"),
+            ("the same, second run", "", "2 s"),
+        ],
+    ),
+    "multiplications": (
+        multiplications,
+        [("vision tower, fp32: rate", "its matrix multiplications alone, at the same shapes", "75 %")],
+    ),
+    "half": (half, [("vision tower, bf16", "fp32", "2.5 x")]),
+    "shared": (
+        shared,
+        [
+            ("a square video, equal clips once", "every clip by itself", "2.8 x"),
+            ("a sound of 1 s, equal clips once", "every clip by itself", "2.8 x"),
+        ],
+    ),
+    "cached_demo": (cached_demo, [("second run, small model, 360 pairs", "the first run", "10 x")]),
+    "cached_huge": (cached_huge, [("second run, full size, 24 pairs", "the first run", "100 x")]),
+    "estimate": (
+        estimate,
+        [("time left, as said after a tenth of a run of all protocols: error", "what came", "20 %")],
+    ),
+    "overlap": (
+        overlap,
+        [("reading and embedding, a core each", "the longer of the two alone", "1.10")],
+    ),
 }
-FULL_SIZE = {"ready", "memory", "products", "half", "shared", "cached_huge"}  # rows that need its weights
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure throughput as ratios to baselines.")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
-    parser.add_argument("--json", type=Path, default=Path("throughput.json"))
-    parser.add_argument("--work_dir", type=Path, help="keep media and weights here (default: temporary)")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--work_dir", type=Path, help="keep the weights here (default: temporary)")
+    parser.add_argument("--small", action="store_true", help="only see whether the rows run")
+    args = parser.parse_args(argv)
     measured = {}
     with tempfile.TemporaryDirectory() as temporary:
         base = args.work_dir or Path(temporary)
         base.mkdir(exist_ok=True)
-        print("| what | goal | measured | from |\n| --- | --- | --- | --- |")
+        print("| what | against | goal | measured |\n| --- | --- | --- | --- |")
         for name in args.only:
-            what, goal, measure = ROWS[name]
-            with tempfile.TemporaryDirectory(dir=base) as scratch:
-                folder = Path(scratch)
-                if (base / "huge.pth").exists() or measure in (
-                    ready,
-                    memory,
-                    products,
-                    half,
-                    shared,
-                    cached_huge,
-                ):
-                    (folder / "huge.pth").symlink_to(huge_checkpoint(base))
-                row = measured[name] = measure(folder)
-            figures = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if not k.startswith("ratio"))
-            value = f"{row['ours_gb']:.1f} GB" if "ours_gb" in row else f"{row['ratio']:.3g}"
-            print(f"| {what} | {goal} | {value} | {figures} |", flush=True)
-    args.json.write_text(json.dumps(measured, indent=2))
+            measure, labels = ROWS[name]
+            with tempfile.TemporaryDirectory(dir=base) as folder:
+                rows = measure(Setup(Path(folder), base, args.small))
+                for (what, against, goal), row in zip(labels, rows, strict=True):
+                    value = row.get("value") or f"{row['ratio']:.3g} x"
+                    print(f"| {what} | {against} | {goal} | {value} |", flush=True)
+                    measured[f"{name}: {what}"] = row
+    if args.json:
+        args.json.write_text(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":
