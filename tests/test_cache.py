@@ -185,6 +185,38 @@ def test_rows_of_another_recipe_are_not_found_and_stay(cache, monkeypatch):
     np.testing.assert_array_equal(reopened(again).get("content", "audio"), ROW)
 
 
+def test_a_sequence_is_found_as_it_was_kept(cache):
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    cache.put_sequence("content", "frames", {"n_rows": 5}, lambda: [rows, rows[:2] + 1])
+    cache.put("frames/7", [("content", ROW[:0])])
+    again = reopened(cache)
+    assert again.get_facts("content", "frames") == {"n_rows": 5}
+    np.testing.assert_array_equal(again.get_part("content", "frames", 0, 3), rows)
+    np.testing.assert_array_equal(again.get_part("content", "frames", 1, 2), rows[:2] + 1)
+    assert again.get_part("content", "frames", 0, 5) is None  # twelve numbers are not five rows
+    assert again.get_part("content", "frames", 2, 3) is None
+    assert again.get_part("content", "frames", 7, 1) is None  # it is empty
+
+
+def test_of_a_sequence_that_breaks_off_nothing_is_kept(cache):
+    def breaking_off():
+        yield ROW[None]
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cache.put_sequence("content", "frames", {}, breaking_off)
+    again = reopened(cache)
+    assert again.get_facts("content", "frames") is None
+    assert again.get_part("content", "frames", 0, 1) is None
+    assert again.get("content", "audio") is not None
+
+
+def test_a_cache_says_whose_it_is(cache):
+    """By this mark later versions know the caches of this one."""
+    cache.close()
+    assert cache.path.read_bytes()[68:72] == b"IBAV"
+
+
 def test_a_changed_row_is_not_trusted(cache):
     with sqlite3.connect(cache.path) as connection:
         connection.execute("UPDATE rows SET row = ?", ((ROW + 1).tobytes(),))
