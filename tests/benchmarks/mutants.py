@@ -41,6 +41,7 @@ FAILED = {1, 2}  # what pytest returns where a test fails, or cannot even be imp
 MANIFEST, JOB = "tests/test_manifest.py::test_", "tests/test_job.py::test_"
 PAIRS_ALONE = (
     f"{MANIFEST}pairs_alone_have_the_figures_of_the_matrix",
+    f"{MANIFEST}of_equal_similarities_pairs_alone_win_half",
     f"{MANIFEST}of_more_pairs_than_a_tile_has_rows_the_shares_are_those_of_the_matrix",
 )
 MODULES = {  # name -> file, and the tests that have to notice a change of it
