@@ -280,6 +280,13 @@ def test_statistics_are_those_of_the_numbers():
     )
 
 
+def test_groups_are_counted_where_there_are_any():
+    scores, pairs = scores_of("random", 7, 7), [(i, i) for i in range(7)]
+    groups = np.array([0, 0, 4, 4, 2, 2, 2])
+    assert measure_scores(scores, pairs, groups=groups).metrics["groups"] == 3
+    assert "groups" not in measure_scores(scores, pairs).metrics
+
+
 def test_few_mismatches_that_are_equal_deviate_by_nothing():
     """Sums are exact, and the pairs' cosines are taken from them unrounded."""
     rng = np.random.default_rng(0)
