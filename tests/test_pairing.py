@@ -78,8 +78,10 @@ def test_lists_without_a_common_stem_pair_by_position():
 
 
 def test_names_that_repeat_on_one_side_alone_do_not_rule_out_positions():
-    audio, video = listed("audio", "x/a.wav", "y/a.wav"), listed("video", "1.mp4", "2.mp4")
-    assert pair_files(audio, video) == Pairing("position", (("x/a.wav", "1.mp4"), ("y/a.wav", "2.mp4")))
+    audio = listed("audio", "x/a.wav", "y/a.wav", "z/a.wav")
+    video = listed("video", "1.mp4", "2.mp4", "3.mp4")
+    expected = tuple(zip(audio.paths, video.paths, strict=True))
+    assert pair_files(audio, video) == Pairing("position", expected)
 
 
 def test_a_sound_listed_twice_keeps_its_places_by_position():
