@@ -103,6 +103,14 @@ def test_equal_clips_of_a_sound_are_kept_once(tmp_path, seconds, distinct):
     assert sum(audio.counts.values()) == 3
 
 
+def test_clips_that_differ_by_more_than_rounding_are_several(tmp_path):
+    """The second of three is louder by a ten thousandth."""
+    block = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32) * 0.1
+    sound = np.concatenate([block, block * np.float32(1.0001), block])
+    counts = data.read_audio(write_audio(tmp_path / "x.wav", sound)).counts
+    assert counts == {0: 2, 1: 1}
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
 def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, rate):
     monkeypatch.setattr("imagebind.data.audio.BUFFERED_SECONDS", 5)

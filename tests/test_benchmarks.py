@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import TESTS
 sys.path.append(str(TESTS / "benchmarks"))
 
 import figures
+import mutants
 import pairs
 import protocols
 
@@ -37,3 +40,64 @@ def test_costs_of_pairs_alone_are_printed(capsys):
     pairs.main(["--rows", "30"])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 30"]
+
+
+def test_a_mutant_and_a_lost_behaviour_are_counted():
+    """In processes that have nothing of the program imported."""
+    script = [sys.executable, TESTS / "benchmarks" / "mutants.py"]
+    options = ["--module", "pairing", "--sample", "1", "--seed", "1"]
+    result = subprocess.run([*script, *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    _, _, behaviours, pairing, *survivors = result.stdout.splitlines()
+    assert behaviours == "| behaviours | 1 | 1 | 0 | 0 | 1.00 |"
+    assert pairing.startswith("| pairing | 1 |")
+    assert [line.startswith("survived: ") for line in survivors] == [True] * ("| 0.00 |" in pairing)
+
+
+@pytest.mark.parametrize("behaviour", mutants.BEHAVIOURS, ids=lambda behaviour: behaviour.name)
+def test_every_behaviour_can_be_undone(behaviour):
+    """Its text is in its file, once, and its test is there."""
+    mutant = mutants.undo(behaviour)
+    ast.parse(mutant.apply_to((mutants.ROOT / mutant.file).read_bytes()))
+    file, name = behaviour.test.split("::")
+    assert f"def {name}(" in (mutants.ROOT / file).read_text()
+
+
+def test_a_behaviour_whose_text_is_gone_is_an_error():
+    gone = mutants.Behaviour("a name", "imagebind/names.py", "no such text", "another", "no test")
+    with pytest.raises(ValueError, match=r"^a name: not once in imagebind/names\.py: no such text$"):
+        mutants.undo(gone)
+
+
+def test_mutants_change_one_thing_each(tmp_path):
+    (tmp_path / "x.py").write_text(
+        '"""Of 1 thing."""\n'
+        "def é(a: list[1] = 1, b=not True):\n"
+        '    log.info("%d", 1)\n'
+        "    if a < 2 and b:\n"
+        "        a += 3\n"
+        '    return max(-a, (a + b) * 2), f"{1}"\n'
+    )
+    found = mutants.find_mutants(str(tmp_path / "x.py"), ())
+    assert {mutant.shown.split(" -> ")[0] for mutant in found} == {
+        "def é(a: list[1] = 1, b=not True):",
+        "if a < 2 and b:",
+        "a += 3",
+        'return max(-a, (a + b) * 2), f"{1}"',
+    }
+    assert [mutant.shown.split(" -> ")[1] for mutant in found] == [
+        "def é(a: list[1] = (2), b=not True):",
+        "def é(a: list[1] = 1, b=(True)):",
+        "def é(a: list[1] = 1, b=not (False)):",
+        "if (a <= 2) and b:",
+        "if (a < 2 or b):",
+        "if a < (3) and b:",
+        "a -= 3",
+        "a += (4)",
+        'return (min)(-a, (a + b) * 2), f"{1}"',
+        "return (None)",
+        'return max((a), (a + b) * 2), f"{1}"',
+        'return max(-a, ((a + b) / 2)), f"{1}"',
+        'return max(-a, ((a - b)) * 2), f"{1}"',
+        'return max(-a, (a + b) * (3)), f"{1}"',
+    ]

@@ -25,6 +25,7 @@ from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import make_protocols
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
+from imagebind.reading import cache as cache_module
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.loader import LoadedFeature, LoadedFile
 
@@ -88,6 +89,12 @@ def test_identical_files_are_embedded_once(evaluate, pairs):
     results, n = evaluate(batch_size=2)
     assert n == 1 + 4
     assert (results["audio_embeddings"] == results["audio_embeddings"][0]).all()
+
+
+def test_batches_that_are_not_full_are_kept(evaluate):
+    """Of four files each, in batches of three, the fourth too."""
+    assert evaluate(batch_size=3, num_workers=0)[1] == 8
+    assert evaluate(batch_size=3, num_workers=0)[1] == 0
 
 
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
@@ -166,6 +173,49 @@ def test_rows_are_found_again(cache):
     assert again.get("other", "audio") is None
     assert EmbeddingCache(cache.path, "other", "fp32").get("content", "audio") is None
     assert EmbeddingCache(cache.path, "weights", "bf16").get("content", "audio") is None
+
+
+def test_rows_of_another_recipe_are_not_found_and_stay(cache, monkeypatch):
+    """A later version that computes other inputs shares the file with this one."""
+    with monkeypatch.context() as later:
+        later.setattr(cache_module, "RECIPE", cache_module.RECIPE + 1)
+        again = reopened(cache)
+        assert again.get("content", "audio") is None
+        again.put("audio", [("content", ROW + 1)])
+        np.testing.assert_array_equal(again.get("content", "audio"), ROW + 1)
+    np.testing.assert_array_equal(reopened(again).get("content", "audio"), ROW)
+
+
+def test_a_sequence_is_found_as_it_was_kept(cache):
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    cache.put_sequence("content", "frames", {"n_rows": 5}, lambda: [rows, rows[:2] + 1])
+    cache.put("frames/7", [("content", ROW[:0])])
+    again = reopened(cache)
+    assert again.get_facts("content", "frames") == {"n_rows": 5}
+    np.testing.assert_array_equal(again.get_part("content", "frames", 0, 3), rows)
+    np.testing.assert_array_equal(again.get_part("content", "frames", 1, 2), rows[:2] + 1)
+    assert again.get_part("content", "frames", 0, 5) is None  # twelve numbers are not five rows
+    assert again.get_part("content", "frames", 2, 3) is None
+    assert again.get_part("content", "frames", 7, 1) is None  # it is empty
+
+
+def test_of_a_sequence_that_breaks_off_nothing_is_kept(cache):
+    def breaking_off():
+        yield ROW[None]
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cache.put_sequence("content", "frames", {}, breaking_off)
+    again = reopened(cache)
+    assert again.get_facts("content", "frames") is None
+    assert again.get_part("content", "frames", 0, 1) is None
+    assert again.get("content", "audio") is not None
+
+
+def test_a_cache_says_whose_it_is(cache):
+    """By this mark later versions know the caches of this one."""
+    cache.close()
+    assert cache.path.read_bytes()[68:72] == b"IBAV"
 
 
 def test_a_changed_row_is_not_trusted(cache):

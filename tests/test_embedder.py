@@ -55,6 +55,19 @@ def test_shared_clips_give_the_rows_of_all_clips(files, small_checkpoint):
         np.testing.assert_allclose(shared, every, atol=1e-6 * every.norm(dim=1).max())
 
 
+def test_a_clip_counts_as_often_as_it_occurs(tmp_path, small_checkpoint):
+    """Of the five clips of 51 frames three are equal: the mean of the distinct ones is another embedding."""
+    sound = write_audio(tmp_path / "x.wav", tone(1))
+    video = write_video(tmp_path / "x.mp4", [picture(2 * k) for k in range(51)], fps=25)
+    assert sorted(data.read_video(video).counts.values()) == [1] * 6 + [3] * 3
+    found = batch_inference_av_consistency(
+        [sound], [video], "cpu", output_dir=None, checkpoint=small_checkpoint, num_workers=0
+    )
+    with torch.inference_mode():
+        expected = load_model(small_checkpoint)({"vision": data.load_video(video)[None]})["vision"]
+    np.testing.assert_allclose(found["video_embeddings"], expected, atol=1e-6 * expected.norm())
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoint, caplog):
     _, videos = files
     inputs = [data.read_video(path) for path in videos]
@@ -72,6 +85,27 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(files, small_checkpoi
     assert [r.getMessage() for r in caplog.records] == [
         "cpu: out of memory with 4 vision inputs, going on with fewer"
     ]
+
+
+def test_a_batch_is_halved_until_it_fits_and_later_ones_begin_so(small_checkpoint):
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    embedder.max_inputs = None  # as on a GPU
+    tried = []
+
+    def little_memory(module, args):
+        tried.append(len(args[0]))
+        if tried[-1] > 5:
+            raise torch.OutOfMemoryError("no room")
+
+    embedder.tower("audio").register_forward_pre_hook(little_memory)
+    mels = torch.randn(18, 1, 1, 128, 204, generator=torch.Generator().manual_seed(0))
+    sounds = [data.AudioInput(clip.expand(3, -1, -1, -1)) for clip in mels]  # of one distinct clip each
+    rows = embedder("audio", sounds)
+    assert tried == [18, 9, 4, 4, 4, 4, 2]
+    np.testing.assert_allclose(rows, torch.cat([embedder("audio", [x]) for x in sounds]), atol=1e-6)
+    tried.clear()
+    np.testing.assert_allclose(embedder("audio", sounds[10:]), rows[10:], atol=1e-6)
+    assert tried == [4, 4]
 
 
 def test_fewer_videos_at_a_time_are_not_fewer_sounds(files, small_checkpoint):

@@ -500,6 +500,26 @@ def made_up(n: int, noise: float, seed: int = 0) -> tuple[Comparison, Lines]:
     return comparison, Lines((numbers, numbers), np.stack([numbers, numbers], axis=1))
 
 
+def test_of_more_pairs_than_a_tile_has_rows_the_shares_are_those_of_the_matrix():
+    """Where all cells can be listed, none of them is estimated."""
+    comparison, lines = made_up(1100, 1.0)
+    alone = comparison.compare_pairs("audio", "video", lines, None)
+    whole = comparison.compare_modalities("audio", "video", lines.pairs, None)
+    for column in ("similarity", "percentile", "p_value", "suspect"):
+        np.testing.assert_array_equal(alone.scores[column], whole.scores[column], err_msg=column)
+
+
+def test_of_equal_similarities_pairs_alone_win_half():
+    rows, contents = np.ones((30, 4), np.float32), list(range(30))
+    comparison = Comparison(
+        {"audio": contents, "video": contents}, {"audio": rows, "video": rows}, torch.device("cpu"), 0
+    )
+    alone = comparison.compare_pairs("audio", "video", made_up(30, 1.0)[1], None)
+    assert alone.metrics["auc"] == 0.5
+    assert set(alone.scores["percentile"]) == {0.5}
+    assert set(alone.scores["p_value"]) == {1}
+
+
 def test_of_many_pairs_the_figures_are_close_to_those_of_the_matrix():
     comparison, lines = made_up(4000, 1.0)
     alone = comparison.compare_pairs("audio", "video", lines, None)

@@ -104,12 +104,24 @@ def samples(**values) -> np.ndarray:
     return sound
 
 
+def damage(path, whole, n: int):
+    """Copy the packets of a sound, n of them overwritten."""
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for i, packet in enumerate(p for p in source.demux(audio=0) if p.size):
+            copy = av.Packet(b"\xff" * packet.size if 3 <= i < 3 + n else bytes(packet))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.stream = stream
+            target.mux(copy)
+
+
 class Sources:
     """Whole files that others are made from."""
 
     def __init__(self, folder):
         self.wav = write_audio(folder / "whole.wav", noise(5), codec="pcm_s16le")
         self.flac = write_audio(folder / "whole.flac", noise(5), codec="flac")
+        self.mka = write_audio(folder / "whole.mka", noise(5.7), codec="flac")
         self.mp3 = write_audio(folder / "whole.mp3", noise(5), codec="libmp3lame")
         self.m4a = write_audio(folder / "whole.m4a", noise(5), codec="aac")
         self.mp4 = write_video(folder / "whole.mp4", pictures(60), options={"bf": "0"})
@@ -137,6 +149,11 @@ SOUNDS = {
     "last.wav": (lambda p, s: cut(p, s.wav, -1), None),
     "last.flac": (lambda p, s: cut(p, s.flac, -1), None),
     "last.mp3": (lambda p, s: cut(p, s.mp3, -1), None),
+    "8_of_80_packets.mka": (lambda p, s: damage(p, s.mka, 8), None),
+    "9_of_80_packets.mka": (
+        lambda p, s: damage(p, s.mka, 9),
+        "damaged: 9 of 80 packets cannot be decoded",
+    ),
     "no_samples.wav": (lambda p, s: write_audio(p, noise(0)), "no audio samples"),
     "silent_video.wav": (lambda p, s: shutil.copy(s.mp4, p), "no audio stream"),
     "one_sample.wav": (lambda p, s: write_audio(p, noise(1 / RATE)), None),

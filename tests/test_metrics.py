@@ -280,6 +280,13 @@ def test_statistics_are_those_of_the_numbers():
     )
 
 
+def test_groups_are_counted_where_there_are_any():
+    scores, pairs = scores_of("random", 7, 7), [(i, i) for i in range(7)]
+    groups = np.array([0, 0, 4, 4, 2, 2, 2])
+    assert measure_scores(scores, pairs, groups=groups).metrics["groups"] == 3
+    assert "groups" not in measure_scores(scores, pairs).metrics
+
+
 def test_few_mismatches_that_are_equal_deviate_by_nothing():
     """Sums are exact, and the pairs' cosines are taken from them unrounded."""
     rng = np.random.default_rng(0)
@@ -357,6 +364,27 @@ def test_one_bad_pair_does_not_make_five_good_ones_suspects():
     scores[5, 5] = -0.2
     case = measure_scores(scores, [(i, i) for i in range(30)])
     assert np.flatnonzero(case.scores["suspect"]).tolist() == [5]
+
+
+@pytest.mark.parametrize(("shape", "suspects"), [((4, 5), 0), ((3, 6), None)])
+def test_a_single_pair_is_told_from_19_mismatches_and_not_from_17(shape, suspects):
+    """1 / 20 is just the accepted rate."""
+    scores = np.zeros(shape)
+    scores[0, 0] = 0.5
+    assert measure_scores(scores, [(0, 0)]).metrics["suspects"] == suspects
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_suspects_are_those_of_the_step_up(seed):
+    """Where a lower p-value fails its own threshold, and where one threshold for all would tell more."""
+    rng = np.random.default_rng(seed)
+    audio = rng.standard_normal((40, 16)).astype(np.float32)
+    video = (audio + 2 * rng.standard_normal((40, 16))).astype(np.float32)
+    case = measure(audio, video, [(i, i) for i in range(40)])
+    check_suspects(case)
+    p_values = np.sort(case.scores["p_value"])
+    assert p_values[0] > FALSE_DISCOVERY_RATE / 40
+    assert 0 < (~case.scores["suspect"]).sum() < (p_values <= FALSE_DISCOVERY_RATE).sum()
 
 
 def test_a_large_matrix_is_sampled_by_seed_without_true_cells():

@@ -9,9 +9,9 @@ import shutil
 import signal
 
 import pytest
-from conftest import Program, contents, tone, with_mounts, write_audio
+from conftest import DIRS, Program, contents, tone, with_mounts, write_audio
 
-from batch_inference import EvaluationError, batch_inference_av_consistency
+from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind.evaluation.outputs import exclusive_use, write_csv
 from imagebind.evaluation.pair_scores import PairScores
 
@@ -39,6 +39,24 @@ def test_a_disk_too_full_for_the_outputs_is_one_line_and_keeps_earlier_ones(pair
     message = r"error: \./outputs: cannot write report\.html \(No space left on device\)"
     assert re.fullmatch(message, result.stderr.splitlines()[-1])
     assert {path.name: path.read_bytes() for path in (pairs / "after").iterdir()} == kept
+
+
+def test_no_figures_of_an_earlier_run_lie_beside_the_files_of_a_later_one(
+    pairs, small_checkpoint, monkeypatch, capsys
+):
+    """A directory where a file has to go ends the second run when some outputs are replaced already."""
+    monkeypatch.chdir(pairs)
+    argv = [*DIRS, "--device", "cpu", "--checkpoint", str(small_checkpoint), "--num_workers", "0"]
+    assert main([*argv, "--no_html"]) == 0
+    names = (pairs / "outputs" / "audio_names.txt").read_text()
+    (pairs / "audio" / "a.wav").unlink()
+    (pairs / "outputs" / "top_matches.csv").unlink()
+    (pairs / "outputs" / "top_matches.csv").mkdir()
+    assert main([*argv, "--no_html"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: ./outputs: cannot write top_matches.csv (Is a directory)"
+    assert (pairs / "outputs" / "audio_names.txt").read_text() != names
+    assert not (pairs / "outputs" / "metrics.json").exists()
 
 
 def test_a_disk_too_full_for_the_cache_ends_the_cache_alone(pairs):

@@ -314,6 +314,30 @@ def write(results: dict, path: Path, lang: str = "en") -> Path:
     return path
 
 
+def parts_of(path: Path) -> dict[str, dict]:
+    """Read what a page shows, without a browser: title -> part."""
+    (content,) = re.findall(r'<script type="application/json" id="page">(.*?)</script>', path.read_text())
+    return {part["title"]: part for part in json.loads(content)["parts"] if "title" in part}
+
+
+def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
+    """Ranks are those of the whole matrix, the table has the least similar, and the heat map a sample."""
+    monkeypatch.setattr(page, "MAX_PAIRS", 1050)
+    results = made_up(1100)
+    audio, video = (results[f"{side}_embeddings"].double().numpy() for side in ("audio", "video"))
+    cosines = audio @ video.T  # of unit rows
+    ranks = 1 + (cosines > np.diag(cosines)[:, None]).sum(axis=1)
+    assert [pair["video_rank"] for pair in results["pair_scores"]] == ranks.tolist()
+    assert results["histograms"]["mismatched"].sum() == 1100 * 1099
+    parts = parts_of(write(results, tmp_path / "report.html"))
+    table, drawn = parts["Pair by pair"], parts["Similarity matrix"]
+    assert [row[0] for row in table["rows"]] == [f"clip_{i:06d}" for i in range(1099, 49, -1)]
+    assert "the 1050 least similar of 1100 pairs" in table["how"]
+    assert "a sample: 200 of 1100 audio files, 200 of 1100" in drawn["how"]
+    names = drawn["chart"]["data"][0]["meta"]
+    assert names["rows"] == names["columns"] == [f"clip_{i:06d}" for i in charts.spread(1100, 200)]
+
+
 def test_ten_thousand_pairs_open(browser, tmp_path):
     path = write(made_up(10_000), tmp_path / "report.html")
     assert path.stat().st_size < 20e6

@@ -8,7 +8,7 @@ import pytest
 
 from batch_inference import main
 from imagebind.evaluation.files import MediaFiles
-from imagebind.evaluation.pairing import Pairing, pair_files
+from imagebind.evaluation.pairing import Pairing, pair_files, pair_with_own_sound, report_pairing
 
 
 def listed(side: str, *paths: str) -> MediaFiles:
@@ -77,6 +77,13 @@ def test_lists_without_a_common_stem_pair_by_position():
     )
 
 
+def test_names_that_repeat_on_one_side_alone_do_not_rule_out_positions():
+    audio = listed("audio", "x/a.wav", "y/a.wav", "z/a.wav")
+    video = listed("video", "1.mp4", "2.mp4", "3.mp4")
+    expected = tuple(zip(audio.paths, video.paths, strict=True))
+    assert pair_files(audio, video) == Pairing("position", expected)
+
+
 def test_a_sound_listed_twice_keeps_its_places_by_position():
     audio, video = listed("audio", "s.wav", "s.wav"), listed("video", "v.mp4", "w.mp4")
     assert pair_files(audio, video).pairs == (("s.wav", "v.mp4"), ("s.wav", "w.mp4"))
@@ -116,6 +123,56 @@ def test_a_video_can_stand_on_both_sides():
     assert pairing == Pairing("stem", (("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")))
 
 
+def test_a_videos_own_sound_is_its_partner():
+    video = listed("video", "a.mp4", "b.mp4", "a.mp4")
+    assert pair_with_own_sound(video) == Pairing("file", (("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")))
+
+
+@pytest.mark.parametrize(
+    ("audio", "video", "said"),
+    [
+        (
+            found("audio", "a.mp3", "a.wav", "b.wav", "x.wav"),
+            found("video", "a.mp4", "b.mp4", "y.mp4", "z.mp4"),
+            [
+                "not paired, as several files share the name: audios/a.mp3, audios/a.wav, videos/a.mp4",
+                "1 audio files without a partner: audios/x.wav",
+                "2 video files without a partner: videos/y.mp4, videos/z.mp4",
+                "4 audio files, 4 video files, 1 pairs",
+            ],
+        ),
+        (
+            listed("audio", "a.wav", "b.wav"),
+            listed("video", "b.mp4", "a.mp4"),
+            ["2 audio files, 2 video files, 2 pairs"],
+        ),
+        (
+            listed("audio", "a.wav", "b.wav"),
+            listed("video", "1.mp4", "2.mp4"),
+            [
+                "no file name is on both sides; the two lists are paired by position",
+                "2 audio files, 2 video files, 2 pairs",
+            ],
+        ),
+        (
+            listed("audio", "a.wav"),
+            listed("video", "1.mp4", "2.mp4"),
+            [
+                "no file name is on both sides; all files are compared, without knowing the pairs",
+                "1 audio files, 2 video files, 0 pairs",
+            ],
+        ),
+    ],
+    ids=["stem", "all", "position", "none"],
+)
+def test_how_files_were_paired_is_said_and_counted(audio, video, said, caplog):
+    caplog.set_level("INFO")
+    report_pairing(audio, video, pairing := pair_files(audio, video))
+    assert caplog.messages == said
+    n_files, n_pairs = len(audio.paths) + len(video.paths), len(pairing.pairs)
+    assert pairing.n_unmatched == n_files - 2 * n_pairs
+
+
 # No pair at all
 
 
@@ -126,6 +183,7 @@ def test_a_video_can_stand_on_both_sides():
         (["x1", "x2"], ["x1_gen", "x2_gen"], "; x1 and x1_gen differ by the suffix _gen; rename"),
         (["audio-1", "audio-2"], ["1", "2"], "; audio-1 and 1 differ by the prefix audio-; rename"),
         (["1", "2", "3", "4"], ["10", "20"], "(1, 2, 3, ... and 10, 20); rename"),
+        (["a_b", "2", "3"], ["x"], "(2, 3, a_b and x); rename"),
     ],
 )
 def test_names_that_match_nowhere_end_the_run_with_a_hint(pairs, capsys, monkeypatch, audio, video, said):

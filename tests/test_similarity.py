@@ -14,7 +14,7 @@ from test_metrics import embeddings_of, scores_of
 
 from imagebind.evaluation import similarity
 from imagebind.evaluation.keys import from_keys
-from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan
+from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan, unit_rows
 
 
 def plain_cosine(a, b) -> float:
@@ -91,6 +91,16 @@ def test_cosines_are_those_of_normalised_rows(n, m):
     assert cosines.dtype == np.float32
     for i, j in {(0, 0), (n - 1, m - 1), (n // 2, m // 2)}:
         assert cosines[i, j] == pytest.approx(plain_cosine(a[i], b[j]), abs=1e-7)
+
+
+def test_sums_of_products_are_exact():
+    """To the last bit, so that no order of additions can change one."""
+    a, b = np.random.default_rng(0).standard_normal((2, 20, 1024)).astype(np.float32)
+    b = a + b / 8  # the nearer a sum is to 1, the more bits it takes
+    rows = list(zip(unit_rows(a).tolist(), unit_rows(b).tolist(), strict=True))
+    exact = [math.fsum(x * y for x, y in zip(*pair, strict=True)) for pair in rows]
+    assert [sum(x * y for x, y in zip(*pair, strict=True)) for pair in rows] == exact
+    assert look_up(a, b, np.stack([np.arange(20)] * 2, axis=1)).cosines.tolist() == exact
 
 
 def test_a_row_of_zeros_is_like_nothing():

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
+from imagebind.models.imagebind_model import load_model, save_model
 
 
 @pytest.fixture
@@ -88,6 +90,18 @@ def test_runs_computed_in_different_ways_are_refused(systems, capsys):
     metrics["protocol"]["device"] = "cuda:0"  # may differ
     Path("two", "metrics.json").write_text(json.dumps(metrics))
     assert main(["--compare", "one", "two"]) == 0
+
+
+def test_checkpoints_of_one_name_and_other_content_are_refused(pairs, systems, small_checkpoint):
+    model = load_model(small_checkpoint)
+    with torch.no_grad():
+        model.towers["audio"].head.weight *= -1
+    (pairs / "weights").mkdir()
+    save_model(model, pairs / "weights" / small_checkpoint.name)
+    options = {"checkpoint": pairs / "weights" / small_checkpoint.name, "num_workers": 0, "no_html": True}
+    batch_inference_av_consistency("audio", "video", "cpu", output_dir="other", **options)
+    with pytest.raises(EvaluationError, match=r'^one and other differ in checkpoint: \{"sha256": "'):
+        compare_systems(["one", "other"])
 
 
 def test_what_is_no_finished_run_is_refused(systems):
