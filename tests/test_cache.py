@@ -37,13 +37,13 @@ def evaluate(pairs, small_checkpoint, monkeypatch):
     """Evaluate `pairs` into outputs/; give the results and how many files the model embedded."""
     monkeypatch.chdir(pairs)
     embedded = []
-    real = embedder.Embedder.__call__
+    real = embedder.Embedder.launch
 
     def counted(self, modality, inputs):
         embedded.extend(inputs)
         return real(self, modality, inputs)
 
-    monkeypatch.setattr(embedder.Embedder, "__call__", counted)
+    monkeypatch.setattr(embedder.Embedder, "launch", counted)
 
     def evaluate(**options):
         embedded.clear()

@@ -100,8 +100,8 @@ BEHAVIOURS = (
     Behaviour(
         "a clip of an embedding counts as often as it occurs",
         "imagebind/models/embedder.py",
-        "[count.float() @ row / count.sum() for row, count",
-        "[row.mean(0) for row, count",
+        "torch.tensor([*file.counts.values()]).float()",
+        "torch.ones(len(file.counts))",
         "tests/test_embedder.py::test_a_clip_counts_as_often_as_it_occurs",
     ),
     Behaviour(
@@ -191,9 +191,8 @@ BEHAVIOURS = (
     Behaviour(
         "a batch that is not full is kept",
         "imagebind/evaluation/embedding.py",
-        "        if self.cache is not None:\n            self.cache.put(feature, finite.items())",
-        "        if self.cache is not None and len(waiting) == self.batch_size:\n"
-        "            self.cache.put(feature, finite.items())",
+        "        if self.cache is not None:\n            self._writer",
+        "        if self.cache is not None and len(batch) == self.batch_size:\n            self._writer",
         "tests/test_cache.py::test_batches_that_are_not_full_are_kept",
     ),
     Behaviour(

@@ -213,7 +213,7 @@ def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Co
 
     workers = Workers("imagebind.reading.loader:read_file", n_workers, TIMEOUT_SECONDS, MEMORY_BYTES)
     with workers:
-        for loaded in load_files(cases(), workers):
+        for loaded in load_files(list(cases()), workers):
             kind = re.sub(r"\d+", "#", reason_of(loaded) or "input")
             outcomes["input, with a warning" if kind == "input" and loaded.warnings else kind] += 1
             if wrong := fault(loaded):
