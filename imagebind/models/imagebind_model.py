@@ -321,6 +321,8 @@ def make_stem(config: TowerConfig) -> nn.Module:
 def _init_weights(module: nn.Module) -> None:
     """Initialise a module as usual for a vision Transformer: truncated normals, zero biases."""
     for name, parameter in module.named_parameters(recurse=False):
+        if parameter.is_meta:  # takes no values, but time
+            continue
         if name.endswith("bias"):
             parameter.zero_()
         elif not isinstance(module, nn.LayerNorm) and name != "log_scale":
