@@ -50,6 +50,11 @@ def skip(reason: str) -> None:
     pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Start with the longest tests, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of our own with two narrow towers, every tensor filled."""

@@ -7,14 +7,23 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TESTS
+from conftest import FORKSERVER, TESTS
 
 sys.path.append(str(TESTS / "benchmarks"))
 
 import figures
 import mutants
 import pairs
+import precision
 import protocols
+import scale
+import throughput
+
+
+@pytest.fixture(autouse=True)
+def imported(monkeypatch):
+    """Let processes of benchmarks begin with all imports done."""
+    monkeypatch.setattr(throughput, "CONTEXT", FORKSERVER)
 
 
 @pytest.mark.parametrize("name", figures.TABLES)
@@ -29,7 +38,8 @@ def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
     assert {row.count("|") for row in (columns, *rows)} == {columns.count("|")}
 
 
-def test_costs_of_protocols_are_printed(capsys):
+def test_costs_of_protocols_are_printed(monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "FPS", 10)
     protocols.main(["--videos", "1", "--runs", "1", "--seconds", "8", "--times", "2"])
     printed = capsys.readouterr().out
     assert "| all, against the sum of the four | " in printed
@@ -37,9 +47,9 @@ def test_costs_of_protocols_are_printed(capsys):
 
 
 def test_costs_of_pairs_alone_are_printed(capsys):
-    pairs.main(["--rows", "30"])
+    pairs.main(["--rows", "3"])
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 30"]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 3"]
 
 
 def test_a_mutant_and_a_lost_behaviour_are_counted():
@@ -101,3 +111,25 @@ def test_mutants_change_one_thing_each(tmp_path):
         'return max(-a, ((a - b)) * 2), f"{1}"',
         'return max(-a, (a + b) * (3)), f"{1}"',
     ]
+
+
+@pytest.mark.parametrize("name", throughput.ROWS)
+def test_every_row_of_throughput_is_printed(name, capsys):
+    throughput.main(["--small", "--only", name])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [tuple(row.split(" | ")[:3]) for row in rows] == [
+        (f"| {what}", against, goal) for what, against, goal in throughput.ROWS[name][1]
+    ]
+
+
+@pytest.mark.parametrize("name", scale.ROWS)
+def test_every_row_of_scale_is_printed(name, capsys):
+    scale.main(["--rows", "30", "--files", "40", "--clips", "2", "--only", name])
+    (row,) = capsys.readouterr().out.splitlines()
+    assert len(row.split(", ")) > 2
+
+
+def test_every_precision_is_printed(capsys):
+    precision.main(["--small"])
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(":")[0] for row in rows] == ["fp32", "tf32", "bf16", "fp16"]

@@ -149,16 +149,16 @@ def test_names_of_all_kinds(pairs):
         assert not re.search("[\x00-\x1f\u202e]", line)
 
 
-def test_a_list_of_a_million_lines_is_read_in_a_gigabyte(pairs):
+def test_a_list_of_half_a_million_lines_is_read_in_half_a_gigabyte(pairs):
     with open(pairs / "list.txt", "w") as file:
-        file.writelines(f"folder{i % 1000}/file{i}.wav\n" for i in range(1_000_000))
+        file.writelines(f"folder{i % 1000}/file{i}.wav\n" for i in range(500_000))
         file.write("audio/a.wav\n")
     argv = ["--audio_file", "list.txt", "--video_dir", "video"]
-    limits = {resource.RLIMIT_DATA: 2_000_000_000}
+    limits = {resource.RLIMIT_DATA: 1_500_000_000}  # with a gigabyte for what any run takes
     status, out, err = Program(pairs, limits=limits, inputs=argv).wait()
     assert status == 0
-    assert out[-1] == "evaluated 1 pairs, skipped 0 files, unmatched 1000003 files"
-    assert "1000001 audio files, 4 video files, 1 pairs" in err
+    assert out[-1] == "evaluated 1 pairs, skipped 0 files, unmatched 500003 files"
+    assert "500001 audio files, 4 video files, 1 pairs" in err
     assert sum(map(len, err)) < 2000
 
 

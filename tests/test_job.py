@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
+from conftest import LONG, PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
 from imagebind.evaluation.job import share_of
@@ -168,7 +168,7 @@ def test_what_a_process_could_not_keep_is_embedded_again(pairs):
 
 def job_with_all_but_one_embedded(pairs):
     """A job of two processes: the first is done with its share, the second reads a sound of ten hours."""
-    add_slow_sound(pairs, hours=10)
+    add_slow_sound(pairs)
     job = Processes(pairs, 2, "--batch_size", "1")
     job.programs[1].reader_of(pairs / "audio" / "z.wav")
     while len(cached(pairs / "outputs")) < 8:
@@ -266,25 +266,28 @@ def processes_of(pid: int) -> dict[int, int]:
     return found
 
 
-def add_slow_sound(pairs: Path, hours: float) -> None:
+def add_slow_sound(pairs: Path) -> None:
     """Add the pairs e and z, the sound of z the largest of six: the last one of the second process's three.
 
     While it is read, eight files have an embedding: all of the first process, and two sounds of the second.
     """
     write_audio(pairs / "audio" / "e.wav", tone(1, 1000))
-    silence(pairs / "audio" / "z.wav", hours)
+    silence(pairs / "audio" / "z.wav", LONG)
     for i, name in enumerate("ez", 4):
         write_video(pairs / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
 
 
 def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs):
-    """When a process is killed; it reads a sound that takes seconds, and by then others are kept."""
-    add_slow_sound(pairs, hours=2)
-    job = torchrun(pairs, 2, "--batch_size", "1", launcher=("--max_restarts", "1"))
+    """When a process is killed; it reads a sound of ten hours, and by then others are kept."""
+    add_slow_sound(pairs)
+    argv = ("--batch_size", "1", "--num_workers", "0")
+    job = torchrun(pairs, 2, *argv, launcher=("--max_restarts", "1"))
     while len(cached(pairs / "outputs")) < 8:
         assert job.poll() is None, job.stderr.read()
         with suppress(subprocess.TimeoutExpired):
             job.wait(0.1)
+    (pairs / "audio" / "z.wav").unlink()
+    write_audio(pairs / "audio" / "z.wav", tone(1))
     os.kill(processes_of(os.getpid())[1], signal.SIGKILL)
     out, err = job.communicate(timeout=300)
     assert job.returncode == 0, err

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TESTS
 from reference.weights import fill
+from torch.utils import serialization
 
 import imagebind
 from imagebind.models import checkpoints, imagebind_model
@@ -106,6 +107,7 @@ def test_tiny_model_gives_the_recorded_rows(tiny, key, modality, shape):
 def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
     """Through the door of the released package: imagebind_huge(pretrained=True)."""
     path = tmp_path / "imagebind_huge.pth"
+    monkeypatch.setattr(serialization.config.save, "compute_crc32", False)  # seconds, for 4.3 GB
     torch.save(released_state_dict("huge", "depth", "thermal", "imu"), path)
     monkeypatch.setattr(checkpoints, "RELEASED_PATH", path)
     model = imagebind_model.imagebind_huge(pretrained=True)
@@ -113,8 +115,8 @@ def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
     rows = model(
         {
             ModalityType.VISION: recorded_input("huge_vision_video", (1, 2, 3, 2, 224, 224)),
-            ModalityType.AUDIO: recorded_input("huge_audio", (2, 3, 1, 128, 204)),
-            ModalityType.TEXT: recorded_text("huge_text"),
+            ModalityType.AUDIO: recorded_input("huge_audio", (2, 3, 1, 128, 204))[:1],
+            ModalityType.TEXT: recorded_text("huge_text")[:1],
         }
     )
     assert set(model.towers) == set(IMAGEBIND_HUGE)
@@ -122,8 +124,8 @@ def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
     path.unlink()  # 4.3 GB that pytest would keep
     expected = np.load(REFERENCE / "model_huge.npz")
     assert_close(rows[ModalityType.VISION], expected["vision_video"])
-    assert_close(rows[ModalityType.AUDIO], expected["audio"])
-    assert_close(rows[ModalityType.TEXT], expected["text"])
+    assert_close(rows[ModalityType.AUDIO], expected["audio"][:1])
+    assert_close(rows[ModalityType.TEXT], expected["text"][:1])
 
 
 @torch.inference_mode()

@@ -65,12 +65,12 @@ def test_a_file_that_takes_too_long_is_skipped(with_long):
 
 def test_a_worker_that_stands_still_is_not_waited_for(with_long):
     """Stopped, it answers nothing, and not even to signals: it is killed, and nothing is left."""
-    program = Program(with_long, "--num_workers", "1", "--timeout", "6")
+    program = Program(with_long, "--num_workers", "1", "--timeout", "4")
     worker = program.reader_of(with_long / "audio" / "long.wav")
     os.kill(worker, signal.SIGSTOP)
     status, _, _ = program.wait()
     assert status == 0
-    assert failures(with_long) == {"audio/long.wav": "took more than 6 s (--timeout)"}
+    assert failures(with_long) == {"audio/long.wav": "took more than 4 s (--timeout)"}
     assert not Path(f"/proc/{worker}").exists()
 
 

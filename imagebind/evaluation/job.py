@@ -49,7 +49,7 @@ LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 CONNECT_LIMIT = timedelta(minutes=2)
 MEET_SECONDS = 600  # for all processes to have started
 POLL_SECONDS = 0.1
-REPORT_SECONDS = 10  # for the first process to say why the job ends
+REPORT_SECONDS = 5  # for the first process to say why the job ends
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")

@@ -329,6 +329,8 @@ def _init_weights(module: nn.Module) -> None:
     from timm.layers import trunc_normal_  # as slow to import as Mlp
 
     for name, parameter in module.named_parameters(recurse=False):
+        if parameter.is_meta:  # takes no values, but time
+            continue
         if name.endswith("bias"):
             parameter.zero_()
         elif not isinstance(module, nn.LayerNorm) and name != "log_scale":

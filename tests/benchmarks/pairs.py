@@ -20,17 +20,16 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "benchmarks")]
 
-from throughput import DEMO, in_process  # noqa: E402
+from throughput import DEMO, in_process, peak_memory  # noqa: E402
 
-CODE = """
-import json, resource, sys
-from batch_inference import batch_inference_av_consistency
-manifest, cache, output_dir, checkpoint = sys.argv[1:]
-batch_inference_av_consistency(
-    manifest=manifest, pairs_only=True, cache=cache, output_dir=output_dir, checkpoint=checkpoint,
-    device="cpu", no_html=True)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
-"""
+from batch_inference import batch_inference_av_consistency  # noqa: E402
+
+
+def score(manifest: Path, cache: Path, output_dir: Path) -> float:
+    """Score the pairs of a manifest; return the peak memory in GB."""
+    options = {"cache": cache, "output_dir": output_dir, "checkpoint": DEMO / "imagebind_demo.pth"}
+    batch_inference_av_consistency(manifest=manifest, pairs_only=True, device="cpu", no_html=True, **options)
+    return peak_memory()
 
 
 def write_manifest(path: Path, n_rows: int) -> None:
@@ -46,7 +45,7 @@ def write_manifest(path: Path, n_rows: int) -> None:
 def evaluate(manifest: Path, cache: Path, output_dir: Path) -> tuple[float, float]:
     """Evaluate a manifest in a process of its own: seconds, and peak memory in GB."""
     start = time.perf_counter()
-    memory = in_process(CODE, manifest, cache, output_dir, DEMO / "imagebind_demo.pth")
+    memory = in_process(score, manifest, cache, output_dir)
     return time.perf_counter() - start, memory
 
 

@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "benchmarks")]
 
 from conftest import tone, write_audio  # noqa: E402
-from throughput import in_process, make_video, repeat_video  # noqa: E402
+from throughput import in_process, make_video, peak_memory, repeat_video  # noqa: E402
 
 from batch_inference import batch_inference_av_consistency  # noqa: E402
 from imagebind.evaluation.protocols import NAMES  # noqa: E402
@@ -33,16 +33,6 @@ RUNS = {  # each score alone; those of pairs alone have the released loaders' be
     "javisscore": ("imagebind", "javisscore"),
     "all": NAMES,
 }
-MEMORY = """
-import json, resource, sys
-from batch_inference import batch_inference_av_consistency
-folder, checkpoint, name = sys.argv[1:]
-batch_inference_av_consistency(
-    [f"{folder}/{name}.wav"], [f"{folder}/{name}.mp4"], "cpu", checkpoint=checkpoint, num_workers=0,
-    output_dir=f"{folder}/out_{name}", protocols=["imagebind", "avhscore", "javisscore"], no_cache=True,
-    no_html=True)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
-"""
 
 
 def costs(folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: float) -> dict[str, float]:
@@ -62,13 +52,24 @@ def costs(folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: f
     return {name: statistics.median(found) for name, found in times.items()}
 
 
+def run_all(folder: Path, checkpoint: Path, name: str) -> float:
+    """Run the protocols that take all of a file over one pair; return the peak memory in GB."""
+    options = {"checkpoint": checkpoint, "num_workers": 0, "output_dir": folder / f"out_{name}"}
+    protocols = ("imagebind", "avhscore", "javisscore")
+    sound, video = folder / f"{name}.wav", folder / f"{name}.mp4"
+    batch_inference_av_consistency(
+        [sound], [video], "cpu", protocols=protocols, no_cache=True, no_html=True, **options
+    )
+    return peak_memory()
+
+
 def memory(folder: Path, checkpoint: Path, seconds: float, times: int) -> tuple[float, float]:
     """Return the peak memory, in GB, with a video and with one that is `times` as long."""
     make_video(folder / "short.mp4", seconds, 360, 640)
     repeat_video(folder / "short.mp4", folder / "long.mp4", times)
     for name, n in (("short", 1), ("long", times)):
         write_audio(folder / f"{name}.wav", tone(n * seconds, 300))
-    return tuple(in_process(MEMORY, folder, checkpoint, name) for name in ("short", "long"))
+    return tuple(in_process(run_all, folder, checkpoint, name) for name in ("short", "long"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -255,7 +255,7 @@ def read(modality: str, paths: list[Path], n_cores: int) -> dict[str, float]:
 
 
 def decode(setup: Setup, n_cores: int) -> Iterator[float]:
-    paths = make_clips(setup.folder / "clips", setup.n(8, 1), setup.n(10, 3))
+    paths = make_clips(setup.folder / "clips", setup.n(8, 1), setup.n(10, 1))
     yield read("video", paths, n_cores)
 
 
@@ -264,7 +264,7 @@ def sounds(setup: Setup) -> Iterator[float]:
 
 
 def hour(setup: Setup) -> Iterator[dict]:
-    minute = make_video(setup.folder / "minute.mp4", setup.n(60, 10), 720, 1280)
+    minute = make_video(setup.folder / "minute.mp4", setup.n(60, 2), 720, 1280)
     path = repeat_video(minute, setup.folder / "hour.mp4", setup.n(60, 2))
     ours = min(timed(lambda: data.read_video(path)) for _ in range(2))
     baseline = timed(lambda: read_video_as_released(path))
@@ -518,7 +518,7 @@ def reading_and_model(clips: Path, checkpoint: Path) -> tuple[float, float, floa
 
 def overlap(setup: Setup) -> Iterator[dict]:
     """The whole of reading and embedding, with a core each, against the longer of the two alone."""
-    make_clips(setup.folder / "clips", setup.n(10, 1), setup.n(10, 3))
+    make_clips(setup.folder / "clips", setup.n(10, 1), setup.n(10, 1))
     clips = setup.folder / "clips"
     decode, model, run = in_process(reading_and_model, clips, DEMO / "imagebind_demo.pth")
     longer = max(decode, model)
