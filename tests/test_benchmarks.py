@@ -12,6 +12,7 @@ from conftest import FORKSERVER, TESTS
 sys.path.append(str(TESTS / "benchmarks"))
 
 import figures
+import gpu
 import mutants
 import pairs
 import precision
@@ -127,6 +128,14 @@ def test_every_row_of_scale_is_printed(name, capsys):
     scale.main(["--rows", "30", "--files", "40", "--clips", "2", "--only", name])
     (row,) = capsys.readouterr().out.splitlines()
     assert len(row.split(", ")) > 2
+
+
+def test_every_row_of_a_gpu_is_printed_without_one(capsys):
+    gpu.main(["--small"])
+    rows = [row.split(" | ")[0] for row in capsys.readouterr().out.splitlines()[4:]]
+    assert rows[0].startswith("| vision tower, ")
+    assert rows[1].startswith("| read 10 s clips of 224p, 360p and 720p, 1 workers")
+    assert rows[-1] == "| whole run of 3 pairs"
 
 
 def test_every_precision_is_printed(capsys):

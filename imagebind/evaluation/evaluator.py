@@ -39,7 +39,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     Returns, raises:
         as batch_inference_av_consistency.
     """
-    holder = holder or ModelHolder.of(options)
+    own_holder = ModelHolder.of(options) if holder is None else None
     if job is not None and options.output_dir is None:
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:
@@ -51,9 +51,11 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         ) as workers:  # they import while files are listed
             plan = plan_run(options)
             if job is None:
-                embedded = embed_files(plan.inputs, options, workers, holder)
+                embedded = embed_files(plan.inputs, options, workers, holder or own_holder)
             else:
                 embedded = embed_in_job(job, options, workers, plan.inputs)
+        if own_holder is not None:
+            own_holder.unload()  # similarities need the room
         with interruptible(lambda: embedded.summary):
             from imagebind.evaluation.results import build_results  # imports torch
 

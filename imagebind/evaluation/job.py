@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, nullcontext, redirect_stderr, re
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,6 +44,9 @@ from imagebind.evaluation.store import EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
 from imagebind.segments import file_of
+
+if TYPE_CHECKING:
+    import torch
 
 LIMIT = timedelta(days=30)  # for the fastest process to wait for the slowest
 CONNECT_LIMIT = timedelta(minutes=2)
@@ -264,7 +267,7 @@ def open_together(
         shares = split_inputs(inputs, job.n_ranks) if job.is_first else None
         shares, marker = job.all_gather((shares, marker))[0]  # of the first process
         share = shares[job.rank]
-        error, file_embedder, facts = None, None, {}
+        error, file_embedder, facts, gpu = None, None, {}, None
         try:
             if not os.path.exists(marker):
                 raise EvaluationError(
@@ -272,22 +275,26 @@ def open_together(
                     "process writes there; name a directory that all hosts share with --output_dir or --cache"
                 )
             if str(options.device).startswith("cuda"):
-                options = replace(options, device=own_gpu(job))
+                options = replace(options, device=own_gpu(job, str(options.device)))
             file_embedder = open_file_embedder(
                 options, count_inputs(inputs or share), workers, directory, ModelHolder.of(options), job.part
             )
             model = file_embedder.open_model()
             model.open()
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
+            gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
         except (EvaluationError, OptionError) as e:
             error = str(e)
-        states = job.all_gather((error, facts))
-        for rank, (reason, others_facts) in enumerate(states):
+        states = job.all_gather((error, facts, gpu))
+        n_of_gpu = Counter(gpu for _, _, gpu in states if gpu is not None)
+        for rank, (reason, others_facts, gpu) in enumerate(states):
             if reason is not None:
                 raise JobError(reason)
             for what, value in others_facts.items():
                 if value != states[0][1][what]:
                     raise JobError(f"processes 0 and {rank} differ in {what}: {states[0][1][what]}, {value}")
+            if gpu is not None and n_of_gpu[gpu] > 1:
+                raise JobError(too_many(n_of_gpu[gpu], 1))
     return file_embedder, share
 
 
@@ -310,20 +317,38 @@ def shared_marker(directory: Path) -> Iterator[str]:
         marker.unlink(missing_ok=True)
 
 
-def own_gpu(job: Job) -> str:
-    """Name the GPU of this process, one for each on its host.
+def own_gpu(job: Job, device: str) -> str:
+    """Name the GPU of this process: that of its number on the host, or the one that a launcher lets it see.
+
+    Args:
+        device: as asked for; one other than the first stays as it is.
 
     Raises:
         EvaluationError: there are not enough.
     """
     import torch
 
+    if device not in ("cuda", "cuda:0"):
+        return device
     n_gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and job.n_local > n_gpus:
-        raise EvaluationError(
-            f"{job.n_local} processes on a host with {n_gpus} GPUs; use --nproc_per_node {n_gpus}"
-        )
+    if n_gpus <= 1:  # it may be another one in each process; gpu_id tells
+        return device
+    if job.n_local > n_gpus:
+        raise EvaluationError(too_many(job.n_local, n_gpus))
     return f"cuda:{job.local_rank}"
+
+
+def too_many(n_processes: int, n_gpus: int) -> str:
+    return f"{n_processes} processes on a host with {n_gpus} GPUs; use --nproc_per_node {n_gpus}"
+
+
+def gpu_id(device: torch.device) -> str | None:
+    """Name a GPU among those of all hosts; None for the CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
 
 
 def report_share(file_embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:

@@ -63,6 +63,14 @@ class ModelHolder:
         self.checkpoint, self.device, self.precision, self.model = checkpoint, device, precision, model
         self._opened: tuple[Embedder, Weights] | None = None
 
+    def unload(self) -> None:
+        """Free the memory of the device; the model is loaded again when it is needed."""
+        from imagebind.memory import free_unused_memory
+
+        if self._opened is not None:
+            device, self._opened = self._opened[0].device, None
+            free_unused_memory(device)
+
     @classmethod
     def of(cls, options: Options) -> ModelHolder:
         """Make a holder of the model that the options of a run name."""

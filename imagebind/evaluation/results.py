@@ -63,7 +63,10 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
-    device = embedded.device if embedded.device.type == "cuda" else torch.device("cpu")  # that has float64
+    device = embedded.device
+    if device.type not in ("cuda", "cpu"):
+        log.info("%s has no float64: the CPU computes the similarities", device)
+        device = torch.device("cpu")
     comparison = Comparison(contents, embeddings, device, options.seed)
     names = [
         [files.names[path] for path in rows[m]]

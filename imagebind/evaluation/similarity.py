@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ EMPTY = np.iinfo(np.int64).min
 NO_CELLS = Cells(np.empty((0, 2), np.int64), np.empty(0, np.int32), np.empty(0))
 GRID = 2048, 128  # rows or columns, and cells for each that is wanted, up to which look_up multiplies all
 HELD_CELLS = 2**24  # that are collected before they are counted by key
+MANY_CELLS = 10**8  # for which a GPU's rate in float64 is measured first
+TRIAL_SIZE = 2048  # of the matrices for that
 
 T = TypeVar("T")
 
@@ -450,10 +453,33 @@ def scan(
         MemoryError: the CPU has none left.
     """
     device, cpu = torch.device(device), torch.device("cpu")
+    if device.type == "cuda" and len(rows) * len(columns) >= MANY_CELLS:
+        device = faster_device([device, cpu])
     sample = NO_CELLS if sample is None else sample
     on = partial(_scan, rows, columns, pairs, sample, matrix, progress)
     attempts = [(device, partial(on, device, GPU_TILE)), (device, partial(on, device, TILE))]
     return first_that_fits([*(attempts if device != cpu else ()), (cpu, partial(on, cpu, TILE))])
+
+
+def faster_device(devices: Sequence[torch.device]) -> torch.device:
+    """Return the device that multiplies fastest in float64, for which many GPUs have few units.
+
+    One that is out of memory counts as slow.
+    """
+    seconds = {device: unless_out_of_memory(partial(trial_seconds, device)) for device in devices}
+    fastest = min(devices, key=lambda device: seconds[device] or math.inf)
+    if fastest != devices[0]:
+        log.info("%s: slower in float64 than the CPU, which computes the similarities", devices[0])
+    return fastest
+
+
+def trial_seconds(device: torch.device) -> float:
+    """Time a multiplication in float64."""
+    matrix = torch.ones(TRIAL_SIZE, TRIAL_SIZE, dtype=torch.float64, device=device)
+    torch.mm(matrix, matrix)[0, 0].item()  # warm
+    start = time.perf_counter()
+    torch.mm(matrix, matrix)[0, 0].item()
+    return time.perf_counter() - start
 
 
 def first_that_fits(attempts: Sequence[tuple[torch.device, Callable[[], T]]]) -> T:
