@@ -171,7 +171,7 @@ def job_with_all_but_one_embedded(pairs):
     add_slow_sound(pairs)
     job = Processes(pairs, 2, "--batch_size", "1")
     job.programs[1].reader_of(pairs / "audio" / "z.wav")
-    while len(cached(pairs / "outputs")) < 8:
+    while len(cached(pairs / "outputs")) < 10:
         job.programs[0].process.join(0.1)
         assert job.programs[0].process.is_alive()
     return job
@@ -186,7 +186,7 @@ def test_a_process_that_dies_ends_the_job_and_what_is_embedded_is_kept(pairs):
     (pairs / "audio" / "z.wav").unlink()
     write_audio(pairs / "audio" / "z.wav", tone(1))
     status, out, err = Program(pairs).wait()
-    assert (status, n_from_cache(err)) == (0, 8)
+    assert (status, n_from_cache(err)) == (0, 10)
 
 
 def test_ctrl_c_stops_a_job_that_waits(pairs):
