@@ -43,7 +43,7 @@ from imagebind.evaluation.evaluator import Evaluator, evaluate
 from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
-from imagebind.evaluation.outputs import is_output
+from imagebind.evaluation.outputs import REPORT_PAGE, is_output
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.report import format_report
 from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
@@ -382,7 +382,10 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     results = batch_inference_av_consistency(**run_options(args), job=job)
     metrics = results["metrics"]
     report = format_report(metrics, args.report_lang)
-    status = print_results(report, f"results: {one_line(args.output_dir)}", summary(metrics["counts"]))
+    places = [f"results: {one_line(args.output_dir)}"]
+    if not args.no_html:
+        places.append(f"page: {one_line(os.path.join(args.output_dir, REPORT_PAGE))}")
+    status = print_results(report, *places, summary(metrics["counts"]))
     is_incomplete = metrics["counts"]["failed"] or metrics["counts"].get("rows_skipped")
     return 3 if status == 0 and args.strict and is_incomplete else status
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import LONG, PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
-from imagebind.evaluation.job import share_of
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.job import Job, own_gpu, share_of
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 GO_ON = "the same command goes on from what is kept"
@@ -429,3 +431,26 @@ def test_two_hosts_give_what_one_gives(pairs, hosts):
     assert Program(pairs, "--output_dir", "alone").wait()[0] == 0
     assert outputs(pairs / "outputs") == outputs(pairs / "alone")
     assert sorted([out.count("evaluated 4 pairs"), other_out.count("evaluated 4 pairs")]) == [0, 1]
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "device", "expected"),
+    [
+        (4, "cuda:0", "cuda:1"),  # that of its number
+        (1, "cuda:0", "cuda:0"),  # the launcher lets each process see one
+        (4, "cuda:3", "cuda:3"),  # asked for
+        (0, "cuda:0", "cuda:0"),
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_number(monkeypatch, n_gpus, device, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert own_gpu(Job(1, 2, 1, 2), device) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EvaluationError, match="3 processes on a host with 2 GPUs; use --nproc_per_node 2"):
+        own_gpu(Job(0, 3, 0, 3), "cuda:0")

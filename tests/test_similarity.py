@@ -178,3 +178,13 @@ print(memory("VmHWM") - before)
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
     )
     assert float(result.stdout) < 0.6
+
+
+def test_the_device_that_is_faster_in_float64_scans(monkeypatch, caplog):
+    """Torch's "meta" device stands for a GPU."""
+    caplog.set_level("INFO")
+    gpu, cpu = torch.device("meta"), torch.device("cpu")
+    for seconds, expected in ((0.1, gpu), (0.9, cpu)):
+        monkeypatch.setattr(similarity, "trial_seconds", {gpu: seconds, cpu: 0.5}.get)
+        assert similarity.faster_device([gpu, cpu]) == expected
+    assert caplog.messages == ["meta: slower in float64 than the CPU, which computes the similarities"]

@@ -343,6 +343,7 @@ class FileEmbedder:
         if embedding is not None:
             self._store(name, file, embedding)
             return
+        self.open_model().open()  # now, while more files are read
         launched = self._launched.files if self._launched and self._launched.feature == name else {}
         equal_files = launched.get(file.content_hash) or waiting.setdefault(file.content_hash, [])
         loaded = replace(loaded, input=None) if equal_files else loaded  # one input is enough

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from imagebind.evaluation.results import Results
 
 LOCK_NAME = ".in_use"
+REPORT_PAGE = "report.html"
 METRICS_NAME = "metrics.json"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
 KEPT_NAMES = [f"kept{suffix}" for suffix in (".txt", *MANIFEST_SUFFIXES)]
@@ -123,7 +124,7 @@ def output_writers(options: Options) -> dict[str, Writer | None]:
         "window_scores.csv": write_window_scores,
         "top_matches.csv": write_top_matches,
         "consistency_report.txt": text_writer(report_lines),
-        "report.html": None if options.no_html else write_page,
+        REPORT_PAGE: None if options.no_html else write_page,
         METRICS_NAME: text_writer(lambda results: [to_json(results["metrics"])]),
     }
 

@@ -29,6 +29,7 @@ from imagebind.evaluation.charts import (
     recall_chart,
     sample_cells,
 )
+from imagebind.evaluation.outputs import REPORT_PAGE
 from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
@@ -37,7 +38,6 @@ from imagebind.segments import file_of, fragment_of
 if TYPE_CHECKING:
     from imagebind.evaluation.protocols import Window
 
-REPORT_PAGE = "report.html"
 MAX_PAIRS = 10_000  # in the table
 FIGURES = {  # of the table of pairs, each with its kind
     "suspect": "text",

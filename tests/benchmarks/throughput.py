@@ -68,6 +68,7 @@ DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("spawn")
 FPS = 25
+H100_FLOPS, GOAL_SHARE = 989e12, 0.6  # in float16, by its data sheet; what the tower is to reach of it
 
 
 def timed(work: Callable) -> float:
@@ -261,6 +262,27 @@ def decode(setup: Setup, n_cores: int) -> Iterator[float]:
 
 def sounds(setup: Setup) -> Iterator[float]:
     yield read("audio", make_sounds(setup.folder, setup.n(8, 1)), 1)
+
+
+def rates(setup: Setup) -> Iterator[dict]:
+    """Files a second that one core reads, and how many cores keep a GPU busy."""
+    paths = make_clips(setup.folder / "clips", setup.n(8, 1), setup.n(10, 1))
+    for height, _ in SIZES:
+        of_height = [str(path) for path in paths if path.stem.startswith(f"{height}_")]
+        rate = len(of_height) / in_process(read_files, "ours", "video", 1, of_height)
+        n_cores = H100_FLOPS * GOAL_SHARE / video_flops() / rate
+        yield {"per_second": rate, "value": f"{rate:.0f} a second; {n_cores:.1f} cores for an H100"}
+    paths = [str(path) for path in make_sounds(setup.folder, setup.n(8, 1))]
+    rate = len(paths) / in_process(read_files, "ours", "audio", 1, paths)
+    yield {"per_second": rate, "value": f"{rate:.0f} a second"}
+
+
+def video_flops() -> float:
+    """Count the floating-point operations of the full-size vision tower for the clips of a video."""
+    config = IMAGEBIND_HUGE["vision"]
+    n, width = config.n_tokens, config.width
+    per_token = 2 * width * (3 * width + width + 2 * MLP_RATIO * width) + 4 * n * width  # and attention
+    return data.VIDEO_CLIPS * data.CROPS * config.n_blocks * n * per_token
 
 
 def hour(setup: Setup) -> Iterator[dict]:
@@ -534,6 +556,13 @@ ROWS = {  # name -> how it is measured, and for each of its figures what, agains
         [("the same, one process on one core", "the released way in one", "15 x")],
     ),
     "sounds": (sounds, [("read 10 s sounds, one process on one core", "the released way in one", "2 x")]),
+    "rates": (
+        rates,
+        [
+            *((f"read 10 s clips of {height}p, one core", "", "") for height, _ in SIZES),
+            ("read 10 s sounds, one core", "", ""),
+        ],
+    ),
     "hour": (
         hour,
         [

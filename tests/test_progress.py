@@ -1,0 +1,129 @@
+"""How far a run is, how long the rest takes, and what begins before what."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import sys
+import termios
+import time
+
+import pytest
+import torch
+from conftest import children, open_files, silence
+
+from batch_inference import batch_inference_av_consistency
+from imagebind.evaluation import model
+from imagebind.evaluation.progress import Progress
+from imagebind.models import checkpoints, imagebind_model
+from imagebind.models.embedder import Launched
+
+
+def run(pairs, checkpoint, **options):
+    options = {"checkpoint": checkpoint, "output_dir": pairs / "outputs", "num_workers": 1, **options}
+    return batch_inference_av_consistency(pairs / "audio", pairs / "video", "cpu", **options)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_rest_takes_as_long_as_the_latest_tenth(clock):
+    progress = Progress({"audio": 500, "video": 500})
+    for i in range(700):
+        clock[0] += 0.01 if i < 500 else 2  # from the cache, and then not
+        progress.update("audio" if i % 2 else "video", skipped=i == 3, cached=i < 500)
+    assert progress.seconds_left() == pytest.approx(300 * 2)
+    assert progress.describe() == "10 min left, 1 skipped, 500 cached"
+    assert {m: counts["done"] for m, counts in progress.counts.items()} == {"audio": 350, "video": 350}
+
+
+def test_what_there_is_none_of_is_not_shown(clock):
+    progress = Progress({"audio": 3})
+    for _ in range(2):
+        clock[0] += 90
+        progress.update("audio", skipped=False, cached=False)
+    assert progress.describe() == "1 min 30 s left"
+
+
+def test_a_bar_fits_into_60_columns(monkeypatch):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = Progress({"audio": 500, "video": 500}, has_bar=True)
+        for i in range(1000):
+            progress.update("audio" if i % 2 else "video", skipped=i < 10, cached=i < 400)
+        progress.close()
+        terminal.flush()
+        drawn = b""
+        while select.select([ours], [], [], 0)[0]:
+            drawn += os.read(ours, 1 << 16)
+    os.close(ours)
+    shown = [line for line in drawn.decode().replace("\n", "\r").split("\r") if line]
+    assert max(map(len, shown)) <= 60
+    assert "100%|" in shown[-1]
+    assert shown[-1].rstrip().endswith("1000/1000, 0 s left, 10 skipped, 400 cached")
+
+
+def test_files_are_read_before_the_checkpoint_is_hashed(pairs, small_checkpoint, tmp_path, monkeypatch):
+    """All but the first; unless a cache is there, whose embeddings are found by that hash."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    silence(pairs / "audio" / "b.wav", 0.5)  # hours, which take a moment to read
+    real, found = checkpoints.hash_and_check, []
+
+    def look(path):
+        for _ in range(3000):
+            workers = [pid for server in children(os.getpid()) for pid in children(server)]
+            if any(str(pairs / "audio" / "b.wav") in open_files(pid) for pid in workers):
+                found.append(path)
+                break
+            time.sleep(0.01)
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "hash_and_check", look)
+    run(pairs, small_checkpoint)
+    assert found == [small_checkpoint]
+
+
+def test_a_run_that_finds_all_embeddings_loads_no_model(pairs, small_checkpoint, monkeypatch):
+    first = run(pairs, small_checkpoint)
+    monkeypatch.setattr(imagebind_model, "load_model", None)  # nobody may call it
+    second = run(pairs, small_checkpoint)
+    assert second["metrics"] == first["metrics"]
+    assert torch.equal(second["audio_embeddings"], first["audio_embeddings"])
+
+
+def test_loading_that_takes_long_is_said(pairs, small_checkpoint, monkeypatch, caplog):
+    real = imagebind_model.load_model
+
+    def slow(path):
+        for _ in range(3000):
+            if "loading the model" in caplog.messages:
+                break
+            time.sleep(0.01)
+        return real(path)
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(model, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(imagebind_model, "load_model", slow)
+    run(pairs, small_checkpoint)
+    assert caplog.messages.count("loading the model") == 1
+
+
+def test_a_batch_is_stored_when_the_next_is_launched(pairs, small_checkpoint, monkeypatch):
+    """As on a GPU, which computes it meanwhile; a copy of a file in it waits for it."""
+    for name in ("b", "c"):
+        (pairs / "audio" / f"{name}.wav").write_bytes((pairs / "audio" / "a.wav").read_bytes())
+    expected = run(pairs, small_checkpoint, output_dir=None, num_workers=0)
+    monkeypatch.setattr(Launched, "is_running", True)
+    for batch_size in (1, 3):
+        found = run(pairs, small_checkpoint, output_dir=None, num_workers=0, batch_size=batch_size)
+        for key in ("audio_embeddings", "video_embeddings", "similarity_matrix"):
+            assert torch.equal(found[key], expected[key])
