@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import shutil
 import struct
 import sys
 import termios
@@ -16,6 +17,7 @@ from conftest import children, open_files, silence
 
 from batch_inference import batch_inference_av_consistency
 from imagebind.evaluation import model
+from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.progress import Progress
 from imagebind.models import checkpoints, imagebind_model
 from imagebind.models.embedder import Launched
@@ -127,3 +129,20 @@ def test_a_batch_is_stored_when_the_next_is_launched(pairs, small_checkpoint, mo
         found = run(pairs, small_checkpoint, output_dir=None, num_workers=0, batch_size=batch_size)
         for key in ("audio_embeddings", "video_embeddings", "similarity_matrix"):
             assert torch.equal(found[key], expected[key])
+
+
+def test_a_checkpoint_that_changes_is_noticed_also_where_it_is_not_loaded(
+    pairs, small_checkpoint, monkeypatch
+):
+    copy = pairs / "copy.pth"
+    shutil.copy(small_checkpoint, copy)
+    run(pairs, copy)
+    real = checkpoints.read_checkpoint
+
+    def change(path):
+        os.utime(path, (0, 0))
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", change)
+    with pytest.raises(EvaluationError, match=r"copy\.pth: changed during the run; run again"):
+        run(pairs, copy)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     import torch
 
     from imagebind.data.features import Feature
-    from imagebind.models.embedder import Launched
+    from imagebind.models.embedder import Embedder, Launched
     from imagebind.reading.loader import Loaded, LoadedFeature, LoadedFile, LoadedPart
 
 MEDIA_MODALITIES = ("audio", "video")
@@ -108,18 +108,22 @@ class Writer:
     """Writes in a thread, one thing after the other, while the model goes on."""
 
     def __init__(self):
-        self._thread, self._waiting = ThreadPoolExecutor(1), deque()
+        self._thread, self._waiting = None, deque()
 
     def submit(self, write: Callable[[], None]) -> None:
         """Write soon; wait if much is to be written already."""
+        self._thread = self._thread or ThreadPoolExecutor(1)
         self._waiting.append(self._thread.submit(write))
         if len(self._waiting) > MAX_WRITES:
             self._waiting.popleft().result()
 
     def flush(self) -> None:
-        """Wait until all is written."""
+        """Wait until all is written, and end the thread: where it is alive, no process is to be forked."""
         while self._waiting:
             self._waiting.popleft().result()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
 
 class FileEmbedder:
@@ -173,28 +177,30 @@ class FileEmbedder:
         self._writer = Writer()
 
     def _prepare_cache(self) -> None:
-        """Open the cache, where there is one.
-
-        Whose embeddings to look up is known by the hash of the weights, which takes seconds once. Without a
-        cache it is not needed before the model is.
-        """
+        """Check the cache, and open it if there is one; a new one can wait for the weights to be hashed."""
+        with suppress(OSError):  # which the cache itself reports
+            os.makedirs(os.path.dirname(self.cache_path) or ".", exist_ok=True)
         try:
-            with suppress(OSError):  # which the cache itself reports
-                os.makedirs(os.path.dirname(self.cache_path) or ".", exist_ok=True)
             check_is_cache(self.kept_in)
             if self.model.sha256 is not None or find_parts(Path(self.cache_path)):
-                self.open_model()
+                self.open_cache()
         except NotACacheError as e:
             raise OptionError(str(e)) from e
 
-    def open_model(self) -> RunModel:
-        """Return the model, with the cache of its embeddings open."""
-        if self.model.sha256 is None:
-            self.model.open()
+    def open_cache(self) -> None:
+        """Open the cache, if any: the model's hash, for which it may have to be loaded, tells what it has."""
         if self.cache is None and self.cache_path is not None:
-            self.cache = EmbeddingCache(self.cache_path, self.model.sha256, self.model.precision, self.part)
+            if self.model.sha256 is None:
+                self.model.open()
+            by = self.model.sha256, self.model.precision
+            self.cache = EmbeddingCache(self.cache_path, *by, self.part)
             self.cache.warn_of_unreadable_parts()
-        return self.model
+
+    def open_model(self) -> Embedder:
+        """Return the model, with the cache of its embeddings open."""
+        embedder = self.model.open()
+        self.open_cache()
+        return embedder
 
     def read(self, inputs: Inputs) -> Iterator[Loaded]:
         """Begin to read files, of all modalities in turn, and return what comes of them."""
@@ -331,7 +337,7 @@ class FileEmbedder:
         from imagebind.reading.loader import dropped_name
 
         if loaded is not None and loaded.is_dropped and not loaded.is_cached and self.cache_path is not None:
-            self.open_model()
+            self.open_cache()
             self.cache.put_facts(file.content_hash, dropped_name(name), {"reason": loaded.reason})
 
     def _take_feature(
@@ -343,7 +349,7 @@ class FileEmbedder:
         if embedding is not None:
             self._store(name, file, embedding)
             return
-        self.open_model().open()  # now, while more files are read
+        self.open_model()  # now, while more files are read
         launched = self._launched.files if self._launched and self._launched.feature == name else {}
         equal_files = launched.get(file.content_hash) or waiting.setdefault(file.content_hash, [])
         loaded = replace(loaded, input=None) if equal_files else loaded  # one input is enough
@@ -368,7 +374,7 @@ class FileEmbedder:
             return
         store.commit(file.path, file.content_hash, loaded.facts)
         if self.cache_path is not None and not loaded.is_cached:
-            self.open_model()
+            self.open_cache()
             self._writer.flush()
             facts, path = asdict(loaded.facts), file.path
             self.cache.put_sequence(file.content_hash, name, facts, lambda: store.parts(path))
@@ -405,7 +411,7 @@ class FileEmbedder:
 
     def _launch(self, modality: str, inputs: Sequence[Any]) -> Launched:
         """Begin to embed a batch of inputs."""
-        embedder = self.open_model().open()
+        embedder = self.open_model()
         self.model.check_unchanged()  # before pages of its weights are used that may be gone
         return self.timing.measure("model", lambda: embedder.launch(TOWERS[modality], inputs))
 

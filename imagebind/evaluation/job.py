@@ -279,8 +279,8 @@ def open_together(
             file_embedder = open_file_embedder(
                 options, count_inputs(inputs or share), workers, directory, ModelHolder.of(options), job.part
             )
-            model = file_embedder.open_model()
-            model.open()
+            file_embedder.open_model()
+            model = file_embedder.model
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
             gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
         except (EvaluationError, OptionError) as e:

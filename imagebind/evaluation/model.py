@@ -182,8 +182,7 @@ class ModelHolder:
 
 
 class RunModel:
-    """The model of one run, which is opened when it is first needed: a run that finds all embeddings in the
-    cache does without it.
+    """The model of one run, opened when it is first needed: not where all embeddings are in the cache.
 
     Args:
         holder: of the model.
@@ -247,6 +246,8 @@ class RunModel:
             except checkpoints.CheckpointError as e:
                 raise EvaluationError(str(e)) from e
             note, tensors = checkpoint.note, checkpoint.state_dict
+            if self.holder.recall() != self.sha256:
+                raise EvaluationError(f"{self.path}: changed during the run; run again")
         log_scales = {m: tensors.get(f"towers.{TOWERS[m]}.log_scale") for m in self.modalities}
         return note, {m: float(scale_of(log_scale)) for m, log_scale in log_scales.items()}
 
