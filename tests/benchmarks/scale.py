@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scale.py              # all rows; half an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
-    python tests/benchmarks/scale.py --rows 30 --files 20 --clips 1   # whether all rows run
+    python tests/benchmarks/scale.py --rows 30 --files 40 --clips 2   # whether all rows run
 
 Rows are made up. Each figure is a ratio to a baseline of the same run. "Bare" is the product of
 the same tiles by the same threads, in float64, as the metrics take it.
