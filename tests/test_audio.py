@@ -18,7 +18,7 @@ from torchaudio.compliance import kaldi
 from imagebind import data
 from imagebind.data.audio import clip_ranges, load_windows, log_mel
 from imagebind.data.clips import clip_spans, even_clip_sampler, get_clip_timepoints
-from imagebind.data.media import open_stream
+from imagebind.data.media import DTS_SYNC_WORDS, has_dts, open_stream
 
 AUDIO_INPUTS = np.load(TESTS / "reference" / "audio_inputs.npz")
 
@@ -162,6 +162,15 @@ def test_dts_in_a_wav_file_is_not_taken_for_samples(tmp_path, silence):
         file.writeframes(bytes(silence) + dts_frames(30))
     with open_stream(tmp_path / "x.wav", "audio") as stream:
         assert stream.codec_context.name == "dca"
+
+
+def test_every_sync_word_of_dts_is_found():
+    words = np.random.default_rng(0).integers(0, 1 << 15, 1000).astype("<u2")
+    assert not has_dts(words)
+    for word in DTS_SYNC_WORDS:
+        for place in (0, 500, 998):
+            assert has_dts(np.concatenate([words[:place], word, words[place + 2 :]]))
+    assert not has_dts(np.array([5, DTS_SYNC_WORDS[0][0]], "<u2"))
 
 
 @pytest.mark.slow

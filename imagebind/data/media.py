@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import av
+import numpy as np
 from av.stream import Disposition
 
 from imagebind.segments import file_of
@@ -19,11 +20,12 @@ from imagebind.segments import file_of
 MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 OUT_OF_MEMORY = "needs more memory than it may have"
+MAX_FORM_OFFSET = 1 << 16  # in a WAV file, of its chunk that says what the samples are
 PROBED_BYTES = 1 << 19  # in which FFmpeg looks for DTS in the samples of a WAV file
-DTS_SYNC_WORDS = (
-    *(b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80"),  # of 16 bits a word, either byte first
-    *(b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8"),  # of 14
-    b"\x64\x58\x20\x25",  # of an extension
+DTS_SYNC_WORDS = (  # each as two words of 16 bits, the lower byte first
+    *((0xFE7F, 0x0180), (0x7FFE, 0x8001)),  # of 16 bits a word, either byte first
+    *((0xFF1F, 0x00E8), (0x1FFF, 0xE800)),  # of 14
+    (0x5864, 0x2520),  # of an extension
 )
 PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
 
@@ -143,9 +145,18 @@ def is_plain_wav(file: BinaryIO) -> bool:
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         head += file.read(PROBED_BYTES)
     file.seek(0)
-    form = head.find(b"fmt ", 12)
+    form = head.find(b"fmt ", 12, MAX_FORM_OFFSET)
     (bits,) = struct.unpack("<H", head[form + 22 : form + 24]) if 0 < form < len(head) - 24 else (0,)
-    return bits == 16 and not any(word in head for word in DTS_SYNC_WORDS)
+    return bits == 16 and not has_dts(np.frombuffer(head, "<u2", len(head) // 2))
+
+
+def has_dts(words: np.ndarray) -> bool:
+    """Whether one of DTS's sync words is among words of 16 bits."""
+    for first, second in DTS_SYNC_WORDS:
+        found = np.flatnonzero(words[:-1] == first)
+        if (words[found + 1] == second).any():
+            return True
+    return False
 
 
 def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
