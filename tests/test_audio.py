@@ -164,6 +164,17 @@ def test_dts_in_a_wav_file_is_not_taken_for_samples(tmp_path, silence):
         assert stream.codec_context.name == "dca"
 
 
+@pytest.mark.parametrize("silence", [0, 20_000, 100_000])
+def test_mpeg_audio_in_a_wav_file_is_not_taken_for_samples(tmp_path, silence):
+    """FFmpeg looks at the samples of a WAV file, further where they begin with silence."""
+    stream = write_audio(tmp_path / "x.mp2", tone(2, 440, 48000), 48000, "mp2").read_bytes()
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((2, 2, 48000, 0, "NONE", ""))
+        file.writeframes(bytes(silence) + stream[: len(stream) // 4 * 4])
+    with av.open(str(tmp_path / "x.wav")) as plain, open_stream(tmp_path / "x.wav", "audio") as stream:
+        assert stream.codec_context.name == plain.streams.audio[0].codec_context.name == "mp2"
+
+
 def test_every_sync_word_of_dts_is_found():
     words = np.random.default_rng(0).integers(0, 1 << 15, 1000).astype("<u2")
     assert not has_dts(words)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import sqlite3
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -387,3 +388,19 @@ def test_two_processes_write_one_cache(tmp_path):
     cache = EmbeddingCache(path, "weights", "fp32")
     assert [process.exitcode for process in processes] == [0, 0]
     assert all(cache.get(f"{name}{i}", "audio") is not None for name in "ab" for i in range(50))
+
+
+def test_two_threads_share_a_cache(tmp_path):
+    """One writes embeddings while another writes facts and reads: nothing is lost, and nothing is said."""
+    kept = cache_module.EmbeddingCache(tmp_path / "c.sqlite", "checkpoint", "fp32")
+    with ThreadPoolExecutor(1) as thread:
+        for i in range(200):
+            written = thread.submit(kept.put, "audio", [(f"{i}", ROW + i)])
+            kept.put_facts(f"{i}", "dropped", {"reason": f"{i}"})
+            kept.get(f"{i - 1}", "audio")
+            written.result()
+    assert kept.is_writable
+    for i in range(200):
+        np.testing.assert_array_equal(kept.get(f"{i}", "audio"), ROW + i)
+        assert kept.get_facts(f"{i}", "dropped") == {"reason": f"{i}"}
+    kept.close()

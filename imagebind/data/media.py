@@ -21,6 +21,7 @@ MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 OUT_OF_MEMORY = "needs more memory than it may have"
 MAX_FORM_OFFSET = 1 << 16  # in a WAV file, of its chunk that says what the samples are
+MAX_SILENT_BYTES = 1 << 13  # at the start of samples that are plain
 PROBED_BYTES = 1 << 19  # in which FFmpeg looks for DTS in the samples of a WAV file
 DTS_SYNC_WORDS = (  # each as two words of 16 bits, the lower byte first
     *((0xFE7F, 0x0180), (0x7FFE, 0x8001)),  # of 16 bits a word, either byte first
@@ -139,7 +140,8 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
 def is_plain_wav(file: BinaryIO) -> bool:
     """Whether a file is a WAV file of 16-bit samples that are samples; it is left at its start.
 
-    FFmpeg takes 20 ms to make sure that such samples are not DTS. Without a sync word they are not.
+    FFmpeg takes 20 ms to look whether such samples are something else. It finds that in the first packet,
+    unless silence comes first or it is DTS, whose sync words are looked for here.
     """
     head = file.read(12)
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
@@ -147,7 +149,11 @@ def is_plain_wav(file: BinaryIO) -> bool:
     file.seek(0)
     form = head.find(b"fmt ", 12, MAX_FORM_OFFSET)
     (bits,) = struct.unpack("<H", head[form + 22 : form + 24]) if 0 < form < len(head) - 24 else (0,)
-    return bits == 16 and not has_dts(np.frombuffer(head, "<u2", len(head) // 2))
+    if bits != 16:
+        return False
+    samples = head.find(b"data", form) + 8
+    is_silent = not head[samples : samples + MAX_SILENT_BYTES].strip(b"\0")
+    return not is_silent and not has_dts(np.frombuffer(head, "<u2", len(head) // 2))
 
 
 def has_dts(words: np.ndarray) -> bool:

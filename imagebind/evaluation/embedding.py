@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel
+from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel, check_device
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
@@ -208,6 +208,8 @@ class FileEmbedder:
 
         files = [(m, path, self.wanted[m]) for m, path in interleaved(inputs)]
         ahead, on_gpu = 2 * self.batch_size, self.model.device.type == "cuda"
+        if on_gpu:
+            check_device(self.model.device)  # memory that is pinned first would open the first card
         half = self.model.precision == "fp16"
         return load_files(files, self.workers, self.cache, ahead, on_gpu, half)
 

@@ -234,8 +234,8 @@ def embed_in_job(
             file_embedder.kept_in = None if is_temporary else file_embedder.kept_in
             file_embedder.scope = " of the first process"
             with interruptible(file_embedder.summary):
-                file_embedder.embed(share)
-                file_embedder.close()  # before the others read it
+                with closing(file_embedder):  # before the others read what is kept
+                    file_embedder.embed(share)
                 reports = job.all_gather(report_share(file_embedder, warnings))
         if not job.is_first:
             return None

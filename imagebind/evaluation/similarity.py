@@ -464,10 +464,12 @@ def scan(
 def faster_device(devices: Sequence[torch.device]) -> torch.device:
     """Return the device that multiplies fastest in float64, for which many GPUs have few units.
 
-    One that is out of memory counts as slow.
+    It is the first one where one has no memory for that.
     """
-    seconds = {device: unless_out_of_memory(partial(trial_seconds, device)) for device in devices}
-    fastest = min(devices, key=lambda device: seconds[device] or math.inf)
+    seconds = [unless_out_of_memory(partial(trial_seconds, device)) for device in devices]
+    if None in seconds:
+        return devices[0]
+    fastest = devices[int(np.argmin(seconds))]
     if fastest != devices[0]:
         log.info("%s: slower in float64 than the CPU, which computes the similarities", devices[0])
     return fastest

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -71,6 +72,7 @@ class EmbeddingCache:
         self.path = part_of(main, part)
         self.others = [other for other in find_parts(main) if other != self.path]
         self.computed_by = (checkpoint, precision, RECIPE)
+        self._lock = threading.RLock()  # one thread at a time: a connection has one transaction
         self._connections = {}  # path -> connection
         self._owner = None  # id of the process that opened them
         self.is_writable = True
@@ -104,7 +106,8 @@ class EmbeddingCache:
         for path in (self.path, *self.others):
             key = content_hash, side, *self.computed_by
             try:
-                row, checksum = self._open(path).execute(query, key).fetchone() or (None, None)
+                with self._lock:
+                    row, checksum = self._open(path).execute(query, key).fetchone() or (None, None)
                 if row is not None and checksum == checksum_of(key, row):
                     return read(row)
             except (sqlite3.Error, TypeError, ValueError, RecursionError):  # damage can put anything anywhere
@@ -139,16 +142,17 @@ class EmbeddingCache:
 
     def _put(self, records: Callable[[], Iterable[tuple[str, str, bytes]]]) -> None:
         """Keep records (content hash, side, row) in one transaction."""
-        if not self.is_writable:
-            return
-        try:
-            self._insert(records())
-        except sqlite3.OperationalError as e:  # a full disk, or a file that is gone
-            self._stop_writing(e)
-        except sqlite3.Error:  # damage that opening the file did not meet
-            self._set_aside()
-            if self.is_writable:
+        with self._lock:
+            if not self.is_writable:
+                return
+            try:
                 self._insert(records())
+            except sqlite3.OperationalError as e:  # a full disk, or a file that is gone
+                self._stop_writing(e)
+            except sqlite3.Error:  # damage that opening the file did not meet
+                self._set_aside()
+                if self.is_writable:
+                    self._insert(records())
 
     def _insert(self, records: Iterable[tuple[str, str, bytes]]) -> None:
         keys = (((content_hash, side, *self.computed_by), row) for content_hash, side, row in records)
@@ -169,13 +173,17 @@ class EmbeddingCache:
 
     def close(self) -> None:
         """Close the files in this process; they are opened again when they are used."""
-        if self._owner == os.getpid():
-            for connection in self._connections.values():
-                connection.close()
-        self._connections = {}
+        with self._lock:
+            if self._owner == os.getpid():
+                for connection in self._connections.values():
+                    connection.close()
+            self._connections = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_connections": {}}  # a worker process opens its own
+        return {**self.__dict__, "_connections": {}, "_lock": None}  # a worker process opens its own
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= {**state, "_lock": threading.RLock()}
 
     def _open(self, path: Path) -> sqlite3.Connection:
         if self._owner != os.getpid():
