@@ -41,9 +41,21 @@ def test_the_rest_takes_as_long_as_the_latest_tenth(clock):
     for i in range(700):
         clock[0] += 0.01 if i < 500 else 2  # from the cache, and then not
         progress.update("audio" if i % 2 else "video", skipped=i == 3, cached=i < 500)
-    assert progress.seconds_left() == pytest.approx(300 * 2)
+        if i in (100, 499):
+            assert progress.describe() == f"1 skipped, {i + 1} cached"  # which tells nothing of the rest
+        if i in (510, 600, 699):
+            assert progress.seconds_left() == pytest.approx((999 - i) * 2)
     assert progress.describe() == "10 min left, 1 skipped, 500 cached"
     assert {m: counts["done"] for m, counts in progress.counts.items()} == {"audio": 350, "video": 350}
+
+
+def test_files_of_a_batch_are_done_at_once(clock):
+    progress = Progress({"video": 640})
+    for i in range(320):
+        clock[0] += 8 if i % 32 == 0 else 1e-4
+        progress.update("video", skipped=False, cached=False)
+        if i > 64:
+            assert progress.seconds_left() == pytest.approx((639 - i) / 4, rel=0.02)
 
 
 def test_what_there_is_none_of_is_not_shown(clock):
@@ -54,14 +66,21 @@ def test_what_there_is_none_of_is_not_shown(clock):
     assert progress.describe() == "1 min 30 s left"
 
 
-def test_a_bar_fits_into_60_columns(monkeypatch):
+@pytest.mark.parametrize(
+    ("n", "counted"),
+    [(1000, "500/1000, 0 s left, 10 skipped, 500 cached"), (2_000_000, "20.0k skipped, 1.00M cached")],
+)
+def test_a_bar_fits_into_60_columns(monkeypatch, n, counted):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        progress = Progress({"audio": 500, "video": 500}, has_bar=True)
-        for i in range(1000):
-            progress.update("audio" if i % 2 else "video", skipped=i < 10, cached=i < 400)
+        progress = Progress({"audio": n // 2, "video": n // 2}, has_bar=True)
+        for counts in (progress.counts["audio"], progress.total_counts):
+            counts.update(done=n - 500, skipped=n // 100, cached=n // 2)
+        for i in range(500):
+            monkeypatch.setattr(time, "monotonic", lambda i=i: 830.0 * i)
+            progress.update("audio" if i % 2 else "video", skipped=False, cached=False)
         progress.close()
         terminal.flush()
         drawn = b""
@@ -70,8 +89,7 @@ def test_a_bar_fits_into_60_columns(monkeypatch):
     os.close(ours)
     shown = [line for line in drawn.decode().replace("\n", "\r").split("\r") if line]
     assert max(map(len, shown)) <= 60
-    assert "100%|" in shown[-1]
-    assert shown[-1].rstrip().endswith("1000/1000, 0 s left, 10 skipped, 400 cached")
+    assert shown[-1].rstrip().endswith(counted)
 
 
 def test_files_are_read_before_the_checkpoint_is_hashed(pairs, small_checkpoint, tmp_path, monkeypatch):

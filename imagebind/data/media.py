@@ -138,7 +138,7 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
 
 
 def is_plain_wav(file: BinaryIO) -> bool:
-    """Whether a file is a WAV file of 16-bit samples that are samples; it is left at its start.
+    """Whether a file is a WAV file of 16-bit samples, and they are the sound itself; it is left at its start.
 
     FFmpeg takes 20 ms to look whether such samples are something else. It finds that in the first packet,
     unless silence comes first or it is DTS, whose sync words are looked for here.

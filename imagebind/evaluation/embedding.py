@@ -253,7 +253,7 @@ class FileEmbedder:
         self._drop_changed()
         order = {(m, path): i for i, (m, path) in enumerate((m, p) for m in inputs for p in inputs[m])}
         self.failures.sort(key=lambda failure: order[failure.modality, failure.path])
-        scales = {m: self.model.facts[1][m] for m in MEDIA_MODALITIES}
+        scales = {m: self.model.facts.scales[m] for m in MEDIA_MODALITIES}
         return EmbeddedFiles(
             stores={modality: self.main_store(modality) for modality in self.wanted},
             features=self.stores,
@@ -495,7 +495,7 @@ class Timing:
             return line + f"reading files {self.seconds['reading']:.1f} s"
         plural = "s" if n_workers > 1 else ""
         line += f"waiting for files {self.seconds['waiting']:.1f} s; "
-        return line + f"{n_workers} worker{plural} read for {self.seconds['reading']:.1f} s"
+        return line + f"{n_workers} worker{plural} read for {self.seconds['reading']:.1f} s in all"
 
 
 def embed_files(
@@ -567,7 +567,7 @@ def open_file_embedder(
     holder: ModelHolder,
     part: str = "",
 ) -> FileEmbedder:
-    """Open the model and the cache.
+    """Prepare to embed the files of a run; the model is opened when it is needed.
 
     Args:
         n_files, directory: as in FileEmbedder.
@@ -601,7 +601,7 @@ def describe_protocol(
     device = model.device
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "checkpoint": {"file": model.path.name, "sha256": model.sha256, "note": model.facts[0]},
+        "checkpoint": {"file": model.path.name, "sha256": model.sha256, "note": model.facts.note},
         "protocols": {protocol.name: protocol.describe() for protocol in protocols},
         "precision": model.precision,
         "device": f"{device}{card}",

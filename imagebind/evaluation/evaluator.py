@@ -45,10 +45,9 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     if job is not None and not job.is_first:
         raise OptionError("is for the first process; the others call embed_in_job", "job")
     check_inputs(options)
+    n_processes = job.n_local if job else 1
     with ONE_AT_A_TIME, exclusive_use(options.output_dir, output_writers(options)) as lock:
-        with start_workers(
-            options, job.n_local if job else 1
-        ) as workers:  # they import while files are listed
+        with start_workers(options, n_processes) as workers:  # which import while files are listed
             plan = plan_run(options)
             if job is None:
                 embedded = embed_files(plan.inputs, options, workers, holder or own_holder)

@@ -282,6 +282,7 @@ def open_together(
             file_embedder.open_model()
             model = file_embedder.model
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
+            # Another card than the first was asked for, or is one of several that this process sees.
             gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
         except (EvaluationError, OptionError) as e:
             error = str(e)
@@ -499,6 +500,7 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
         )
         with interruptible(file_embedder.summary), closing(file_embedder):
             file_embedder.embed(inputs)
+    file_embedder.report_time(file_embedder.progress.counts)
     counts = file_embedder.progress.total_counts
     n_embedded = counts["done"] - counts["skipped"] - counts["cached"]
     return Counter(embedded=n_embedded, found=counts["cached"], skipped=counts["skipped"])

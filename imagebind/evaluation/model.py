@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
 
@@ -181,6 +181,13 @@ class ModelHolder:
             raise EvaluationError(str(e) or "out of memory") from e
 
 
+class ModelFacts(NamedTuple):
+    """What is known of a model beside its weights."""
+
+    note: str
+    scales: dict[str, float]  # modality -> length of one clip's embedding
+
+
 class RunModel:
     """The model of one run, opened when it is first needed: not where all embeddings are in the cache.
 
@@ -192,6 +199,7 @@ class RunModel:
         device, precision: that compute.
         path: of the checkpoint.
         sha256: of the weights; None until they are checked.
+        embedder, weights: the model and its checkpoint; None until it is opened.
         seconds: that opening it took.
 
     Raises:
@@ -204,7 +212,7 @@ class RunModel:
         self.embedder, self.weights, self.seconds, self.sha256 = None, None, 0.0, None
         if holder.is_loaded:
             self.open()
-            self.seconds = 0.0  # which only hashing weights may have taken
+            self.seconds = 0.0  # it was loaded before
         else:
             self.path, self.sha256 = holder.path, holder.recall()
 
@@ -233,8 +241,8 @@ class RunModel:
                 raise EvaluationError(f"{self.weights.path}: changed during the run; run again") from e
 
     @cached_property
-    def facts(self) -> tuple[str, dict[str, float]]:
-        """The model's note, and the length of one clip's embedding by modality."""
+    def facts(self) -> ModelFacts:
+        """What the checkpoint says of the model."""
         from imagebind.models import checkpoints
         from imagebind.models.imagebind_model import scale_of
 
@@ -249,7 +257,7 @@ class RunModel:
             if self.holder.recall() != self.sha256:
                 raise EvaluationError(f"{self.path}: changed during the run; run again")
         log_scales = {m: tensors.get(f"towers.{TOWERS[m]}.log_scale") for m in self.modalities}
-        return note, {m: float(scale_of(log_scale)) for m, log_scale in log_scales.items()}
+        return ModelFacts(note, {m: float(scale_of(log_scale)) for m, log_scale in log_scales.items()})
 
 
 @contextmanager
@@ -402,7 +410,7 @@ def check_device(device: torch.device) -> None:
 
 
 def unusable(device: str, error: Exception) -> EvaluationError:
-    reason = str(error).splitlines()[0][:100]
+    reason = str(error).splitlines()[0].split(". ")[0][:200]
     return EvaluationError(f"{device}: cannot be used ({reason}); name another --device")
 
 

@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 
 IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 SECONDS_PER_LINE = 30  # where there is no terminal
-FEWEST_MEASURED = 20  # files whose time tells how long the rest takes
+INSTANT_SECONDS = 0.05  # within which files are done together, as those of a batch are
+FEWEST_INSTANTS = 6  # whose times tell how long the rest takes
+MANY = 10_000  # files, from which on their number is shortened on the terminal
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # fits into 60 columns
 
 log = logging.getLogger(__name__)
@@ -30,46 +32,52 @@ class Progress:
     """
 
     def __init__(self, totals: dict[str, int], has_bar: bool = False):
-        self.totals, self.total, self.has_bar = totals, sum(totals.values()), has_bar
+        self.total, self.has_bar = sum(totals.values()), has_bar
         self.counts = {modality: Counter() for modality, n in totals.items() if n}
         self.total_counts = Counter()
-        self.times = deque(maxlen=max(FEWEST_MEASURED, self.total // 10) + 1)  # when the latest were done
+        self.instants: deque[tuple[float, int]] = deque()  # the latest: when, and how many were done before
         self.last_logged, self.bar = None, None
 
     def update(self, modality: str, skipped: bool, cached: bool) -> None:
         """Count one file and show it."""
         for counts in (self.counts[modality], self.total_counts):
             counts.update(done=1, skipped=skipped, cached=cached)
-        now = time.monotonic()
-        self.times.append(now)
+        now, n_done = time.monotonic(), self.total_counts["done"]
+        if not cached or self.instants:  # what comes from the cache at first tells nothing of the rest
+            self._note(now, n_done)
         if self.last_logged is None:
             self.last_logged = now
             if self.has_bar and (IN_NOTEBOOK or sys.stderr.isatty()):  # tqdm starts a thread
-                self.bar = tqdm(total=self.total, unit="file", bar_format=BAR)
+                self.bar = tqdm(total=self.total, bar_format=BAR, unit_scale=self.total >= MANY)
         if self.bar is not None:
             with suppress(OSError):  # a terminal that is gone must not end the run
                 self.bar.set_postfix_str(self.describe(), refresh=False)
                 self.bar.update(1)
         elif now - self.last_logged > SECONDS_PER_LINE:
             self.last_logged = now
-            n_done = self.total_counts["done"]
-            log.info("%d of %d %s, %s", n_done, self.total, self._what(), self.describe())
+            what = "files and captions" if "text" in self.counts else "files"
+            log.info("%s", ", ".join(filter(None, [f"{n_done} of {self.total} {what}", self.describe()])))
 
-    def _what(self) -> str:
-        return "files and captions" if "text" in self.counts else "files"
+    def _note(self, now: float, n_done: int) -> None:
+        """Remember when files were done, for the latest tenth of the run."""
+        if self.instants and now - self.instants[-1][0] < INSTANT_SECONDS:
+            return
+        self.instants.append((now, n_done - 1))
+        while len(self.instants) > FEWEST_INSTANTS and n_done - self.instants[1][1] >= self.total / 10:
+            self.instants.popleft()
 
     def describe(self) -> str:
         """Say how long the rest will take, and how many files were skipped or found in the cache."""
-        parts = [f"{shown_time(self.seconds_left())} left"] if len(self.times) > 1 else []
-        parts += [
-            f"{self.total_counts[what]} {what}" for what in ("skipped", "cached") if self.total_counts[what]
-        ]
+        parts = [f"{shown_time(self.seconds_left())} left"] if len(self.instants) > 1 else []
+        for what in ("skipped", "cached"):
+            if n := self.total_counts[what]:
+                parts.append(f"{n if n < MANY else tqdm.format_sizeof(n)} {what}")
         return ", ".join(parts)
 
     def seconds_left(self) -> float:
-        """Estimate how long the rest will take: as the latest tenth of the run did."""
-        n_left, n_measured = self.total - self.total_counts["done"], len(self.times) - 1
-        return n_left * (self.times[-1] - self.times[0]) / n_measured
+        """Estimate how long it takes to embed the rest: as the latest tenth of the run did."""
+        (began, n_before), (ended, n_done) = self.instants[0], self.instants[-1]
+        return (self.total - self.total_counts["done"]) * (ended - began) / (n_done - n_before)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -65,7 +65,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
     device = embedded.device
     if device.type not in ("cuda", "cpu"):
-        log.info("%s has no float64: the CPU computes the similarities", device)
+        log.info("%s is not used for float64: the CPU computes the similarities", device)
         device = torch.device("cpu")
     comparison = Comparison(contents, embeddings, device, options.seed)
     names = [

@@ -69,7 +69,7 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
         product = torch.mm(rows, columns.T)
         return lambda: product.sum(0, keepdim=True)[0, :0].cpu()
 
-    began, seconds = time.perf_counter(), 0.0
+    seconds = 0.0
     with similarity.tile_threads(torch.device(device)) as run:
         for b in similarity.blocks(len(audio), height):
             rows = similarity.unit_rows(audio[b]).to(device, type)
