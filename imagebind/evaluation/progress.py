@@ -41,7 +41,7 @@ class Progress:
     def update(self, modality: str, skipped: bool, cached: bool) -> None:
         """Count one file and show it."""
         for counts in (self.counts[modality], self.total_counts):
-            counts.update(done=1, skipped=skipped, cached=cached)
+            counts.update(done=1, skipped=int(skipped), cached=int(cached))
         now, n_done = time.monotonic(), self.total_counts["done"]
         if not cached or self.instants:  # what comes from the cache at first tells nothing of the rest
             self._note(now, n_done)
