@@ -178,11 +178,15 @@ class Workers:
     def _start(self, context: Any) -> Worker:
         try:
             ours, theirs = socket.socketpair()
+        except OSError as e:
+            raise WorkersError(f"no process can be started to read files ({e})") from e
+        try:
             with theirs, self._lock:
                 socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
                 pid = self._answer()
             _send(ours, context)
         except (OSError, EOFError) as e:
+            ours.close()
             raise WorkersError(f"no process can be started to read files ({e})") from e
         return Worker(pid, ours)
 
