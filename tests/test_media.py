@@ -437,7 +437,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(with_hour, how):
     if how == "replaced":
         os.replace(with_hour / "new.wav", path)
     else:
-        path.write_bytes((with_hour / "new.wav").read_bytes())
+        with open(path, "r+b") as file:  # never empty, as a file that cannot be read would be
+            file.write((with_hour / "new.wav").read_bytes())
+            file.truncate()
     status, out, _ = program.wait()
     assert (status, out[-1]) == (0, "evaluated 5 pairs, skipped 0 files, unmatched 0 files")
     changed = np.load(with_hour / "outputs" / "audio_embeddings.npy")
