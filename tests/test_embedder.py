@@ -21,6 +21,7 @@ from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading.loader import load_files
 
 CPU = torch.device("cpu")
+FIRST = torch.tensor([0])
 
 
 @pytest.fixture
@@ -190,6 +191,19 @@ def test_what_overflows_in_16_bits_is_computed_in_32(pairs, small_checkpoint, ca
     assert differences[0] < 1e-7 < differences[1]
     line = "an embedding is not finite in fp16; such ones are computed in fp32"
     assert [r.getMessage() for r in caplog.records].count(line) == 1
+
+
+def test_a_file_that_overflows_leaves_the_others_of_its_batch_as_they_are(files, small_checkpoint):
+    embedder = Embedder(load_model(small_checkpoint), CPU, "fp32")
+    embedder.max_inputs = None  # as on a GPU
+    inputs = [data.read_video(path) for path in files[1]]
+    expected = embedder("vision", inputs)
+    tower = embedder.tower("vision")
+    hook = tower.register_forward_hook(lambda module, args, rows: rows.index_fill(0, FIRST, np.nan))
+    found = embedder("vision", inputs)
+    hook.remove()
+    assert found[0].isnan().all()
+    assert torch.equal(found[1:], expected[1:])
 
 
 def test_inputs_in_half_precision_give_the_rows_of_whole_ones(files, small_checkpoint):

@@ -113,9 +113,12 @@ class Embedder:
     def _embed(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
         """Embed each distinct clip once, and weight it by how many of the file's clips are equal to it."""
         clips = [file.clips(self.device) for file in inputs]  # each (D, *clip)
-        rows = self.tower(modality)(torch.cat(clips))
-        counts = torch.block_diag(*(torch.tensor([*file.counts.values()]).float() for file in inputs))
-        return (counts.to(self.device) @ rows) / counts.sum(1, keepdim=True).to(self.device)
+        sizes = [len(c) for c in clips]
+        rows = self.tower(modality)(torch.cat(clips)).split(sizes)
+        counts = torch.cat([torch.tensor([*file.counts.values()]).float() for file in inputs])
+        counts = counts.to(self.device).split(sizes)  # in one copy
+        # File by file: what is not finite in one must not reach the others.
+        return torch.stack([count @ row / count.sum() for count, row in zip(counts, rows, strict=True)])
 
     def repair(self, modality: str, inputs: Sequence[Input], embeddings: torch.Tensor) -> None:
         """Compute embeddings (B, E) that are not finite again in float32, in place."""
