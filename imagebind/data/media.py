@@ -152,8 +152,8 @@ def is_plain_wav(file: BinaryIO) -> bool:
     if bits != 16:
         return False
     samples = head.find(b"data", form) + 8
-    is_silent = not head[samples : samples + MAX_SILENT_BYTES].strip(b"\0")
-    return not is_silent and not has_dts(np.frombuffer(head, "<u2", len(head) // 2))
+    is_heard = samples > 8 and bool(head[samples : samples + MAX_SILENT_BYTES].strip(b"\0"))
+    return is_heard and not has_dts(np.frombuffer(head, "<u2", len(head) // 2))
 
 
 def has_dts(words: np.ndarray) -> bool:

@@ -24,7 +24,7 @@ from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
 from imagebind.evaluation.store import EmbeddingStore, SequenceStore
-from imagebind.reading.cache import EmbeddingCache, NotACacheError, check_is_cache, find_parts, part_of
+from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
 from imagebind.reading.workers import Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
@@ -177,24 +177,29 @@ class FileEmbedder:
         self._writer = Writer()
 
     def _prepare_cache(self) -> None:
-        """Check the cache, and open it if there is one; a new one can wait for the weights to be hashed."""
+        """Open the cache if there is one; a new one can wait for the weights to be hashed."""
+        main = Path(self.cache_path)
         with suppress(OSError):  # which the cache itself reports
-            os.makedirs(os.path.dirname(self.cache_path) or ".", exist_ok=True)
-        try:
-            check_is_cache(self.kept_in)
-            if self.model.sha256 is not None or find_parts(Path(self.cache_path)):
-                self.open_cache()
-        except NotACacheError as e:
-            raise OptionError(str(e)) from e
+            main.parent.mkdir(parents=True, exist_ok=True)
+        is_there = find_parts(main) or main.exists() or self.kept_in.exists()  # a directory is no part
+        if self.model.sha256 is not None or is_there:
+            self.open_cache()
 
     def open_cache(self) -> None:
-        """Open the cache, if any: the model's hash, for which it may have to be loaded, tells what it has."""
-        if self.cache is None and self.cache_path is not None:
-            if self.model.sha256 is None:
-                self.model.open()
-            by = self.model.sha256, self.model.precision
-            self.cache = EmbeddingCache(self.cache_path, *by, self.part)
-            self.cache.warn_of_unreadable_parts()
+        """Open the cache, if any; the model is loaded if its hash, which tells what is kept, is not known.
+
+        Raises:
+            OptionError: it is no cache.
+        """
+        if self.cache is not None or self.cache_path is None:
+            return
+        if self.model.sha256 is None:
+            self.model.open()
+        try:
+            self.cache = EmbeddingCache(self.cache_path, self.model.sha256, self.model.precision, self.part)
+        except NotACacheError as e:
+            raise OptionError(str(e)) from e
+        self.cache.warn_of_unreadable_parts()
 
     def open_model(self) -> Embedder:
         """Return the model, with the cache of its embeddings open."""

@@ -39,7 +39,8 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     Returns, raises:
         as batch_inference_av_consistency.
     """
-    own_holder = ModelHolder.of(options) if holder is None else None
+    is_kept = holder is not None
+    holder = holder or ModelHolder.of(options)
     if job is not None and options.output_dir is None:
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:
@@ -50,11 +51,11 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         with start_workers(options, n_processes) as workers:  # which import while files are listed
             plan = plan_run(options)
             if job is None:
-                embedded = embed_files(plan.inputs, options, workers, holder or own_holder)
+                embedded = embed_files(plan.inputs, options, workers, holder)
             else:
                 embedded = embed_in_job(job, options, workers, plan.inputs)
-        if own_holder is not None:
-            own_holder.unload()  # similarities need the room
+        if not is_kept:
+            holder.unload()  # similarities need the room
         with interruptible(lambda: embedded.summary):
             from imagebind.evaluation.results import build_results  # imports torch
 

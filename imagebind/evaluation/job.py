@@ -282,7 +282,7 @@ def open_together(
             file_embedder.open_model()
             model = file_embedder.model
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
-            # Another card than the first was asked for, or is one of several that this process sees.
+            # Processes can come to share the first card unasked; other cards were numbered, or asked for.
             gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
         except (EvaluationError, OptionError) as e:
             error = str(e)

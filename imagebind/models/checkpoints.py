@@ -168,15 +168,21 @@ def verify(path: str | os.PathLike) -> Weights:
         CheckpointError: the file cannot be read, is damaged, or changes meanwhile.
     """
     path = Path(path)
-    try:
+    with opening_errors(path):
         status = file_status(path)
         sha256 = recall_digest(path, status)
-        if sha256 is None:
-            sha256 = hash_and_check(path)
-            weights = Weights(path, sha256, False, status)
-            weights.check_unchanged()
-            return weights
-        return Weights(path, sha256, True, status)
+        if sha256 is not None:
+            return Weights(path, sha256, True, status)
+        weights = Weights(path, hash_and_check(path), False, status)
+        weights.check_unchanged()
+        return weights
+
+
+@contextmanager
+def opening_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError inside into a CheckpointError that names the file."""
+    try:
+        yield
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
 
@@ -187,11 +193,8 @@ def recall(path: str | os.PathLike) -> str | None:
     Raises:
         CheckpointError: there is no such file, or it is none that can be read to its end.
     """
-    path = Path(path)
-    try:
-        return recall_digest(path, file_status(path))
-    except OSError as e:
-        raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+    with opening_errors(path):
+        return recall_digest(Path(path), file_status(Path(path)))
 
 
 def file_status(path: Path) -> tuple[int, ...]:
@@ -314,11 +317,8 @@ def load_content(path: str | os.PathLike) -> Any:
     Raises:
         CheckpointError: as read_checkpoint.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as e:
-        raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+    with opening_errors(path), open(path, "rb") as file:
+        start = file.read(9)
     zipped = start[:2] == b"PK"  # as torch.save writes it since 1.6
     whole = zipped or is_safetensors(start)  # of a kind that says what it is in its first bytes
     try:
