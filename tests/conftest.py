@@ -137,7 +137,8 @@ def write_video(
     """Write pictures (H, W, 3) uint8; `pts` are frame times in 1 / 1000 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
+        options = options or ({"preset": "ultrafast"} if codec == "libx264" else {})
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
         if rotation:

@@ -209,8 +209,6 @@ def test_ctrl_c_stops_a_job_that_waits(pairs):
     [
         (["--checkpoint", "none.pth"], "error: none.pth: No such file or directory; name a checkpoint"),
         (["--output_dir", "file"], "error: file: cannot write to this directory"),
-        (["--batch_size", "0"], "error: argument --batch_size: must be"),
-        (["--shard", "1/2"], "error: argument --shard: not allowed under torchrun"),
     ],
 )
 def test_what_cannot_start_ends_the_job_in_one_line(pairs, argv, message):
@@ -218,9 +216,23 @@ def test_what_cannot_start_ends_the_job_in_one_line(pairs, argv, message):
     job = torchrun(pairs, 2, *argv)
     out, err = job.communicate(timeout=120)
     assert (job.returncode, out) == (1, "")
-    assert sum(line.startswith(message) for line in err.splitlines()) == 1
-    others = [line for line in own_lines(err.splitlines()) if not line.startswith(message)]
-    assert all(line.startswith("interrupted") for line in others), others
+    lines = own_lines(err.splitlines())
+    assert sum(line.startswith(message) for line in lines) == 1
+    assert all(line.startswith((message, "interrupted")) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch_size", "0"], "error: argument --batch_size: must be"),
+        (["--shard", "1/2"], "error: argument --shard: not allowed under torchrun"),
+    ],
+)
+def test_wrong_usage_is_said_in_one_line(pairs, argv, message):
+    status, out, err = Processes(pairs, 2, *argv).wait()
+    assert (status, out) == ([2, 2], [[], []])
+    for prefix, (line,) in zip(("", "process 1: "), err, strict=True):
+        assert line.startswith(prefix + message)
 
 
 def test_a_process_that_does_not_see_the_directory_is_named(pairs):
@@ -282,7 +294,7 @@ def add_slow_sound(pairs: Path) -> None:
 def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs):
     """When a process is killed; it reads a sound of ten hours, and by then others are kept."""
     add_slow_sound(pairs)
-    argv = ("--batch_size", "1", "--num_workers", "0")
+    argv = ("--batch_size", "1", "--num_workers", "0", "--no_html")
     job = torchrun(pairs, 2, *argv, launcher=("--max_restarts", "1"))
     while len(cached(pairs / "outputs")) < 8:
         assert job.poll() is None, job.stderr.read()
@@ -425,10 +437,10 @@ def start_on(host: str, number: int, folder: Path, *argv: str) -> subprocess.Pop
 
 
 def test_two_hosts_give_what_one_gives(pairs, hosts):
-    jobs = [start_on(host, i, pairs) for i, host in enumerate(hosts, 1)]
+    jobs = [start_on(host, i, pairs, "--no_html", "--num_workers", "0") for i, host in enumerate(hosts, 1)]
     (out, err), (other_out, other_err) = (job.communicate(timeout=200) for job in jobs)
     assert [job.returncode for job in jobs] == [0, 0], err + other_err
-    assert Program(pairs, "--output_dir", "alone").wait()[0] == 0
+    assert Program(pairs, "--output_dir", "alone", "--no_html").wait()[0] == 0
     assert outputs(pairs / "outputs") == outputs(pairs / "alone")
     assert sorted([out.count("evaluated 4 pairs"), other_out.count("evaluated 4 pairs")]) == [0, 1]
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scale.py              # all rows; half an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
-    python tests/benchmarks/scale.py --rows 30 --files 40 --clips 2   # whether all rows run
+    python tests/benchmarks/scale.py --rows 30 --files 40 --clips 1 --seconds 1   # whether all rows run
 
 Rows are made up. Each figure is a ratio to a baseline of the same run. "Bare" is the product of
 the same tiles by the same threads, in float64, as the metrics take it.
@@ -198,7 +198,7 @@ done.set()
 print("peak", max(held))
 sys.exit(status)
 """
-    n_videos = max(size.files // 1000, 24)
+    n_videos = math.ceil(size.files / 1000)
     figures = {"what": f"a run over {size.files:,} sounds and {n_videos:,} videos"}
     for n_sounds in (size.files // 10, size.files):
         root = folder / str(n_sounds)
@@ -233,7 +233,7 @@ sys.exit(status)
 
 def ranks(folder: Path, size: argparse.Namespace) -> dict:
     """Measure two processes on two cores against one on one, over videos that take long to read."""
-    clips, root = make_clips(folder / "clips", n_each=1), folder / "all"
+    clips, root = make_clips(folder / "clips", 1, size.seconds), folder / "all"
     for i in range(size.clips):
         for clip in clips:
             for side in ("audio", "video"):
@@ -272,6 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--clips", type=int, default=100, help="times three videos to embed (default: %(default)s)"
     )
+    parser.add_argument("--seconds", type=float, default=10, help="of each (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     for name in args.only:

@@ -20,13 +20,14 @@ def fill(state_dict, salt=""):
         if name.endswith(("log_logit_scale", ".mask")):
             continue
         rng = np.random.default_rng(zlib.crc32((salt + name).encode()))
-        x = rng.standard_normal(tuple(tensor.shape), dtype=np.float32)
+        x = tensor.numpy()  # filled where it lies
+        rng.standard_normal(dtype=np.float32, out=x)
         if tensor.ndim == 1:
             is_norm_weight = name.endswith("weight")  # every 1-d weight here is a LayerNorm's
-            x = 1.0 + 0.2 * x if is_norm_weight else 0.1 * x
+            x *= 0.2 if is_norm_weight else 0.1
+            x += 1.0 if is_norm_weight else 0.0
         elif name.endswith(("pos_embed", "cls_token", "token_embedding.weight", "bias_k", "bias_v")):
             x *= 0.5
         else:
             x *= float(np.prod(tensor.shape[1:])) ** -0.5  # fan-in
-        tensor.copy_(torch.from_numpy(x))
     return state_dict
