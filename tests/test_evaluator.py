@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from conftest import RATE, TESTS, picture, tone, write_audio, write_video
-from test_job import LAUNCH
+import torch.distributed as dist
+from conftest import FORKSERVER, RATE, picture, tone, write_audio, write_video
+from test_job import address
 
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency
 from imagebind.data import MediaError
@@ -116,47 +117,42 @@ def test_wrong_inputs_say_what_is_wrong(evaluator, tmp_path):
         Evaluator(device="gpu")
 
 
-TRAINING = """
-import sys, torch, torch.distributed as dist
-from batch_inference import Evaluator
-from imagebind.models.imagebind_model import ImageBindModel, load_model
-
-def main():
-    folder, checkpoint = sys.argv[1:]
+def train(folder: str, checkpoint: str, environment: dict[str, str]) -> None:
+    """Be a process of a training job that evaluates as it goes."""
+    os.environ.update(environment)
+    os.chdir(folder)
     dist.init_process_group("gloo")
     model = load_model(checkpoint)
     toy = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(toy.parameters(), 0.1)
     evaluator, means = Evaluator(model=model, device="cpu"), []
-    for step in range(2):
+    for _ in range(2):
         toy(torch.ones(2, 4)).sum().backward()
         optimizer.step()
-        results = evaluator.evaluate(f"{folder}/audio", f"{folder}/video")  # on each rank
+        results = evaluator.evaluate("audio", "video")  # on each rank
         means.append(results["metrics"]["paired_similarity_mean"])
         if dist.get_rank() == 0:  # and on the first alone
-            evaluator.evaluate(f"{folder}/audio", f"{folder}/video", output_dir=f"{folder}/outputs")
+            evaluator.evaluate("audio", "video", output_dir="outputs")
         dist.barrier()
-    with open(f"{folder}/rank{dist.get_rank()}", "w") as file:
-        file.write(repr(means))
+    Path(f"rank{dist.get_rank()}").write_text(repr(means))
     dist.destroy_process_group()
 
-if __name__ == "__main__":
-    main()
-"""
 
-
-def test_a_training_job_evaluates_on_each_rank_and_on_one(pairs, small_checkpoint, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TRAINING)
-    done = subprocess.run(
-        [*LAUNCH, "--nproc_per_node=2", str(script), str(pairs), str(small_checkpoint)],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    means = [json.loads((pairs / f"rank{rank}").read_text()) for rank in (0, 1)]
+def test_a_training_job_evaluates_on_each_rank_and_on_one(pairs, small_checkpoint):
+    environment = address() | {"WORLD_SIZE": "2"}
+    ranks = [
+        FORKSERVER.Process(
+            target=train,
+            args=(str(pairs), str(small_checkpoint), environment | {"RANK": str(i), "LOCAL_RANK": str(i)}),
+        )
+        for i in (0, 1)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(200)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    means = [json.loads((pairs / f"rank{i}").read_text()) for i in (0, 1)]
     assert len(means[0]) == 2
     assert means[0] == means[1]
     assert (pairs / "outputs" / "metrics.json").exists()

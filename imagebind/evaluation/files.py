@@ -77,10 +77,15 @@ class MediaFiles:
         return os.path.splitext(os.path.abspath(file_of(path)))[0] + fragment_of(path)
 
     @cached_property
+    def stems(self) -> dict[str, str]:
+        """Path -> its stem."""
+        return {path: stem(path) for path in self.distinct}
+
+    @cached_property
     def names(self) -> dict[str, str]:
         """Path -> its stem; where files share the stem its key, and where they share that with extension."""
-        stems = Counter(map(stem, self.distinct))
-        names = {path: stem(path) if stems[stem(path)] == 1 else self.key(path) for path in self.distinct}
+        n_files = Counter(self.stems.values())
+        names = {path: name if n_files[name] == 1 else self.key(path) for path, name in self.stems.items()}
         n_uses = Counter(names.values())
         return {
             path: name if n_uses[name] == 1 else os.path.relpath(file_of(path), self.base) + fragment_of(path)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imagebind.evaluation.files import MediaFiles, stem
+from imagebind.evaluation.files import MediaFiles
 from imagebind.names import shorten
 
 NAMES_TRIED = 300  # of each modality, in search of two that nearly match
@@ -41,7 +41,7 @@ def pair_files(audio: MediaFiles, video: MediaFiles) -> Pairing:
     Files pair by stem; where several files share one, by the path below their directory. What is still
     ambiguous is not paired. Where no stem occurs on both sides, two lists of equal length pair by position.
     """
-    pairs, clashes = match_by_name(audio.distinct, video.distinct, stem, stem)
+    pairs, clashes = match_by_name(audio.distinct, video.distinct, audio.stems.get, video.stems.get)
     if not pairs and not clashes:
         if audio.root is None and video.root is None and len(audio.paths) == len(video.paths):
             return Pairing("position", tuple(zip(audio.paths, video.paths, strict=True)))
@@ -120,7 +120,7 @@ def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
     for modality, files in (("audio", audio), ("video", video)):
         if not any(map(os.path.exists, files.distinct)):
             return f"none of the {modality} files exists: {shorten(files.distinct)}"
-    left, right = ([stem(path) for path in files.distinct] for files in (audio, video))
+    left, right = (list(files.stems.values()) for files in (audio, video))
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))
     return (
         f"no file name is on both sides ({names}){near_match(left, right)}; rename the files, give two lists "

@@ -1,8 +1,8 @@
-"""Measure large sets: metrics over all cosines, the matrix on disk, a million files, and two processes.
+"""Measure large sets: metrics over all cosines, the matrix on disk, and a million files.
 
     python tests/benchmarks/scale.py              # all rows; half an hour on two cores, 12 GB of disk
     python tests/benchmarks/scale.py --only metrics --rows 20000
-    python tests/benchmarks/scale.py --rows 30 --files 40 --clips 1 --seconds 1   # whether all rows run
+    python tests/benchmarks/scale.py --rows 30 --files 40   # whether all rows run
 
 Rows are made up. Each figure is a ratio to a baseline of the same run. "Bare" is the product of
 the same tiles by the same threads, in float64, as the metrics take it.
@@ -11,14 +11,16 @@ the same tiles by the same threads, in float64, as the metrics take it.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +30,9 @@ import torch
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 
-from throughput import in_process, make_clips, peak_memory, timed  # noqa: E402
+from throughput import in_process, peak_memory, timed  # noqa: E402
 
+import batch_inference  # noqa: E402
 from imagebind.evaluation import similarity  # noqa: E402
 from imagebind.evaluation.files import gather_files, read_list_file  # noqa: E402
 from imagebind.evaluation.pairing import pair_files  # noqa: E402
@@ -182,22 +185,6 @@ def whole(folder: Path, size: argparse.Namespace) -> dict:
 
     Before it over a tenth of the sounds: what is linear takes a tenth.
     """
-    code = f"""
-import re, sys, threading
-sys.path[:0] = {[str(TESTS.parent), str(TESTS / "benchmarks")]}
-from batch_inference import main
-held, done = [], threading.Event()
-
-def watch():  # memory that is no file's
-    while not done.wait(0.2):
-        held.append(int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e6)
-
-threading.Thread(target=watch).start()
-status = main()
-done.set()
-print("peak", max(held))
-sys.exit(status)
-"""
     n_videos = math.ceil(size.files / 1000)
     figures = {"what": f"a run over {size.files:,} sounds and {n_videos:,} videos"}
     for n_sounds in (size.files // 10, size.files):
@@ -214,54 +201,38 @@ sys.exit(status)
                     copies[i] = path
                 else:
                     os.link(original, path)
-        argv = (
-            *("--audio_dir", "audio", "--video_dir", "video", "--retrieval_mode", "--max_matrix_gb", "0"),
-            *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", size.device),
-        )
-        began = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-c", code, *argv], cwd=root, capture_output=True, text=True, check=True
-        )
-        (line,) = re.findall(r"^peak (.+)", result.stdout, re.M)
+        options = ("--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", size.device)
+        seconds, reading, memory = in_process(run, root, options)
         figures |= {
-            f"seconds, {n_sounds}": time.perf_counter() - began,
-            f"of these to read, {n_sounds}": float(re.findall(r"files in ([\d.]+) s", result.stderr)[0]),
-            f"peak GB but for mapped files, {n_sounds}": float(line),
+            f"seconds, {n_sounds}": seconds,
+            f"of these to read, {n_sounds}": reading,
+            f"peak GB but for mapped files, {n_sounds}": memory,
         }
     return figures
 
 
-def ranks(folder: Path, size: argparse.Namespace) -> dict:
-    """Measure two processes on two cores against one on one, over videos that take long to read."""
-    clips, root = make_clips(folder / "clips", 1, size.seconds), folder / "all"
-    for i in range(size.clips):
-        for clip in clips:
-            for side in ("audio", "video"):
-                (root / side).mkdir(parents=True, exist_ok=True)
-            os.link(clip, root / "video" / f"{clip.stem}_{i}.mp4")
-            sound = (DEMO / "audio" / "scroll_1.wav").read_bytes()
-            (root / "audio" / f"{clip.stem}_{i}.wav").write_bytes(sound)
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    options = (
-        *("--audio_dir", "audio", "--video_dir", "video", "--no_cache", "--no_html"),
-        *("--checkpoint", DEMO / "imagebind_demo.pth", "--device", size.device),
-    )
+def run(root: Path, options: tuple[str, ...]) -> tuple[float, float, float]:
+    """Run over audio/ and video/ there; return the seconds, those to read, and the peak in GB."""
+    os.chdir(root)
+    inputs = ("--audio_dir", "audio", "--video_dir", "video", "--retrieval_mode", "--max_matrix_gb", "0")
+    held, done, said = [], threading.Event(), io.StringIO()
 
-    def seconds(cores: str, *program: str) -> float:
-        command = ("taskset", "-c", cores, *program, TESTS.parent / "batch_inference.py", *options)
-        run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-        (line,) = re.findall(r"^\d+ files in ([\d.]+) s", run.stderr, re.M)  # of the first process
-        return float(line)
+    def watch() -> None:
+        while not done.wait(0.2):  # memory that is no file's
+            held.append(int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e6)
 
-    alone, together = seconds("0", sys.executable), seconds("0,1", *launch)
-    return {
-        "what": "embed with 2 processes on two cores",
-        "seconds": together,
-        "against 1 process on one": alone / together,
-    }
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            seconds = timed(lambda: batch_inference.main([*inputs, *options]))
+    finally:
+        done.set()
+        watcher.join()
+    return seconds, float(re.findall(r"files in ([\d.]+) s", said.getvalue())[0]), max(held)
 
 
-ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing, "whole": whole, "ranks": ranks}
+ROWS = {"metrics": metrics, "matrix": matrix, "pairing": pairing, "whole": whole}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -269,10 +240,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--rows", type=int, default=50_000, help="sounds and videos (default: %(default)s)")
     parser.add_argument("--files", type=int, default=MILLION, help="files to list (default: %(default)s)")
-    parser.add_argument(
-        "--clips", type=int, default=100, help="times three videos to embed (default: %(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, default=10, help="of each (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     for name in args.only:

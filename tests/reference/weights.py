@@ -11,7 +11,6 @@ Constants (log_logit_scale buffers, the text mask) keep the value that the model
 import zlib
 
 import numpy as np
-import torch
 
 
 def fill(state_dict, salt=""):
