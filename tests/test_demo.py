@@ -24,11 +24,11 @@ def test_a_scene_is_seen_and_heard_by_its_tone_and_rate(kind):
 
 
 def test_the_pairs_are_those_that_the_script_makes(tmp_path):
-    make_demo.make_media(tmp_path)
+    make_demo.make_media(tmp_path, step=8)
     for side, read in (("audio", data.load_audio), ("video", data.load_video)):
         made = {path.name: path for path in (tmp_path / side).iterdir()}
-        assert set(made) == {path.name for path in (DEMO / side).iterdir()}
-        for name in sorted(made)[::8]:  # encoders differ in the last bits between machines
+        assert len(made) == 3
+        for name in made:  # encoders differ in the last bits between machines
             assert (read(made[name]) - read(DEMO / side / name)).abs().mean() < 0.01
 
 
