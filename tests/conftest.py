@@ -321,7 +321,9 @@ def contents(folder) -> dict[str, bytes]:
 def n_cached(folder) -> int:
     try:
         with closing(sqlite3.connect(f"file:{folder / CACHE}?mode=ro", uri=True)) as connection:
-            ((n,),) = connection.execute("SELECT count(*) FROM rows").fetchall()
+            ((n,),) = connection.execute(
+                "SELECT count(*) FROM rows WHERE side NOT LIKE '%/thumbnail'"
+            ).fetchall()
             return n
     except sqlite3.OperationalError:  # not made yet
         return 0

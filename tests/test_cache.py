@@ -148,7 +148,8 @@ def test_rows_that_are_not_finite_are_not_kept(tmp_path, pairs, small_checkpoint
     assert main([*argv, "--checkpoint", f"{tmp_path}/nan.pth", "--output_dir", f"{pairs}/out"]) == 1
     with sqlite3.connect(pairs / "out" / "embeddings.sqlite") as connection:
         assert connection.execute("SELECT side, count(*) FROM rows GROUP BY side").fetchall() == [
-            ("video", 4)
+            ("video", 4),
+            ("video/thumbnail", 4),
         ]
 
 

@@ -18,7 +18,7 @@ from imagebind.evaluation.model import choose_precision
 from imagebind.models import embedder as embedder_module
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model, save_model
-from imagebind.reading.loader import load_files
+from imagebind.reading.loader import Reading, load_files
 
 CPU = torch.device("cpu")
 FIRST = torch.tensor([0])
@@ -212,7 +212,7 @@ def test_inputs_in_half_precision_give_the_rows_of_whole_ones(files, small_check
     for modality, feature, paths in (("audio", AUDIO, files[0]), ("vision", VIDEO, files[1])):
         tasks = [(feature.modality, str(path), (feature,)) for path in paths]
         whole, half = (
-            [file.features[feature.name].input for file in load_files(tasks, None, half=half)]
+            [file.features[feature.name].input for file in load_files(tasks, None, Reading(half=half))]
             for half in (False, True)
         )
         assert [x.counts for x in half] == [x.counts for x in whole]

@@ -7,7 +7,7 @@ from conftest import TESTS
 from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
 
 from imagebind.data.features import AUDIO, VIDEO
-from imagebind.reading.loader import read_file
+from imagebind.reading.loader import Reading, read_file
 
 CASES = sorted((TESTS / "fuzz" / "cases").iterdir())
 
@@ -24,7 +24,7 @@ def test_damaged_files_give_an_input_or_a_reason(tmp_path):
 def test_what_was_found_stays_mended(path):
     """Each is named by its side and by what was wrong with it."""
     modality = path.name.split("_")[0]
-    (loaded,) = read_file((None, False), (modality, str(path), ({"audio": AUDIO, "video": VIDEO}[modality],)))
+    (loaded,) = read_file(Reading(), (modality, str(path), ({"audio": AUDIO, "video": VIDEO}[modality],)))
     assert fault(loaded) is None
 
 

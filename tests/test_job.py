@@ -76,7 +76,8 @@ def cached(folder: Path) -> list[tuple[str, str]]:
     rows = []
     for path in folder.glob("*.sqlite"):
         with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.OperationalError):
-            rows += connection.execute("SELECT content, side FROM rows").fetchall()  # if it has begun
+            of_files = "SELECT content, side FROM rows WHERE side NOT LIKE '%/thumbnail'"
+            rows += connection.execute(of_files).fetchall()  # if it has begun
     return rows
 
 

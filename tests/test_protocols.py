@@ -556,7 +556,7 @@ def test_a_long_still_shows_that_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sequences, "FRAMES_PER_SIGN", 10)
     path = write_video(tmp_path / "x.mp4", [picture(30)] * 100, options={"crf": "0"})
     file = ("video", str(path), (VIDEO, VIDEO_FRAMES))
-    *parts, whole = loader.read_file((None, False), file)
+    *parts, whole = loader.read_file(loader.Reading(), file)
     assert sum(part.is_empty for part in parts) >= 8
     assert [part.number for part in parts if not part.is_empty] == [0]
     assert whole.features[VIDEO_FRAMES.name].facts.n_rows == 1

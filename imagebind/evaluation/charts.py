@@ -15,6 +15,7 @@ from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
 MAX_FILES = 200  # on each axis of the heat map
+MAX_NAMED = 50  # files whose names stand beside the heat map
 MAX_BARS = 50  # of a histogram
 CURVE_POINTS = 200
 LINE_LENGTH = 40  # of a name on a chart, in characters
@@ -92,21 +93,35 @@ def heat_map(
             "<br>%{z:.4f}<extra></extra>",
         )
     )
-    axis = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+    axis = {"ticks": "", "showgrid": False, "zeroline": False}
+    axes = [
+        {"showticklabels": False, **axis}
+        if max(similarity.shape) > MAX_NAMED
+        else {"tickvals": list(range(len(names))), "ticktext": list(map(short, names)), **axis}
+        for names in (video_names, audio_names)
+    ]
     figure.update_layout(
-        height=620, xaxis={"title": video, **axis}, yaxis={"title": audio, "autorange": "reversed", **axis}
+        height=560,
+        xaxis={"title": video, "tickangle": 90, "constrain": "domain", **axes[0]},
+        yaxis={"title": audio, "autorange": "reversed", "constrain": "domain", "scaleanchor": "x", **axes[1]},
     )
     return figure
 
 
-def sample_cells(shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]]) -> list[list[int]]:
+def sample_cells(
+    shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]], suspects: Sequence[int] = ()
+) -> list[list[int]]:
     """Choose the rows and columns of a similarity matrix to draw: pairs first, so that they form a diagonal.
 
     Args:
         shape: (N, M).
         pair_rows: P pairs (row, column).
+        suspects: numbers of pairs that are chosen before others.
     """
-    pairs = [pair_rows[i] for i in spread(len(pair_rows), MAX_FILES)]
+    chosen = list(suspects)[:MAX_FILES]
+    others = np.setdiff1d(np.arange(len(pair_rows)), chosen)
+    chosen += others[spread(len(others), MAX_FILES - len(chosen))].tolist()
+    pairs = [pair_rows[i] for i in sorted(chosen)]
     chosen = []
     for axis, n in enumerate(shape):
         paired = list(dict.fromkeys(pair[axis] for pair in pairs))

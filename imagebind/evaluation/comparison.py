@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class Compared:
     truth: Truth
     sampled: Cells  # mismatches
     groups: Sequence[int] | None  # (P,) number of the group of each pair
+
+
+class BestOthers(NamedTuple):
+    """Of each of P pairs the most similar mismatch of one of its files."""
+
+    indices: np.ndarray  # (P,) the row of the other file; -1 where none is known
+    similarities: np.ndarray  # (P,)
 
 
 @dataclass(frozen=True)
@@ -181,28 +188,41 @@ def find_true_among(
     return TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
 
 
-def find_best_others(
-    compared: Compared, pair_cells: np.ndarray, names: tuple[Sequence[str], Sequence[str]]
-) -> dict[str, Sequence[Any]]:
-    """Find for each suspect the mismatch of its row, and of its column, that is the most similar.
-
-    Args:
-        names: of the rows and of the columns.
+def find_best_others(compared: Compared, pair_cells: np.ndarray) -> dict[str, BestOthers]:
+    """Find for each pair the mismatch of its row, and of its column, that is the most similar.
 
     Returns:
-        columns of pair_scores.csv; empty where a pair is no suspect, or the TOP best are all true.
+        modality -> rows of it and their similarities; -1 and NaN where the TOP best are all true.
     """
-    columns, suspects = {}, np.flatnonzero(compared.scores.get("suspect", ()))
+    found = {}
     for axis, modality in ((0, "video"), (1, "audio")):
-        found, similarities = [None] * len(pair_cells), np.full(len(pair_cells), np.nan)
-        lines = pair_cells[suspects, axis]
+        lines = pair_cells[:, axis]
         matches, scores = compared.top[axis].indices[lines], compared.top[axis].similarities[lines]
         cells = np.stack([np.broadcast_to(lines[:, None], matches.shape), matches], axis=-1).reshape(-1, 2)
         is_true = compared.truth.contains(cells if axis == 0 else cells[:, ::-1]).reshape(matches.shape)
         is_wrong = ~is_true & (matches >= 0)
-        first = is_wrong.argmax(1)
-        for i in np.flatnonzero(is_wrong.any(1)).tolist():
-            pair, match = suspects[i], matches[i, first[i]]
-            found[pair], similarities[pair] = names[1 - axis][match], scores[i, first[i]]
-        columns |= {f"best_other_{modality}": found, f"best_other_{modality}_similarity": similarities}
+        first, rows = is_wrong.argmax(1), np.arange(len(lines))
+        has_one = is_wrong[rows, first]
+        found[modality] = BestOthers(
+            np.where(has_one, matches[rows, first], -1), np.where(has_one, scores[rows, first], np.nan)
+        )
+    return found
+
+
+def describe_best_others(
+    best_others: dict[str, BestOthers], is_suspect: np.ndarray, names: dict[str, Sequence[str]]
+) -> dict[str, Sequence[Any]]:
+    """Return what the columns of pair_scores.csv say of the best mismatches of suspects (P,).
+
+    Args:
+        names: modality -> of its rows.
+    """
+    columns = {}
+    for modality, top in best_others.items():
+        chosen = is_suspect & (top.indices >= 0)
+        columns[f"best_other_{modality}"] = [
+            names[modality][i] if is_chosen else None
+            for i, is_chosen in zip(top.indices.tolist(), chosen.tolist(), strict=True)
+        ]
+        columns[f"best_other_{modality}_similarity"] = np.where(chosen, top.similarities, np.nan)
     return columns

@@ -23,7 +23,7 @@ from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel, check_devi
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
-from imagebind.evaluation.store import EmbeddingStore, SequenceStore
+from imagebind.evaluation.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
 from imagebind.reading.workers import Workers, WorkersError
 
@@ -68,6 +68,7 @@ class EmbeddedFiles:
     scales: dict[str, float]  # modality -> length of one clip's embedding
     device: torch.device
     protocol: dict[str, Any]  # how embeddings are computed
+    thumbnails: dict[str, BlobStore]  # by modality: content hash -> JPEG
     summary: str  # how many are embedded, and where they are kept
 
     def why_missing(self, feature: Feature, path: str) -> str | None:
@@ -139,6 +140,7 @@ class FileEmbedder:
         cache_path: of the cache of embeddings; None is none.
         part: of the cache that this process writes to.
         has_bar: whether progress is drawn.
+        has_thumbnails: whether a picture of each file is kept.
 
     Raises:
         OptionError: the cache is no cache.
@@ -155,6 +157,7 @@ class FileEmbedder:
         cache_path: str | os.PathLike | None = None,
         part: str = "",
         has_bar: bool = False,
+        has_thumbnails: bool = False,
     ):
         self.timing, self.has_bar = Timing(), has_bar
         self.model, self.batch_size, self.workers = model, batch_size, workers
@@ -169,6 +172,8 @@ class FileEmbedder:
             for modality, n in n_files.items()
             for feature in self.wanted[modality]
         }
+        self.has_thumbnails = has_thumbnails
+        self.thumbnails = {modality: BlobStore(directory) for modality in MEDIA_MODALITIES}
         self.dropped: dict[tuple[str, str], str] = {}  # as in EmbeddedFiles
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
@@ -209,14 +214,14 @@ class FileEmbedder:
 
     def read(self, inputs: Inputs) -> Iterator[Loaded]:
         """Begin to read files, of all modalities in turn, and return what comes of them."""
-        from imagebind.reading.loader import load_files
+        from imagebind.reading.loader import Reading, load_files
 
         files = [(m, path, self.wanted[m]) for m, path in interleaved(inputs)]
         ahead, on_gpu = 2 * self.batch_size, self.model.device.type == "cuda"
         if on_gpu:
             check_device(self.model.device)  # memory that is pinned first would open the first card
-        half = self.model.precision == "fp16"
-        return load_files(files, self.workers, self.cache, ahead, on_gpu, half)
+        reading = Reading(self.cache, self.model.precision == "fp16", self.has_thumbnails)
+        return load_files(files, self.workers, reading, ahead, on_gpu)
 
     def embed(self, inputs: Inputs) -> None:
         """Embed files; one that fails is left out and costs no other.
@@ -269,6 +274,7 @@ class FileEmbedder:
             scales=scales,
             device=self.model.device,
             protocol=describe_protocol(self.model, self.wanted, self.protocols),
+            thumbnails=self.thumbnails,
             summary=self.summary(),
         )
 
@@ -329,6 +335,8 @@ class FileEmbedder:
             log.warning("%s", warning)
         if file.is_truncated:
             self.truncated_texts.add(file.path)
+        if file.thumbnail is not None:
+            self.thumbnails[file.modality].add(file.content_hash, file.thumbnail)
         for feature in self.wanted[file.modality]:
             loaded = file.features.get(feature.name)
             if feature.is_sequence:
@@ -407,7 +415,12 @@ class FileEmbedder:
         finite = {key: e for key, e in zip(batch, embeddings, strict=True) if np.isfinite(e).all()}
         self.model.check_unchanged()
         if self.cache is not None:
-            self._writer.submit(lambda: self.cache.put(feature, finite.items()))
+            pictures = [
+                (key, f.modality, f.thumbnail)
+                for key, (f, *_) in batch.items()
+                if key in finite and f.thumbnail
+            ]
+            self._writer.submit(lambda: self.cache.put(feature, finite.items(), pictures))
         self._launched = None
         for key, equal_files in batch.items():
             for file in equal_files:
@@ -549,11 +562,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def start_workers(options: Options, n_processes: int = 1) -> AbstractContextManager[Workers | None]:
+def start_workers(
+    options: Options, n_processes: int = 1, work: str = "imagebind.reading.loader:read_file"
+) -> AbstractContextManager[Workers | None]:
     """Start the processes that read files; None reads them in this one.
 
     Args:
         n_processes: processes of this job on this host, which share its cores.
+        work: as in Workers.
     """
     n_workers = options.num_workers
     if n_workers is None:
@@ -561,7 +577,7 @@ def start_workers(options: Options, n_processes: int = 1) -> AbstractContextMana
     if n_workers == 0:
         return nullcontext()
     memory_bytes = round(options.worker_memory_gb * 1e9)
-    return Workers("imagebind.reading.loader:read_file", n_workers, options.timeout, memory_bytes)
+    return Workers(work, n_workers, options.timeout, memory_bytes)
 
 
 def open_file_embedder(
@@ -592,6 +608,7 @@ def open_file_embedder(
         options.cache_path,
         part,
         has_bar=options.progress,
+        has_thumbnails=options.has_page,
     )
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from imagebind.evaluation.embedding import embed_files, interruptible, start_wor
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.job import Job, embed_in_job
+from imagebind.evaluation.media import PageMedia, shown_files
 from imagebind.evaluation.model import ModelHolder, check_given
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.outputs import check_inputs, exclusive_use, output_writers, write_outputs
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     import torch
 
     from imagebind.models.imagebind_model import ImageBindModel
+    from imagebind.reading.workers import Workers
 
 Results = dict[str, Any]
 # Readers are forked, which is not safe while another evaluation's threads hold locks of any kind.
@@ -47,7 +50,11 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         raise OptionError("is for the first process; the others call embed_in_job", "job")
     check_inputs(options)
     n_processes = job.n_local if job else 1
-    with ONE_AT_A_TIME, exclusive_use(options.output_dir, output_writers(options)) as lock:
+    with (
+        ONE_AT_A_TIME,
+        exclusive_use(options.output_dir, output_writers(options)) as lock,
+        start_copiers(options, n_processes) as copiers,  # now, while a process can be forked
+    ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
             plan = plan_run(options)
             if job is None:
@@ -63,8 +70,19 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
             arrays = OutputArrays(options.output_dir)
             results = build_results(plan, embedded, arrays, options)
             if options.output_dir is not None:
-                write_outputs(results, arrays, options, lock)
+                media = PageMedia(options.output_dir, embedded)
+                if options.copies_media:
+                    media.copy(shown_files(results), copiers, options.progress)
+                write_outputs(results, arrays, options, lock, media)
+                media.remove_others()
     return results
+
+
+def start_copiers(options: Options, n_processes: int) -> AbstractContextManager[Workers | None]:
+    """Start the processes that write copies of media, if there are to be any."""
+    if not options.copies_media:
+        return nullcontext()
+    return start_workers(options, n_processes, "imagebind.reading.previews:make_preview")
 
 
 @dataclass(frozen=True)

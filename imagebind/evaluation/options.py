@@ -313,6 +313,12 @@ class Options:
     report_lang: str = option(
         "zh", "outputs", "Language of the report and the page. Default: %(default)s.", one_of(*LANGUAGES)
     )
+    copy_media: bool = option(
+        False,
+        "outputs",
+        "Write small copies of the pairs' files to report_media, which play in any browser, so that the "
+        "page can be moved or sent with its sounds and videos.",
+    )
     no_html: bool = option(False, "outputs", "Do not write report.html and comparison.html.")
     progress: bool = False  # bars, which the command line draws; elsewhere a line now and then is logged
 
@@ -332,8 +338,20 @@ class Options:
                 raise OptionError("is empty", f.name)
             if f.name == "pairs_only" and value is True and self.retrieval_mode:
                 raise OptionError("is not for retrieval_mode, which compares all files", f.name)
+            if f.name == "copy_media" and value is True and self.no_html:
+                raise OptionError("is for the page, which no_html leaves out", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether report.html is written."""
+        return self.output_dir is not None and not self.no_html
+
+    @property
+    def copies_media(self) -> bool:
+        """Whether copies of media are written for it."""
+        return self.has_page and self.copy_media
 
     @property
     def kept_name(self) -> str | None:

@@ -33,6 +33,7 @@ from imagebind.names import field
 from imagebind.reading.cache import find_parts
 
 if TYPE_CHECKING:
+    from imagebind.evaluation.media import PageMedia
     from imagebind.evaluation.results import Results
 
 LOCK_NAME = ".in_use"
@@ -49,7 +50,9 @@ Writer = Callable[[Any, BinaryIO], None]
 log = logging.getLogger(__name__)
 
 
-def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock: OutputLock) -> None:
+def write_outputs(
+    results: Results, arrays: OutputArrays, options: Options, lock: OutputLock, media: PageMedia
+) -> None:
     """Write the outputs of a run; the arrays of the results are then mapped from those files.
 
     An output that this run does not have is removed, if an earlier run wrote it.
@@ -57,7 +60,7 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, lock
     Raises:
         EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
     """
-    outputs, of_earlier_run = output_writers(options), find_optional(options.output_dir)
+    outputs, of_earlier_run = output_writers(options, media), find_optional(options.output_dir)
     for name in OPTIONAL_NAMES:
         if outputs[name] is None and name not in of_earlier_run:  # it may be the user's
             del outputs[name]
@@ -96,14 +99,18 @@ def is_output(path: str | os.PathLike, options: Options) -> bool:
     return is_there and name in output_writers(options)
 
 
-def output_writers(options: Options) -> dict[str, Writer | None]:
-    """List the outputs of a run, each with what writes it; None for one that is left out."""
+def output_writers(options: Options, media: PageMedia | None = None) -> dict[str, Writer | None]:
+    """List the outputs of a run, each with what writes it; None for one that is left out.
+
+    Args:
+        media: of the page; None where no output is to be written.
+    """
 
     def write_page(results: Results, file: BinaryIO) -> None:
         from imagebind.evaluation import page  # plotly is slow to import
 
         sections = report_sections(results["metrics"], options.report_lang)
-        page.write_report_page(file, results, sections, options.report_lang, options.output_dir)
+        page.write_report_page(file, results, sections, options.report_lang, media)
 
     def report_lines(results: Results) -> list[str]:
         return format_report(results["metrics"], options.report_lang).splitlines()

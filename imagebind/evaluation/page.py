@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import quote
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from imagebind.evaluation.captions import CAPTION_COLUMNS
 from imagebind.evaluation.charts import (
+    MAX_FILES,
     heat_map,
     histogram_chart,
     interval_chart,
@@ -29,6 +29,7 @@ from imagebind.evaluation.charts import (
     recall_chart,
     sample_cells,
 )
+from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, best_matches
 from imagebind.evaluation.outputs import REPORT_PAGE
 from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
@@ -38,14 +39,14 @@ from imagebind.segments import file_of, fragment_of
 if TYPE_CHECKING:
     from imagebind.evaluation.protocols import Window
 
-MAX_PAIRS = 10_000  # in the table
+MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind
     "suspect": "text",
     "best_other_video": "text",
     "best_other_audio": "text",
-    "video_rank": "number",
-    "audio_rank": "number",
-    "percentile": "number",
+    "video_rank": "rank",
+    "audio_rank": "rank",
+    "percentile": "percent",
     "p_value": "number",
     "audio_clips_alike": "number",
     "video_clips_alike": "number",
@@ -104,16 +105,22 @@ def table(
     columns: Sequence[tuple[str, str]],
     rows: Iterable[Sequence[Any]],
     order: tuple[int, int] | None = None,
+    details: Sequence[dict[str, Any]] | None = None,
+    suspect: int | None = None,
 ) -> Part:
     """Show a table that can be sorted and searched.
 
     Args:
-        columns: of each its label, and its kind: "text", "long" for texts of many words, "number" or "file".
+        columns: of each its label and its kind: "text", "long" for texts of many words, "number", "rank",
+            "percent", "file", "windows", "thumbnails" or "interval".
         rows: of cells; a file is a pair of what is shown and its address.
         order: the column by which it is sorted, and 1 or -1; None leaves the rows in theirs.
+        details: of each row what plays when it is opened, as describe_players.
+        suspect: the column that says whether a pair is a suspect, if the others can be hidden.
     """
     rows = [[cell(value) for value in row] for row in rows]
-    return {"title": title, "how": how, "columns": list(columns), "rows": rows, "order": order}
+    part = {"title": title, "how": how, "columns": list(columns), "rows": rows, "order": order}
+    return part | {"details": details, "suspect": suspect}
 
 
 def cell(value: Any) -> Any:
@@ -127,11 +134,6 @@ def cell(value: Any) -> Any:
     return value
 
 
-def address(path: str, folder: str | os.PathLike) -> str:
-    """Return the address of a file for a page in a folder: relative, so that both can move together."""
-    return quote(os.fsencode(os.path.relpath(file_of(path), folder))) + fragment_of(path)
-
-
 # The two pages
 
 
@@ -140,7 +142,7 @@ def write_report_page(
     results: dict[str, Any],
     sections: dict[str, dict[str, Any]],
     lang: str,
-    folder: str | os.PathLike,
+    media: PageMedia,
 ) -> None:
     """Write the page of a run.
 
@@ -148,7 +150,7 @@ def write_report_page(
         results: of the run.
         sections: all figures as they are in the report.
         lang: a key of PAGE_WORDS.
-        folder: that the page is written to; links are relative to it.
+        media: of the pairs; links are relative to its folder.
     """
     texts, metrics = PAGE_WORDS[lang], results["metrics"]
     parts = [tiles(report_tiles(metrics, texts))]
@@ -157,12 +159,13 @@ def write_report_page(
         if metrics["mode"] == "pairs_only":
             how += " " + texts["sampled"].format(histograms["mismatched"].sum())
         parts.append(chart(texts["histogram"], how, histogram_chart(histograms, lang)))
+        parts.append(pair_table(results, texts, media))
     if results["top_matches"] is not None:
-        parts.append(matrix_part(results, lang))
+        if not results["pairs"]:
+            parts.append(match_table(results, texts, media))
+        parts.append(matrix_part(results, lang, media))
     if results["candidates"]:
         parts.append(chart(texts["recall"], texts["recall how"], recall_chart(results["candidates"], lang)))
-    if results["pairs"]:
-        parts.append(pair_table(results, texts, folder))
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
     scores = list(metrics["scores"].items())[1:]
@@ -170,7 +173,7 @@ def write_report_page(
         columns = [(label, "text") for label in texts["dropped columns"]]
         parts.append(table(texts["dropped"], texts["dropped how"], columns, dropped))
     if failures := results["failures"]:
-        rows = ((texts[f["side"]], linked(f["path"], folder), f["reason"]) for f in failures)
+        rows = ((texts[f["side"]], linked(f["path"], media.folder), f["reason"]) for f in failures)
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(sections)})
@@ -240,80 +243,136 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
     return [*chosen, evaluated]
 
 
-def matrix_part(results: dict[str, Any], lang: str) -> Part:
-    """Show the similarity matrix, or a sample of it with a line that says so."""
+def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
+    """Show the similarity matrix, or a sample of it with a line that says so; a click opens two files."""
     from imagebind.evaluation.similarity import (
         cosine_similarity,  # imports torch, slow, and not for every page
     )
 
     texts, embeddings = PAGE_WORDS[lang], (results["audio_embeddings"], results["video_embeddings"])
     n_rows, n_columns = map(len, embeddings)
-    rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"])
-    how = texts["heat map how"]
+    suspects = results["pair_scores"].suspects_first(MAX_FILES)[: results["metrics"].get("suspects") or 0]
+    rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"], suspects)
+    how = texts["heat map how" if results["pairs"] else "heat map without pairs how"]
     if (len(rows), len(columns)) != (n_rows, n_columns):
         how += " " + texts["sample"].format(len(rows), n_rows, len(columns), n_columns)
     names = [results["audio_names"][i] for i in rows], [results["video_names"][j] for j in columns]
     similarity = cosine_similarity(
         *(e[chosen].numpy() for e, chosen in zip(embeddings, (rows, columns), strict=True))
     )
-    return chart(texts["heat map"], how, heat_map(similarity, *names, lang))
+    cells = {
+        "audio": [media.player("audio", results["audio_paths"][i]) for i in rows],
+        "video": [media.player("video", results["video_paths"][j]) for j in columns],
+        "names": [[one_line(name) for name in of] for of in names],
+    }
+    return chart(texts["heat map"], how, heat_map(similarity, *names, lang)) | {"cells": cells}
 
 
-def pair_table(results: dict[str, Any], texts: dict[str, Any], folder: str | os.PathLike) -> Part:
-    """Show the pairs, the least similar first."""
+def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia) -> Part:
+    """Show the pairs: first the suspects, each the least similar first."""
     scores, windows = results["pair_scores"], results["windows"]
     protocols = list(results["metrics"]["scores"])[1:]  # the score of the first is the similarity
     figures = [column for column in FIGURES if column in scores.written_columns]
-    lowest = scores.lowest(MAX_PAIRS)
+    shown = scores.suspects_first(MAX_PAIRS)
     how = texts["pair table how"]
     if "video_rank" in figures:
         how += " " + texts["ranks how"]
-    if len(lowest) < len(scores):
-        how += " " + texts["least"].format(len(lowest), len(scores))
-    said = {None: None, True: texts["yes"], False: texts["no"]}
-
-    def time_line(number: int, video: str) -> tuple[Any, ...]:
-        return () if windows is None else (draw_windows(windows[number], address(video, folder)),)
-
-    rows = (
-        (
-            *(pair["name"], pair["similarity"]),
-            *(pair[protocol] for protocol in protocols),
-            *time_line(number, pair["video"]),
-            *(said[pair[c]] if c == "suspect" else pair[c] for c in figures),
-            *(linked(pair[modality], folder) for modality in ("audio", "video")),
-            *(pair[column] for column in scores.caption_columns),
-        )
-        for number, pair in zip(lowest, map(scores.__getitem__, lowest), strict=True)
-    )
-    named = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
-    columns = [(named["name"], "text"), (named["similarity"], "number")]
-    columns += [(named[column], FIGURES[column]) for column in figures]
-    columns += [(named["audio"], "file"), (named["video"], "file")]
-    added = [(protocol, "number") for protocol in protocols]
+    if len(shown) < len(scores):
+        how += " " + texts["least"].format(len(shown), len(scores))
+    said, budget = {None: None, True: texts["yes"], False: texts["no"]}, ThumbnailBudget(media)
+    rows, details = [], []
+    for number in shown:
+        pair, files = scores[number], results["pairs"][number]
+        cells = {"name": pair["name"], "thumbnails": budget.thumbnails(*files)}
+        cells |= {"similarity": pair["similarity"]} | {name: pair[name] for name in protocols}
+        if windows is not None:
+            cells["windows"] = draw_windows(windows[number])
+        cells |= {c: said[pair[c]] if c == "suspect" else pair[c] for c in figures}
+        cells |= {m: linked(path, media.folder) for m, path in zip(("audio", "video"), files, strict=True)}
+        rows.append(cells | {column: pair[column] for column in scores.caption_columns})
+        details.append(describe_players(files, media) | {"others": other_matches(results, number, media)})
+    labels = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
+    labels |= dict(zip(CAPTION_COLUMNS, texts["text columns"], strict=True))
+    labels |= {"thumbnails": texts["thumbnails"], "windows": texts["over time"]}
+    kinds = {
+        "name": "text",
+        "thumbnails": "thumbnails",
+        "windows": "windows",
+        "audio": "file",
+        "video": "file",
+    }
+    kinds |= FIGURES | {c: "long" if c.endswith("caption") else "number" for c in CAPTION_COLUMNS}
+    kinds |= {column: "rank" for column in CAPTION_COLUMNS if column.endswith("rank")}
     if windows is not None:
-        added.append((texts["over time"], "windows"))
         how += " " + texts["over time how"]
-    columns[2:2] = added
-    if scores.caption_columns:
-        labels = dict(zip(CAPTION_COLUMNS, texts["text columns"], strict=True))
-        columns += [
-            (labels[column], "long" if column.endswith("caption") else "number")
-            for column in scores.caption_columns
-        ]
-    return table(texts["pair table"], how, columns, rows, order=(1, 1))
+    chosen = [c for c in rows[0] if c != "thumbnails" or budget.used]
+    return table(
+        texts["pair table"],
+        how,
+        [(labels.get(column, column), kinds.get(column, "number")) for column in chosen],
+        ([row[column] for column in chosen] for row in rows),
+        details=details,
+        suspect=chosen.index("suspect") if "suspect" in chosen else None,
+    )
 
 
-def draw_windows(windows: Sequence[Window], video: str) -> list[Any] | None:
-    """Prepare the cell of a time line: score of the weakest window, windows, and the address of the video."""
+def match_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia) -> Part:
+    """Show each sound with its most similar video, where no pairs are known."""
+    rows, details, budget = [], [], ThumbnailBudget(media)
+    for i, j, similarity in best_matches(results):
+        files = results["audio_paths"][i], results["video_paths"][j]
+        names = results["audio_names"][i], results["video_names"][j]
+        rows.append((names[0], budget.thumbnails(*files), names[1], similarity))
+        details.append(describe_players(files, media) | {"others": []})
+    labels = (texts["audio"], texts["thumbnails"], texts["best match"], texts["cosine"])
+    columns = zip(labels, ("text", "thumbnails", "text", "number"), strict=True)
+    return table(texts["match table"], texts["match table how"], list(columns), rows, details=details)
+
+
+class ThumbnailBudget:
+    """Hands out thumbnails while there is room for them on the page."""
+
+    def __init__(self, media: PageMedia):
+        self.media, self.used = media, 0
+
+    def thumbnails(self, audio: str, video: str) -> list[str | None] | None:
+        """Return pictures of the two files of a pair, as base64 text."""
+        if self.used >= MAX_THUMBNAIL_BYTES:
+            return None
+        found = [self.media.thumbnail("video", video), self.media.thumbnail("audio", audio)]
+        self.used += sum(len(picture) for picture in found if picture)
+        return found if any(found) else None
+
+
+def describe_players(files: tuple[str, str], media: PageMedia) -> dict[str, Any]:
+    """Describe what plays the two files of a pair; without "audio" where that is the video's own sound."""
+    audio, video = files
+    players = {"video": media.player("video", video)}
+    return players if audio == video else {"audio": media.player("audio", audio)} | players
+
+
+def other_matches(results: dict[str, Any], number: int, media: PageMedia) -> list[list[Any]]:
+    """List the best mismatches of the two files of a pair: modality, name, similarity, and what plays it."""
+    found = []
+    for modality, (indices, similarities) in (results["best_others"] or {}).items():
+        if (row := int(indices[number])) >= 0:
+            name, path = (results[f"{modality}_{of}"][row] for of in ("names", "paths"))
+            similarity = round(float(similarities[number]), 4)
+            found.append([modality, one_line(name), similarity, media.player(modality, path)])
+    return found
+
+
+def draw_windows(windows: Sequence[Window]) -> list[Any] | None:
+    """Prepare the cell of a time line: score of the weakest window, and the windows."""
     if not windows:
         return None
     drawn = [(round(w.start, 3), round(w.end, 3), round(w.score, 4), w.is_silent) for w in windows]
-    return [min(score for _, _, score, _ in drawn), drawn, video]
+    return [min(score for _, _, score, _ in drawn), drawn]
 
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
-    return os.path.basename(file_of(path)) + fragment_of(path), address(path, folder)
+    fragment = fragment_of(path)
+    return os.path.basename(file_of(path)) + fragment, address(file_of(path), folder) + fragment
 
 
 def write_comparison_page(

@@ -179,9 +179,10 @@ class PairScores(Sequence):
                 found[column] = values.astype(np.float32) if column in self.similarity_columns else values
         return found
 
-    def lowest(self, n: int) -> list[int]:
-        """Return the numbers of the n least similar pairs, the lowest first."""
-        return np.argsort(self.columns["similarity"], kind="stable")[:n].tolist()
+    def suspects_first(self, n: int) -> list[int]:
+        """Return the numbers of n pairs: the suspects, then the others, each the lowest first."""
+        is_suspect = np.asarray(self.columns.get("suspect", np.zeros(len(self), bool)), bool)
+        return np.lexsort((self.columns["similarity"], ~is_suspect))[:n].tolist()
 
     def lowest_suspects(self) -> list[dict[str, Any]]:
         """Return names, similarities and best other matches of the suspects, the lowest first."""

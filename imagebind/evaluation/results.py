@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagebind.evaluation.comparison import Compared, Comparison, Lines, find_best_others
+from imagebind.evaluation.comparison import (
+    Compared,
+    Comparison,
+    Lines,
+    describe_best_others,
+    find_best_others,
+)
 from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.groups import number_groups
@@ -79,13 +85,17 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     else:
         matrix = new_matrix(arrays, (len(names[0]), len(names[1])), options.max_matrix_gb)
         compared = comparison.compare_modalities("audio", "video", pair_cells, groups, matrix)
-        best_others = find_best_others(compared, pair_cells, names)
+        best_others = find_best_others(compared, pair_cells)
     metrics, leading = compared.metrics, None
     if pairs:
         interval = metrics["paired_similarity_interval"]
         leading = compared.scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
     protocol_scores = score_protocols(plan, embedded, numbers, leading, options.seed, compared.groups)
-    columns = compared.scores | best_others | protocol_scores.columns
+    columns = compared.scores | protocol_scores.columns
+    if best_others:
+        is_suspect = compared.scores.get("suspect", np.zeros(len(pairs), bool))
+        of_modalities = dict(zip(MEDIA_MODALITIES, names, strict=True))
+        columns |= describe_best_others(best_others, np.asarray(is_suspect, bool), of_modalities)
     columns |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
         columns["group"] = [plan.groups[i] for i in numbers]
@@ -124,9 +134,12 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "metrics": metrics,
         "audio_names": names[0],
         "video_names": names[1],
+        "audio_paths": list(rows["audio"]),
+        "video_paths": list(rows["video"]),
         "pairs": pairs,
         "pair_rows": pair_cells,
         "top_matches": compared.top and dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
+        "best_others": best_others or None,
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,

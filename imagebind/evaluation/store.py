@@ -127,7 +127,7 @@ class SequenceStore:
             parts.clear()
         try:
             if self.file is None:
-                self.file, self.width = self._open(), rows.shape[1]
+                self.file, self.width = open_unnamed(self, self.directory), rows.shape[1]
             with open(self.file, "r+b", closefd=False) as file:
                 file.seek(4 * self.n_rows * self.width)
                 file.write(np.ascontiguousarray(rows, np.float32).data)
@@ -178,15 +178,52 @@ class SequenceStore:
         content = os.pread(self.file, 4 * n * self.width, 4 * first * self.width)
         return np.frombuffer(content, np.float32).reshape(n, self.width)
 
-    def _open(self) -> int:
-        if self.directory is None:
-            descriptor = os.memfd_create("embeddings")
-        else:
-            ensure_directory(self.directory)
-            with tempfile.TemporaryFile(dir=self.directory) as file:
-                descriptor = os.dup(file.fileno())
-        weakref.finalize(self, close_in, os.getpid(), descriptor)
-        return descriptor
+
+class BlobStore:
+    """Bytes by key, in a file that has no name; in memory where there is no directory for it.
+
+    Args:
+        directory: for the file.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None):
+        self.directory, self.places = directory, {}  # key -> where it begins, and its length
+        self.file: int | None = None  # its descriptor
+        self.size = 0
+
+    def add(self, key: str, blob: bytes) -> None:
+        """Keep bytes, the first of a key; where there is no room for them nothing is kept."""
+        if key in self.places:
+            return
+        try:
+            if self.file is None:
+                self.file = open_unnamed(self, self.directory)
+            written = os.pwrite(self.file, blob, self.size)
+        except OSError as e:
+            log.debug("%s: cannot hold a thumbnail (%s)", self.directory, e.strerror)
+            return
+        if written == len(blob):
+            self.places[key] = self.size, written
+            self.size += written
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes of a key, or None."""
+        if key not in self.places:
+            return None
+        start, length = self.places[key]
+        return os.pread(self.file, length, start)
+
+
+def open_unnamed(owner: object, directory: str | os.PathLike | None) -> int:
+    """Open a file without a name, or memory, that is closed with its owner; return its descriptor."""
+    if directory is None:
+        descriptor = os.memfd_create("embeddings")
+    else:
+        ensure_directory(directory)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            descriptor = os.dup(file.fileno())
+    weakref.finalize(owner, close_in, os.getpid(), descriptor)
+    return descriptor
 
 
 def close_in(process: int, descriptor: int) -> None:

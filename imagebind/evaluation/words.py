@@ -140,8 +140,39 @@ PAGE_WORDS = {
         "report": "Audio-video consistency report",
         "comparison": "Comparison of systems",
         "noscript": "This page is drawn by a script, which this browser does not run.",
-        "back": "back",
-        "next": "next",
+        "table": "table",
+        "rows": "{n} of {all}",
+        "suspects only": "suspects only",
+        "thumbnails": "seen and heard",
+        "frames": "three frames of the video",
+        "spectrogram": "spectrogram of the sound",
+        "play": "play",
+        "plays with": "plays with",
+        "judged sound": "the judged sound",
+        "own sound": "the video's own sound",
+        "unplayable": (
+            "{file} cannot be played here: it has moved, or this browser does not play {format} files of its "
+            "kind; --copy_media writes copies that play"
+        ),
+        "weakest": "weakest:",
+        "jump to weakest": "play from the weakest window on",
+        "link to pair": "link to this pair",
+        "other matches": "Best other matches",
+        "better video": "This audio fits the video {name} better: {similarity}",
+        "next video": "Of the other videos, {name} fits this audio best: {similarity}",
+        "better audio": "This video fits the audio {name} better: {similarity}",
+        "next audio": "Of the other sounds, {name} fits this video best: {similarity}",
+        "best match": "most similar video",
+        "match table": "Best matches",
+        "match table how": (
+            "No pairs are known: each sound with the video that is the most similar to it, the most similar "
+            "first. A click on a name plays the two."
+        ),
+        "heat map without pairs how": (
+            "A row for each sound, a column for each video; which belong together is not known. A bright row "
+            "or column is a file that resembles everything. The pointer, or the arrow keys, name the two "
+            "files; a click, or Enter, plays them."
+        ),
         "filter": "search",
         "nothing": "nothing found",
         "share": "share",
@@ -193,7 +224,7 @@ PAGE_WORDS = {
             "A row for each sound, a column for each video, pairs first: the diagonal are the pairs. A "
             "bright diagonal on a dark ground is what a consistent set looks like; a bright row or "
             "column is a file that resembles everything. The pointer, or the arrow keys, name the two "
-            "files."
+            "files; a click, or Enter, plays them."
         ),
         "sample": "Shown is a sample: {} of {} audio files, {} of {} video files.",
         "recall": "Recall@K",
@@ -203,7 +234,8 @@ PAGE_WORDS = {
         ),
         "pair table": "Pair by pair",
         "pair table how": (
-            "The least similar first; a click on a heading sorts. "
+            "Suspects first, then the least similar; a click on a heading sorts, and one on a name opens the "
+            "pair. "
             "Percentile: the share of the mismatches in the pair's own row and column that are less similar. "
             "Clips alike: 1 where all clips of a file are equal. A suspect cannot be told from a mismatch: "
             "a pair to look at, not a fault found. Among the pairs that are not suspects, at most 5 % are "
@@ -228,7 +260,7 @@ PAGE_WORDS = {
         "over time": "over time",
         "over time how": (
             "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
-            "click opens the video there; one whose sound is digital silence is hollow."
+            "click plays the pair from there; one whose sound is digital silence is hollow."
         ),
         "window": "{start}–{end} s: {score}",
         "silent": "silent",
@@ -271,8 +303,35 @@ PAGE_WORDS = {
         "report": "音频-视频一致性评估报告",
         "comparison": "系统比较",
         "noscript": "本页由脚本绘制，而此浏览器不运行脚本。",
-        "back": "上一页",
-        "next": "下一页",
+        "table": "表格",
+        "rows": "{n} / {all}",
+        "suspects only": "只看可疑配对",
+        "thumbnails": "画面与声音",
+        "frames": "视频的三帧",
+        "spectrogram": "声音的频谱图",
+        "play": "播放",
+        "plays with": "播放时使用",
+        "judged sound": "被评估的声音",
+        "own sound": "视频自带的声音",
+        "unplayable": (
+            "{file} 无法在此播放：文件已移动，或此浏览器不能播放这种 {format} 文件；--copy_media 会写出可播放"
+            "的副本"
+        ),
+        "weakest": "最弱：",
+        "jump to weakest": "从最弱的窗口开始播放",
+        "link to pair": "此配对的链接",
+        "other matches": "最佳的其他匹配",
+        "better video": "此音频与视频 {name} 更相似：{similarity}",
+        "next video": "其他视频中与此音频最相似的是 {name}：{similarity}",
+        "better audio": "此视频与音频 {name} 更相似：{similarity}",
+        "next audio": "其他音频中与此视频最相似的是 {name}：{similarity}",
+        "best match": "最相似的视频",
+        "match table": "最佳匹配",
+        "match table how": "配对未知：每个音频及与其最相似的视频，最相似的在前。点击名称即可播放两者。",
+        "heat map without pairs how": (
+            "每行一个音频，每列一个视频；哪些成对未知。整行或整列偏亮，说明该文件与什么都相似。鼠标或方向键会显示"
+            "两个文件的名称；点击或按回车键即可播放。"
+        ),
         "filter": "搜索",
         "nothing": "没有找到",
         "share": "占比",
@@ -316,7 +375,7 @@ PAGE_WORDS = {
         "heat map": "相似度矩阵",
         "heat map how": (
             "每行一个音频，每列一个视频，配对在前：对角线即各配对。一致性好的数据集是暗底上的亮对角线；整"
-            "行或整列偏亮，说明该文件与什么都相似。鼠标或方向键会显示两个文件的名称。"
+            "行或整列偏亮，说明该文件与什么都相似。鼠标或方向键会显示两个文件的名称；点击或按回车键即可播放。"
         ),
         "sample": "此处为抽样：{}/{} 个音频文件，{}/{} 个视频文件。",
         "recall": "Recall@K",
@@ -326,7 +385,7 @@ PAGE_WORDS = {
         ),
         "pair table": "逐对查看",
         "pair table how": (
-            "相似度最低的在前，点击表头可排序。"
+            "可疑配对在前，其后相似度最低的在前；点击表头可排序，点击名称可打开该配对。"
             "百分位：同一行和同一列中相似度低于该配对的不成对组合所占比例。"
             "片段相似：文件的各片段完全相同时为 1。"
             "可疑配对与不成对的组合无法区分：需要人工查看，并不等于有错。"
@@ -347,7 +406,7 @@ PAGE_WORDS = {
         "dropped columns": ("评分", "配对", "原因"),
         "over time": "随时间",
         "over time how": (
-            "随时间：JavisScore 的 2 秒窗口，越高越相似；最弱的为红色，点击即从该处打开视频；"
+            "随时间：JavisScore 的 2 秒窗口，越高越相似；最弱的为红色，点击即从该处播放；"
             "声音为数字静音的窗口为空心。该列按最弱的窗口排序。"
         ),
         "window": "{start}–{end} 秒：{score}",

@@ -98,6 +98,10 @@ class EmbeddingCache:
         part = self.get(content_hash, f"{name}/{number}")
         return None if part is None or not part.size or part.size % n_rows else part.reshape(n_rows, -1)
 
+    def get_thumbnail(self, content_hash: str, modality: str) -> bytes | None:
+        """Look up the picture of a file, JPEG."""
+        return self._get(content_hash, f"{modality}/thumbnail", bytes)
+
     def _get(self, content_hash: str, side: str, read: Callable[[bytes], T]) -> T | None:
         query = (
             "SELECT row, checksum FROM rows"
@@ -114,9 +118,19 @@ class EmbeddingCache:
                 continue
         return None
 
-    def put(self, modality: str, embeddings: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns."""
+    def put(
+        self,
+        modality: str,
+        embeddings: Iterable[tuple[str, np.ndarray]],
+        thumbnails: Iterable[tuple[str, str, bytes]] = (),
+    ) -> None:
+        """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns.
+
+        Args:
+            thumbnails: pictures beside them, (content hash, modality of the file, JPEG).
+        """
         records = [(key, modality, embedding.astype(np.float32).tobytes()) for key, embedding in embeddings]
+        records += [(key, f"{of}/thumbnail", picture) for key, of, picture in thumbnails]
         self._put(lambda: records)
 
     def put_facts(self, content_hash: str, name: str, facts: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from imagebind.data.sequences import (
     read_whole_sound,
     read_whole_video,
 )
+from imagebind.data.thumbnails import make_thumbnail
 from imagebind.data.video import DroppedError, read_clips
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
@@ -41,6 +42,21 @@ FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 data_log = logging.getLogger(data.__name__)
 
 File = tuple[str, str, tuple[Feature, ...]]  # modality, path, what is wanted of it; of a text the text itself
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Args:
+        cache: where to look for embeddings first.
+        half: whether inputs may be float16, for a model in that precision.
+        has_thumbnails: whether a picture of each file is made too.
+    """
+
+    cache: EmbeddingCache | None = None
+    half: bool = False
+    has_thumbnails: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class LoadedFile:
     features: dict[str, LoadedFeature] = field(default_factory=dict)  # by name
     reason: str | None = None
     lost_reason: str | None = None  # why what is missing in `features` cannot be had
+    thumbnail: bytes | None = None  # JPEG
     is_truncated: bool = False  # a text with more tokens than fit
     warnings: tuple[str, ...] = ()  # for the process that owns the terminal to log
     seconds: float = 0.0  # spent on it
@@ -125,29 +142,26 @@ Loaded = LoadedPart | LoadedFile
 def load_files(
     files: Sequence[File],
     workers: Workers | None,
-    cache: EmbeddingCache | None = None,
+    reading: Reading = Reading(),
     ahead: int = 0,
     pin_memory: bool = False,
-    half: bool = False,
 ) -> Iterator[Loaded]:
     """Begin to read files, each once, and yield them as they are ready: parts of sequences, then the file.
 
     Args:
         files: to be read.
         workers: the processes that read; None reads in this process, one file after the other, when asked.
-        cache: where to look for embeddings first.
         ahead: how many files may be ready and waiting, beside those that are being read.
         pin_memory: whether inputs go to a GPU.
-        half: whether inputs may be float16, for a model in that precision.
 
     Raises:
         WorkersError: no process can be started.
     """
     if workers is None:
-        return (loaded for file in files for loaded in read_file((cache, half), file))
+        return (loaded for file in files for loaded in read_file(reading, file))
     finish = (lambda loaded: loaded.pin_memory()) if pin_memory else None
     ahead += min(workers.n_workers, len(files))
-    return explain_lost(workers.map((cache, half), files, ahead, finish, without_sequences))
+    return explain_lost(workers.map(reading, files, ahead, finish, without_sequences))
 
 
 def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
@@ -172,32 +186,27 @@ def without_sequences(file: File) -> File | None:
     return (modality, path, others) if others and len(others) < len(features) else None
 
 
-def read_file(context: tuple[EmbeddingCache | None, bool], file: File) -> Iterator[Loaded]:
-    """Look up what is wanted of a file, or read the inputs that it is computed from.
-
-    Args:
-        context: cache and half, as in load_files.
-    """
-    cache, half = context
-    reading, warnings, seconds = _look_up_or_read(cache, *file), [], 0.0
+def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
+    """Look up what is wanted of a file, or read the inputs that it is computed from."""
+    results, warnings, seconds = _look_up_or_read(reading, *file), [], 0.0
     while True:
         start = time.perf_counter()
         with collected_warnings(warnings), single_thread():
-            loaded = next(reading, None)
+            loaded = next(results, None)
         seconds += time.perf_counter() - start
         if loaded is None:
             return
         if isinstance(loaded, LoadedFile):
             loaded = replace(loaded, warnings=tuple(warnings), seconds=seconds)
-            loaded = loaded.with_inputs(lambda input: input.half()) if half else loaded
+            loaded = loaded.with_inputs(lambda input: input.half()) if reading.half else loaded
         yield loaded
 
 
 def _look_up_or_read(
-    cache: EmbeddingCache | None, modality: str, path: str, features: tuple[Feature, ...]
+    reading: Reading, modality: str, path: str, features: tuple[Feature, ...]
 ) -> Iterator[Loaded]:
     if modality == "text":
-        yield _look_up_or_read_text(cache, path)
+        yield _look_up_or_read_text(reading.cache, path)
         return
     for _ in range(ATTEMPTS):
         try:
@@ -206,10 +215,11 @@ def _look_up_or_read(
                 with hold_open(path) as file:
                     before = fingerprint(file)
                     content_hash = hash_content(path, file, before)
-                    reader = FileReader(cache, modality, path, content_hash)
+                    reader = FileReader(reading.cache, modality, path, content_hash)
                     yield from reader.read(features)
                     if fingerprint(file) == before:
-                        yield LoadedFile(modality, path, content_hash, reader.found)
+                        thumbnail = reader.thumbnail() if reading.has_thumbnails else None
+                        yield LoadedFile(modality, path, content_hash, reader.found, thumbnail=thumbnail)
                         return
         except data.MediaError as e:
             yield LoadedFile(modality, path, reason=e.reason)
@@ -237,6 +247,13 @@ class FileReader:
         if missing:
             yield from (self._read_video if self.modality == "video" else self._read_audio)(missing)
         self.found = {feature.name: self.found[feature.name] for feature in features}
+
+    def thumbnail(self) -> bytes | None:
+        """Make a picture of what was read, or look up the one that an earlier run made of it."""
+        for found in self.found.values():
+            if found.input is not None:
+                return make_thumbnail(found.input)
+        return None if self.cache is None else self.cache.get_thumbnail(self.content_hash, self.modality)
 
     def _look_up(self, feature: Feature) -> Iterator[LoadedPart]:
         if not feature.is_sequence:

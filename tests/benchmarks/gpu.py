@@ -40,7 +40,7 @@ from imagebind.evaluation.embedding import start_workers  # noqa: E402
 from imagebind.evaluation.model import choose_precision  # noqa: E402
 from imagebind.models.embedder import DTYPES, Embedder  # noqa: E402
 from imagebind.models.imagebind_model import MLP_RATIO, load_model  # noqa: E402
-from imagebind.reading.loader import load_files  # noqa: E402
+from imagebind.reading.loader import Reading, load_files  # noqa: E402
 
 REPEATS = 5
 
@@ -99,7 +99,7 @@ def reading(setup: Setup, device: torch.device) -> Iterator[str]:
     for n_workers in sorted({1, max(n_cores // 2, 1), n_cores}):
         files = [("video", path, (VIDEO,)) for path in paths * setup.n(max(n_workers, 2), 1)]
         with start_workers(Options(None, "", num_workers=n_workers)) as workers:
-            loaded = load_files([files[0]] * n_workers + files, workers, half=device.type == "cuda")
+            loaded = load_files([files[0]] * n_workers + files, workers, Reading(half=device.type == "cuda"))
             for _ in range(n_workers):
                 next(loaded)
             seconds = timed(lambda loaded=loaded: list(loaded))
