@@ -208,30 +208,32 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
         xaxis={"title": title},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": ["<br>− ".join(map(short, name)) for name in names],
+            "ticktext": ["<br>− ".join(map(chart_text, name)) for name in names],
             "range": [len(rows) - 0.5, -0.5],
         },
     )
     return figure
 
 
-def outline_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> go.Figure:
-    """Draw the distribution of each system's similarities (P,), one line each."""
-    texts = PAGE_WORDS[lang]
-    edges = np.histogram_bin_edges(np.concatenate(similarities), MAX_BARS // 2)
-    figure = go.Figure()
-    for i, (name, values) in enumerate(zip(names, similarities, strict=True)):
-        figure.add_scatter(
-            x=(edges[:-1] + edges[1:]) / 2,
-            y=np.histogram(values, edges)[0] / len(values),
-            mode="lines",
-            line={"shape": "hvh", "width": 2.5, "color": COLORS[i % len(COLORS)]},
-            name=short(name),
-            hovertemplate="%{x:.3f}<br>%{y:.1%}",
+def box_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> go.Figure:
+    """Draw the distribution of each system's similarities (P,): quartiles, and whiskers to 5 and 95 %."""
+    low, q1, median, q3, high = np.transpose(
+        [np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95)) for x in similarities]
+    )
+    places = list(range(len(names)))
+    figure = go.Figure(
+        go.Box(
+            y=places, lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high, orientation="h",
+            mean=[x.mean() for x in similarities], boxmean=True, line={"color": COLORS[0]}, showlegend=False,
         )
+    )  # fmt: skip
     figure.update_layout(
-        height=420,
-        xaxis={"title": texts["cosine"]},
-        yaxis={"title": texts["share"], "tickformat": ".0%", "rangemode": "tozero"},
+        height=140 + 44 * len(names),
+        xaxis={"title": PAGE_WORDS[lang]["cosine"]},
+        yaxis={
+            "tickvals": places,
+            "ticktext": list(map(chart_text, names)),
+            "range": [len(names) - 0.5, -0.5],
+        },
     )
     return figure

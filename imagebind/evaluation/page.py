@@ -22,10 +22,10 @@ from plotly.offline import get_plotlyjs
 from imagebind.evaluation.captions import CAPTION_COLUMNS
 from imagebind.evaluation.charts import (
     MAX_FILES,
+    box_chart,
     heat_map,
     histogram_chart,
     interval_chart,
-    outline_chart,
     recall_chart,
     sample_cells,
 )
@@ -38,6 +38,7 @@ from imagebind.segments import file_of, fragment_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.protocols import Window
+    from imagebind.evaluation.systems import CommonPairs
 
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind
@@ -379,6 +380,7 @@ def write_comparison_page(
     file: BinaryIO,
     rows: Sequence[dict[str, Any]],
     similarities: Sequence[np.ndarray],
+    common: Sequence[CommonPairs],
     difference: str | None,
     lang: str,
     folder: str | os.PathLike,
@@ -388,22 +390,43 @@ def write_comparison_page(
     Args:
         rows: of comparison.csv.
         similarities: (P,) of each system's pairs.
+        common: of every two systems.
         difference: in how the systems were computed, or None.
         lang, folder: as in write_report_page.
     """
     texts = PAGE_WORDS[lang]
+    kinds = list(dict.fromkeys((row["agreement"], row["protocol"]) for row in rows))
+    of_kinds = [[r for r in rows if (r["agreement"], r["protocol"]) == kind] for kind in kinds]
     names = list(dict.fromkeys(row["system"] for row in rows))
-    outlines = outline_chart(names, similarities, lang)
-    parts = []
-    for agreement, protocol in dict.fromkeys((row["agreement"], row["protocol"]) for row in rows):
-        chosen = [row for row in rows if (row["agreement"], row["protocol"]) == (agreement, protocol)]
-        title = "" if not parts else f"{texts.get(agreement, protocol)}: "
+    parts = [leaderboard(of_kinds, texts, folder)]
+    parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(names, similarities, lang)))
+    for (agreement, protocol), chosen in zip(kinds, of_kinds, strict=True):
+        title = "" if chosen is of_kinds[0] else f"{texts.get(agreement, protocol)}: "
         parts += compared_parts(chosen, title, texts, folder)
-        if not title:
-            parts.insert(2, chart(texts["outlines"], texts["outlines how"], outlines))
-    write_page(
-        file, lang, texts["comparison"], texts["different"].format(difference) if difference else "", parts
-    )
+        of_kind = [c for c in common if (c.kind.agreement, c.kind.protocol) == (agreement, protocol)]
+        if of_kind := [c for c in of_kind if c.ours]:
+            parts.append(duel_part(of_kind, title, texts, folder))
+    note = texts["different"].format(difference) if difference else ""
+    write_page(file, lang, texts["comparison"], note, parts)
+
+
+def leaderboard(
+    of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], folder: str | os.PathLike
+) -> Part:
+    """Show all systems, the best first, with a column for each agreement and protocol."""
+    means = [{r["system"]: r for r in rows if "minus" not in r} for rows in of_kinds]
+    others = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
+    columns = [(texts["system"], "file"), (texts["pairs"], "number"), (texts["mean"], "number")]
+    columns += [(texts["95 %"], "interval"), *((label, "number") for label in others)]
+    systems = list(dict.fromkeys(name for of in means for name in of))
+    rows = []
+    for system in sorted(systems, key=lambda name: -means[0].get(name, {"mean": -2})["mean"]):
+        row = means[0].get(system)
+        low, high = (row["low"], row["high"]) if row and row["low"] is not None else (None, None)
+        bar = None if low is None else [round(x, 6) for x in (row["mean"], low, high)]
+        known = (row["pairs"], row["mean"], bar) if row else (None, None, None)
+        rows.append((report_of(system, folder), *known, *(m.get(system, {}).get("mean") for m in means[1:])))
+    return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
 
 
 def compared_parts(
@@ -414,7 +437,7 @@ def compared_parts(
     differences = [row for row in rows if "minus" in row]
     interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
     figures = {
-        key: figure_label(key, texts)
+        key: figure_label(key, texts, rows[0]["agreement"])
         for key in systems[0]
         if key not in ("agreement", "protocol", "system", *interval)
         and any(row[key] is not None for row in systems)
@@ -429,6 +452,8 @@ def compared_parts(
         ),
         chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
     ]
+    if not differences:  # one system alone has it, as where another has no captions
+        return parts
     if told := [row for row in differences if row["pairs"]]:
         drawn = interval_chart(told, texts["difference"])
         parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
@@ -437,7 +462,7 @@ def compared_parts(
     kinds = {"system": "text", "minus": "text"}
     parts.append(
         table(
-            "",
+            "" if told else title + texts["differences"],
             "" if told else texts["no pairs"],
             [(label, kinds.get(key, "number")) for key, label in columns.items()],
             ([row.get(key) for key in columns] for row in differences),
@@ -446,15 +471,44 @@ def compared_parts(
     return parts
 
 
-def figure_label(key: str, texts: dict[str, str]) -> str:
+def duel_part(
+    common: Sequence[CommonPairs], title: str, texts: dict[str, Any], folder: str | os.PathLike
+) -> Part:
+    """Show the pairs of every two systems, the largest difference first; the page lets choose which two."""
+    most, media, duels, is_cut = max(MAX_PAIRS // len(common), 100), PageMedia(folder), [], False
+    for pairs in common:
+        names = [one_line(pairs.run.name), one_line(pairs.other.name)]
+        columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
+        columns.append((texts["difference"], "number"))
+        rows, details = [], []
+        for ours, theirs, scores in zip(pairs.ours[:most], pairs.theirs, pairs.scores.tolist(), strict=False):
+            rows.append((ours.name, *scores, scores[0] - scores[1]))
+            players = [
+                describe_players((run.find(pair.audio), run.find(pair.video)), media) | {"title": name}
+                for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
+                if pair.audio and pair.video
+            ]
+            details.append(dict(zip(("ours", "other"), players, strict=False)))
+        is_cut |= len(pairs.ours) > most
+        details = [detail.get("ours", {}) | {"other": detail.get("other")} for detail in details]
+        part = table("", "", columns, rows, details=details if all(d.get("video") for d in details) else None)
+        duels.append(part | {"systems": names})
+    how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
+    return {"title": title + texts["duels"], "how": how, "duels": duels}
+
+
+def figure_label(key: str, texts: dict[str, str], agreement: str = "audio_video") -> str:
     """Name a column of comparison.csv.
 
     >>> figure_label("video_to_audio_recall_at_5", PAGE_WORDS["en"])
     'Recall@5, video to audio'
+    >>> figure_label("recall_at_1", PAGE_WORDS["en"], "text_audio")
+    'Recall@1, caption to audio'
     """
     if "recall_at_" in key:
-        k, back = key.rpartition("_")[2], key.startswith("video_to_audio")
-        return f"Recall@{k}, {texts['video_to_audio' if back else 'audio_to_video']}"
+        k, (modality, other) = key.rpartition("_")[2], agreement.split("_")
+        back = key.startswith("video_to_audio")
+        return f"Recall@{k}, {texts[f'{other}_to_{modality}' if back else f'{modality}_to_{other}']}"
     return {"auc": "AUC", "suspects": texts["suspects"], "skipped": texts["skipped files"]}[key]
 
 

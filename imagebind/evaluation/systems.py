@@ -6,9 +6,10 @@ import csv
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,9 +23,11 @@ from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import METRICS_NAME, exclusive_use, write_csv, write_files
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.names import one_line
+from imagebind.segments import Segment, file_of
 
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
+PAIRS_NAME = "comparison_pairs.csv"
 # Parts of the protocol that have to be equal for scores to be comparable; device and versions may differ.
 COMPARABLE = ("checkpoint", "precision", "audio", "file_embedding", "similarity", "rank")
 COMPARED = {  # column of comparison.csv -> where it is in metrics.json
@@ -38,6 +41,10 @@ DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "wi
 COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high"),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
+)
+PAIR_TABLE_COLUMNS = (
+    *("system", "minus", "protocol", "name", "score", "other_score", "difference"),
+    *("audio", "video", "other_audio", "other_video"),
 )
 # Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair, by the first
 # protocol. The figures of captions are in metrics.json under the same keys.
@@ -65,6 +72,9 @@ class Pair:
     audio_key: str  # what stays the same from system to system: the path below the searched directory
     video_key: str
     caption: str
+    name: str
+    audio: str  # path, as the run was given it; of a part of a file a Segment
+    video: str
     group: str | None
     similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
 
@@ -88,6 +98,13 @@ class Run:
         is_first = kind.protocol == self.first_protocol
         return kind.agreement if is_first else kind.protocol
 
+    def find(self, path: str) -> str:
+        """Return where a file of the run is, seen from here."""
+        folder = str(self.metrics.get("working_directory", ""))
+        if isinstance(path, Segment):
+            return Segment(os.path.join(folder, path.file), path.start, path.end)
+        return os.path.join(folder, path)
+
     @property
     def protocols(self) -> dict[str, Any]:
         """The protocols of its scores, and how each looks at a video; the first gave all figures."""
@@ -98,6 +115,35 @@ class Run:
     @property
     def first_protocol(self) -> str:
         return next(iter(self.protocols))
+
+
+@dataclass(frozen=True)
+class CommonPairs:
+    """The pairs that two systems have in common, P of them, the largest difference first."""
+
+    run: Run
+    other: Run
+    kind: Kind
+    ours: list[Pair]
+    theirs: list[Pair]
+    scores: np.ndarray  # (P, 2)
+
+    @classmethod
+    def of(cls, run: Run, other: Run, kind: Kind, ours: list[Pair], theirs: list[Pair]) -> CommonPairs:
+        """Sort pairs that match."""
+        keys = run.key(kind), other.key(kind)
+        scores = np.stack([values_of(p, key) for p, key in zip((ours, theirs), keys, strict=True)], axis=1)
+        order = np.argsort(-abs(scores[:, 0] - scores[:, 1]), kind="stable").tolist()
+        ours, theirs = ([pairs[i] for i in order] for pairs in (ours, theirs))
+        return cls(run, other, kind, ours, theirs, scores[order])
+
+    def lines(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the lines of comparison_pairs.csv."""
+        names = self.run.name, self.other.name, self.kind.protocol
+        for pair, other, scores in zip(self.ours, self.theirs, self.scores.astype(np.float32), strict=True):
+            figures = (*scores, float(scores[0]) - float(scores[1]))
+            files = (file_of(path) for path in (pair.audio, pair.video, other.audio, other.video))
+            yield *names, pair.name, *figures, *files
 
 
 def compare_systems(
@@ -113,7 +159,7 @@ def compare_systems(
 
     Args:
         runs: two or more output directories.
-        output_dir: where to write comparison.csv and comparison.html; None writes none.
+        output_dir: where to write comparison.csv, comparison_pairs.csv and comparison.html; None writes none.
         force: compare runs with different protocols.
         seed: of the bootstrap.
         report_lang: of comparison.html, "zh" or "en".
@@ -142,30 +188,40 @@ def compare_systems(
     leading = list(dict.fromkeys(run.first_protocol for run in found))
     kinds = [Kind(agreement, protocol) for protocol in leading for agreement in AGREEMENTS]
     kinds += [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
-    rows = [row for kind in kinds for row in compare_kind(found, kind, seed)]
+    rows, common = [], []
+    for kind in kinds:
+        of_kind, pairs = compare_kind(found, kind, seed)
+        rows += of_kind
+        common += pairs if kind.agreement == "audio_video" else []
     if output_dir is not None:
         similarities = [np.array([p.similarities["audio_video"] for p in run.pairs]) for run in found]
 
         def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
             from imagebind.evaluation import page  # plotly is slow to import
 
-            page.write_comparison_page(file, rows, similarities, difference, report_lang, output_dir)
+            page.write_comparison_page(file, rows, similarities, common, difference, report_lang, output_dir)
 
-        outputs = {COMPARISON_NAME: write_comparison, COMPARISON_PAGE: None if no_html else write_page}
+        def write_pairs(_: Any, file: BinaryIO) -> None:
+            write_csv(PAIR_TABLE_COLUMNS, (line for pairs in common for line in pairs.lines()), file)
+
+        outputs = {COMPARISON_NAME: write_comparison, PAIRS_NAME: write_pairs}
+        outputs[COMPARISON_PAGE] = None if no_html else write_page
         with exclusive_use(output_dir, outputs):
             write_files(outputs, rows, output_dir)
     return rows
 
 
-def compare_kind(runs: Sequence[Run], kind: Kind, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of comparison.csv for what can be compared."""
+def compare_kind(
+    runs: Sequence[Run], kind: Kind, seed: int
+) -> tuple[list[dict[str, Any]], list[CommonPairs]]:
+    """Return the rows of comparison.csv for what can be compared, and the pairs of every two systems."""
     having = [(run, pairs) for run in runs if (pairs := run.having(kind))]
     names, rows = {"agreement": kind.agreement, "protocol": kind.protocol}, []
     for run, pairs in having:
         mean = describe_mean(values_of(pairs, run.key(kind)), groups_of(pairs), seed)
         del mean["p_value"]
         rows.append(names | {"system": run.name} | mean | figures_of(run, kind))
-    differences = []
+    differences, common = [], []
     for (run, pairs), (other, other_pairs) in itertools.combinations(having, 2):
         matched = match_pairs(pairs, other_pairs)
         if len(matched) < max(len(pairs), len(other_pairs)) and kind.agreement == "audio_video":
@@ -176,6 +232,7 @@ def compare_kind(runs: Sequence[Run], kind: Kind, seed: int) -> list[dict[str, A
                 *(len(pairs) - len(matched), len(other_pairs) - len(matched)),
             )
         ours, theirs = [pairs[i] for i, _ in matched], [other_pairs[j] for _, j in matched]
+        common.append(CommonPairs.of(run, other, kind, ours, theirs))
         if kind.agreement == "audio_video" and group_differently(ours, theirs):
             log.warning(
                 "%s and %s have other groups of pairs; those of the first count; or give --group_by",
@@ -187,7 +244,7 @@ def compare_kind(runs: Sequence[Run], kind: Kind, seed: int) -> list[dict[str, A
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
         row["p_value_holm"] = p_value
-    return rows + differences
+    return rows + differences, common
 
 
 def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
@@ -369,9 +426,19 @@ def read_pair(row: dict[str, str]) -> Pair:
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
         row.get("caption") or "",
+        row["name"],
+        *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
         similarities,
     )
+
+
+def part_of_file(row: dict[str, str], modality: str) -> str:
+    """Return the path of a file of a pair, or the part of it that was judged."""
+    path, start, end = row.get(modality) or "", row.get("start"), row.get("end")
+    if not start and not end:
+        return path
+    return Segment(path, float(start or 0), float(end) if end else math.inf)
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:

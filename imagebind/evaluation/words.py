@@ -276,7 +276,26 @@ PAGE_WORDS = {
         "means": "Mean of pairs",
         "means how": "The mean similarity of each system's pairs with its 95% interval.",
         "outlines": "Similarities of pairs",
-        "outlines how": "How the similarities of each system's pairs are distributed.",
+        "outlines how": (
+            "How the similarities of each system's pairs are distributed: the box holds the middle half, its "
+            "line is the median, the whiskers reach from 5 to 95 %, and the dashed line is the mean."
+        ),
+        "leaderboard": "Leaderboard",
+        "leaderboard how": (
+            "The highest mean first, with its 95% interval as a bar; a column for each other score. A click "
+            "on a name opens the page of that run."
+        ),
+        "95 %": "95% interval",
+        "pair": "pair",
+        "duels": "Pair by pair",
+        "duels how": (
+            "The pairs that both systems have, the largest differences first. A point is a pair: above the "
+            "line the first system is better. A click on a point, or on a name, plays both."
+        ),
+        "duels cut": (
+            "Shown are the {} largest differences of every two systems; all are in comparison_pairs.csv."
+        ),
+        "which two": "which two systems",
         "differences": "Differences",
         "differences how": (
             "For every two systems the mean difference on the pairs that both have, with its 95% interval "
@@ -420,7 +439,22 @@ PAGE_WORDS = {
         "means": "平均配对相似度",
         "means how": "各系统配对的平均相似度，以及 95% 置信区间。",
         "outlines": "配对相似度的分布",
-        "outlines how": "各系统配对的相似度如何分布。",
+        "outlines how": (
+            "各系统配对相似度的分布：方框为中间一半，框内的线为中位数，须从 5 % 到 95 %，虚线为平均值。"
+        ),
+        "leaderboard": "排行榜",
+        "leaderboard how": (
+            "平均值最高的在前，横条为其 95% 置信区间；其他评分各占一列。点击名称可打开该次运行的报告页。"
+        ),
+        "95 %": "95% 置信区间",
+        "pair": "配对",
+        "duels": "逐对比较",
+        "duels how": (
+            "两个系统共有的配对，差异最大的在前。每个点是一个配对：位于线上方表示第一个系统更好。点击点或名称"
+            "可播放两者。"
+        ),
+        "duels cut": "此处为每两个系统差异最大的 {} 对；全部见 comparison_pairs.csv。",
+        "which two": "比较哪两个系统",
         "differences": "差异",
         "differences how": (
             "每两个系统在共有配对上的平均差，以及 95% 置信区间与 p 值。区间含 0 时，无法断定有差异。"
