@@ -699,6 +699,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
         *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores", "skipped_pairs"),
         *("top_matches", "histograms", "candidates", "windows", "failures"),
+        *("audio_paths", "video_paths", "best_others"),
     }
     for side in ("audio", "video"):
         embeddings = results[f"{side}_embeddings"]

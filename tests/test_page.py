@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlparse
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from imagebind.evaluation import charts, page
 from imagebind.evaluation.charts import histogram_chart, recall_chart
 from imagebind.evaluation.embedding import EmbeddedFiles
 from imagebind.evaluation.files import MediaFiles
+from imagebind.evaluation.media import PageMedia
 from imagebind.evaluation.metrics import Candidates
 from imagebind.evaluation.pairing import pair_files
 from imagebind.evaluation.plan import Plan
@@ -29,6 +32,11 @@ from imagebind.evaluation.results import build_results
 from imagebind.evaluation.store import EmbeddingStore, OutputArrays
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
+
+try:
+    import axe_core_python
+except ImportError:
+    axe_core_python = None
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -128,7 +136,7 @@ def test_a_page_of_pairs_alone_shows_what_it_has(browser, pairs, small_checkpoin
     assert "The mismatches are a sample of 12." in texts(browser, ".how")[0]
     assert not any("ank" in text for text in texts(browser, "th, .how, .tiles dt"))
     lowest = min(results["pair_scores"], key=lambda pair: pair["similarity"])
-    assert texts(browser, "tbody td:first-child")[0] == lowest["name"]
+    assert texts(browser, "tr.row td:first-child")[0] == lowest["name"]
 
 
 def test_the_pointer_names_both_files_of_a_cell(browser, report):
@@ -148,9 +156,14 @@ def test_names_are_text_and_links_lead_to_the_files(browser, report):
     folder, results = report
     browser.open(folder / "report.html")
     pairs = sorted(results["pair_scores"], key=lambda pair: pair["similarity"])
-    names = texts(browser, "tbody tr td:nth-child(1)")
+    names = texts(browser, "tr.row td:nth-child(1)")
     assert names[: len(pairs)] == [one_line(pair["name"]) for pair in pairs]
-    assert browser.run("document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    assert (
+        browser.run(
+            "document.querySelectorAll('main img:not(.thumbnails img), main script, main b, main i').length"
+        )
+        == 0
+    )
     links = browser.run("[...document.querySelectorAll('tbody a')].map(a => [a.textContent, a.href])")
     paths = [pair[side] for pair in pairs for side in ("audio", "video")]
     paths += [failure["path"] for failure in results["failures"]]
@@ -160,7 +173,7 @@ def test_names_are_text_and_links_lead_to_the_files(browser, report):
         address = urlparse(href)
         assert (address.scheme, address.query, address.fragment) == ("file", "", "")
         assert os.path.samefile(unquote_to_bytes(address.path), path)
-    assert texts(browser, "tbody tr td:nth-child(3)")[-2:] == [f["reason"] for f in results["failures"]]
+    assert texts(browser, "tr.row td:nth-child(3)")[-2:] == [f["reason"] for f in results["failures"]]
 
 
 def test_the_table_is_sorted_by_keyboard(browser, report):
@@ -168,7 +181,7 @@ def test_the_table_is_sorted_by_keyboard(browser, report):
     browser.open(folder / "report.html")
     names = sorted(one_line(pair["name"]) for pair in results["pair_scores"])
     browser.run("document.querySelector('th button').focus()")
-    shown = "tbody tr td:nth-child(1)"
+    shown = "tr.row td:nth-child(1)"
     browser.press("Enter")
     ascending = texts(browser, shown)[:4]
     assert sorted(ascending) == names
@@ -181,7 +194,7 @@ def test_the_table_is_sorted_by_keyboard(browser, report):
     assert browser.run("document.querySelector('th').ariaSort") == "descending"
     browser.press("Tab")  # to the next heading
     browser.press("Enter")
-    similarities = [float(text) for text in texts(browser, "tbody tr td:nth-child(2)")[:4]]
+    similarities = [float(text) for text in texts(browser, "tr.row td:nth-child(3)")[:4]]
     assert similarities == sorted(similarities)
 
 
@@ -224,9 +237,14 @@ def test_captions_have_charts_tiles_and_columns(browser, pairs, small_checkpoint
         assert tiles[f"caption and its {side}"] == f"{mean:.4f}"
     lowest = sorted(results["pair_scores"], key=lambda pair: pair["similarity"])
     column = texts(browser, "thead th").index("caption") + 1
-    shown = texts(browser, f"tbody tr td:nth-child({column})")
+    shown = texts(browser, f"tr.row td:nth-child({column})")
     assert shown == [one_line(pair["caption"] or "") for pair in lowest]
-    assert browser.run("document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    assert (
+        browser.run(
+            "document.querySelectorAll('main img:not(.thumbnails img), main script, main b, main i').length"
+        )
+        == 0
+    )
     compare_systems(["first", "two"], "compared", report_lang="en")
     browser.open(pairs / "compared" / "comparison.html")
     assert browser.complaints == []
@@ -297,7 +315,7 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     protocol = {"checkpoint": {"note": ""}}
     embedded = EmbeddedFiles(
         *(rows, rows, make_protocols(["imagebind"], 8), {}, [], set()),
-        *({"audio": 2, "video": 2}, torch.device("cpu"), protocol, ""),
+        *({"audio": 2, "video": 2}, torch.device("cpu"), protocol, {}, ""),
     )
     pairing = pair_files(*sides.values())
     plan = Plan(
@@ -310,7 +328,7 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:
     with open(path, "wb") as file:
-        page.write_report_page(file, results, {}, lang, path.parent)
+        page.write_report_page(file, results, {}, lang, PageMedia(path.parent))
     return path
 
 
@@ -321,7 +339,7 @@ def parts_of(path: Path) -> dict[str, dict]:
 
 
 def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
-    """Ranks are those of the whole matrix, the table has the least similar, and the heat map a sample."""
+    """Ranks are those of the whole matrix; table and heat map have a part of it, and the suspects first."""
     monkeypatch.setattr(page, "MAX_PAIRS", 1050)
     results = made_up(1100)
     audio, video = (results[f"{side}_embeddings"].double().numpy() for side in ("audio", "video"))
@@ -331,41 +349,58 @@ def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
     assert results["histograms"]["mismatched"].sum() == 1100 * 1099
     parts = parts_of(write(results, tmp_path / "report.html"))
     table, drawn = parts["Pair by pair"], parts["Similarity matrix"]
-    assert [row[0] for row in table["rows"]] == [f"clip_{i:06d}" for i in range(1099, 49, -1)]
-    assert "the 1050 least similar of 1100 pairs" in table["how"]
+    scores = sorted(results["pair_scores"], key=lambda pair: (not pair["suspect"], pair["similarity"]))
+    assert [row[0] for row in table["rows"]] == [pair["name"] for pair in scores[:1050]]
+    assert "the first 1050 of 1100 pairs" in table["how"]
     assert "a sample: 200 of 1100 audio files, 200 of 1100" in drawn["how"]
     names = drawn["chart"]["data"][0]["meta"]
-    assert names["rows"] == names["columns"] == [f"clip_{i:06d}" for i in charts.spread(1100, 200)]
+    assert names["rows"] == names["columns"] == sorted(names["rows"])
+    suspects = {pair["name"] for pair in scores if pair["suspect"]}
+    assert len(names["rows"]) == 200
+    assert set(names["rows"]) < suspects
+
+
+def test_suspects_are_in_the_sample_of_a_large_matrix():
+    pairs = [(i, 999 - i) for i in range(1000)]
+    rows, columns = charts.sample_cells((1000, 1200), pairs, suspects=[7, 501])
+    assert {7, 501} < set(rows)
+    assert {992, 498} < set(columns)
+    assert len(rows) == len(columns) == charts.MAX_FILES
+    assert [999 - row for row in rows] == columns
 
 
 def test_ten_thousand_pairs_open(browser, tmp_path):
-    path = write(made_up(10_000), tmp_path / "report.html")
+    results = made_up(10_000)
+    path = write(results, tmp_path / "report.html")
     assert path.stat().st_size < 20e6
     browser.open(path)
     assert browser.complaints == []
     assert browser.run("document.querySelectorAll('.chart .main-svg').length") >= 3
     assert any("a sample: 200 of 10000 audio files, 200 of 10000" in text for text in texts(browser, ".how"))
     assert "clip_009999" in point_at_cell(browser, 199, 199)
-    assert texts(browser, "tbody td:first-child")[:2] == ["clip_009999", "clip_009998"]
-    assert texts(browser, "[role=status]") == ["1–100 / 10000"]
-    browser.run("document.querySelectorAll('.controls button')[1].click()")
-    assert texts(browser, "tbody td:first-child")[0] == "clip_009899"
-    assert texts(browser, "[role=status]") == ["101–200 / 10000"]
+    assert texts(browser, "tr.row td:first-child")[:2] == ["clip_009999", "clip_009998"]
+    assert texts(browser, "[role=status]")[0] == "10000 of 10000"
+    shown = "[...document.querySelectorAll('tr.row td:first-child')].map(cell => cell.textContent)"
+    browser.run("document.querySelector('.scroll').scrollTop = 1e9")
+    lowest = sorted(results["pair_scores"], key=lambda pair: (not pair["suspect"], pair["similarity"]))
+    names = browser.wait_for(f"{shown}.at(-1) === {lowest[-1]['name']!r} && {shown}")
+    assert names == [pair["name"] for pair in lowest[-len(names) :]]
+    assert len(names) < 60  # of those in sight, and some around
     browser.run("document.querySelector('input').focus()")
     typed = ""
     for wanted, found in (("CLIP_00123", list(range(1239, 1229, -1))), ("4", [1234]), ("x", [])):
         browser.call("Input.insertText", text=wanted)
         typed += wanted.lower()  # also in the names of best other matches
-        names = [name for name in texts(browser, "tbody td:first-child") if typed in name]
+        names = [name for name in texts(browser, "tr.row td:first-child") if typed in name]
         assert names == [f"clip_{i:06d}" for i in found]
-    assert texts(browser, "[role=status]") == ["nothing found"]
+    assert texts(browser, "[role=status]")[0] == "nothing found"
 
 
 def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MAX_PAIRS", 150)
     browser.open(write(made_up(160), tmp_path / "report.html"))
-    assert any("the 150 least similar of 160 pairs" in text for text in texts(browser, ".how"))
-    assert texts(browser, "[role=status]") == ["1–100 / 150"]
+    assert any("the first 150 of 160 pairs" in text for text in texts(browser, ".how"))
+    assert texts(browser, "[role=status]")[0] == "150 of 150"
 
 
 def test_distractors_come_after_the_pairs(browser, tmp_path):
@@ -425,7 +460,10 @@ def test_without_pairs_the_matrix_is_shown_alone(browser, pairs, small_checkpoin
     assert main(["--audio_dir", "audio", "--video_dir", "video", "--retrieval_mode", *options]) == 0
     browser.open(Path("outputs/report.html"))
     assert browser.complaints == []
-    assert texts(browser, "h2")[0] == "Similarity matrix"
+    assert texts(browser, "h2")[:2] == ["Best matches", "Similarity matrix"]
+    assert texts(browser, "tr.row td:nth-child(3)") == ["x"] * 4
+    similarities = list(map(float, texts(browser, "tr.row td:nth-child(4)")))
+    assert similarities == sorted(similarities, reverse=True)
     browser.run("document.querySelector('.chart').focus()")
     browser.press("ArrowDown")
     assert hover_text(browser).startswith("audio: bvideo: x")
@@ -474,30 +512,72 @@ def test_systems_are_compared_on_a_page(browser, systems):
     browser.open(Path("compared/comparison.html"))
     assert browser.complaints == []
     assert texts(browser, "h1") == ["Comparison of systems"]
-    n_traces = "c => c.querySelectorAll('.scatterlayer .trace').length"
-    assert browser.run(f"[...document.querySelectorAll('.chart')].map({n_traces})") == [1, 3, 1]
+    assert texts(browser, "h2")[:2] == ["Leaderboard", "Similarities of pairs"]
+    drawn = "c => c.querySelectorAll('.scatterlayer .trace, .boxlayer .trace').length"
+    assert browser.run(f"[...document.querySelectorAll('.chart')].map({drawn})") == [1, 1, 1, 2]
     cells = "r => [...r.cells].map(c => c.textContent)"
-    shown = browser.run(f"[...document.querySelectorAll('tbody tr')].map({cells})")
-    assert [row[:3] for row in shown[:3]] == [[r["system"], "4", f"{r['mean']:.4f}"] for r in rows[:3]]
-    assert [row[:3] for row in shown[3:]] == [[r["system"], r["minus"], "4"] for r in rows[3:]]
+    shown = browser.run(f"[...document.querySelectorAll('tr.row')].map({cells})")
+    best = sorted(rows[:3], key=lambda row: -row["mean"])
+    assert [row[:3] for row in shown[:3]] == [[r["system"], "4", f"{r['mean']:.4f}"] for r in best]
+    assert [row[:3] for row in shown[3:6]] == [[r["system"], "4", f"{r['mean']:.4f}"] for r in rows[:3]]
+    assert [row[:3] for row in shown[6:9]] == [[r["system"], r["minus"], "4"] for r in rows[3:]]
     links = browser.run("[...document.querySelectorAll('tbody a')].map(a => decodeURIComponent(a.href))")
-    assert [Path(link).name for link in links] == ["report.html", "two", "report.html"]
+    assert [Path(link).name for link in links[3:6]] == ["report.html", "two", "report.html"]
     browser.run("document.querySelectorAll('.chart')[2].focus()")
     browser.press("ArrowRight")
     difference = rows[4]
     said = hover_text(browser).replace("−", "-")
     assert "<b>one- three" in said
     assert f"{difference['mean']:.4f} [{difference['low']:.4f}, {difference['high']:.4f}]" in said
+    assert axe(browser) == []
+
+
+def test_the_pairs_of_two_systems_are_listed_and_play(browser, systems):
+    """The largest difference first; another two can be chosen, and a click on a point opens its pair."""
+    compare_systems(systems, "compared", report_lang="en")
+    with open("compared/comparison_pairs.csv", encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * 4
+    for first in (0, 4, 8):
+        gaps = [abs(float(line["difference"])) for line in lines[first : first + 4]]
+        assert gaps == sorted(gaps, reverse=True)
+    browser.open(Path("compared/comparison.html"))
+    of_table = (
+        "[...document.querySelectorAll('tr.row')].slice(9).map(r => [...r.cells].map(c => c.textContent))"
+    )
+    for i in (0, 2):
+        browser.run(
+            f"(() => {{ const choice = document.querySelector('select'); choice.value = {i};"
+            " choice.dispatchEvent(new Event('change')); })()"
+        )
+        expected = [
+            [line["name"], *(f"{float(line[c]):.4f}" for c in ("score", "other_score", "difference"))]
+            for line in lines[4 * i : 4 * i + 4]
+        ]
+        assert browser.run(of_table) == expected
+    browser.run("document.querySelectorAll('.chart')[3].openPoint(1)")
+    videos = "[...document.querySelectorAll('video')]"
+    assert browser.wait_for(f"{videos}.length === 2 && {videos}.every(v => v.readyState > 0)")
+    sources = browser.run("[...document.querySelectorAll('audio')].map(a => decodeURIComponent(a.src))")
+    folders = [Path(urlparse(source).path).parent.name for source in sources]
+    assert folders == [lines[8]["system"], lines[8]["minus"]]
+    assert texts(browser, ".opened-pair a")[0] == f"{lines[9]['name']}.mp4"
+    assert browser.complaints == []
 
 
 def test_no_html_leaves_the_comparison_page_out(systems):
     compare_systems(systems, "compared")
     compare_systems(systems, "compared", no_html=True)
-    assert os.listdir("compared") == ["comparison.csv"]
+    assert sorted(os.listdir("compared")) == ["comparison.csv", "comparison_pairs.csv"]
 
 
-def test_each_pair_has_its_time_line(browser, tmp_path):
-    """The weakest window is marked and opens the video there; what is silent is hollow."""
+# Listen and look
+
+
+@pytest.fixture(scope="module")
+def with_windows(tmp_path_factory):
+    """A folder with report.html over two pairs that have windows; and the results."""
+    tmp_path = tmp_path_factory.mktemp("windows")
     folder = TESTS / "reference" / "protocols"
     video = write_video(tmp_path / "y.mp4", [picture(i % 100) for i in range(110)])
     sound = np.concatenate([tone(3), np.zeros(3 * RATE, np.float32), tone(2)])
@@ -509,20 +589,252 @@ def test_each_pair_has_its_time_line(browser, tmp_path):
         report_lang="en",
         protocols=["imagebind", "javisscore"],
     )
-    browser.open(tmp_path / "out" / "report.html")
+    return tmp_path / "out", results
+
+
+def axe(browser) -> list[str]:
+    """Name what axe-core finds wrong with the page."""
+    if axe_core_python is None:
+        skip("no axe-core-python")
+    script = Path(axe_core_python.__file__).with_name("axe.min.js").read_text()
+    browser.run(f"{script}; 0")
+    found = browser.run("axe.run(document).then(found => found.violations.map(v => [v.id, v.nodes[0].html]))")
+    return [f"{name}: {node}" for name, node in found]
+
+
+def open_pair(browser, name: str) -> None:
+    """Open the row of a pair, and wait for its players."""
+    browser.run(
+        "[...document.querySelectorAll('button.open')]"
+        f".find(button => button.textContent === {json.dumps(name)}).click()"
+    )
+    browser.wait_for("document.querySelector('video').readyState > 0")
+
+
+def test_each_pair_has_its_time_line(browser, with_windows):
+    """The weakest window is marked; what is silent is hollow."""
+    folder, results = with_windows
+    browser.open(folder / "report.html")
     lines = browser.run(
-        "[...document.querySelectorAll('svg.time')].map(line => [line.closest('a').getAttribute('href'),"
+        "[...document.querySelectorAll('tr.row svg.time')].map(line =>"
+        " [line.closest('tr').cells[0].textContent,"
         " ...['rect', '.weakest', '.silent'].map(kind => line.querySelectorAll(kind).length),"
         " line.querySelector('.weakest title').textContent])"
     )
     found = {scores["name"]: scores for scores in results["pair_scores"]}
-    for href, n_windows, n_weakest, n_silent, title in lines:
-        path, at = href.split("#t=")
-        scores = found[Path(path).stem]
-        windows = dict(zip(found, results["windows"], strict=True))[scores["name"]]
-        assert (tmp_path / "out" / path).resolve().exists()
+    for name, n_windows, n_weakest, n_silent, title in lines:
+        scores, windows = found[name], dict(zip(found, results["windows"], strict=True))[name]
         assert (n_windows, n_weakest, n_silent) == (len(windows), 1, sum(w.is_silent for w in windows))
-        assert float(at) == pytest.approx(scores["weakest_start"], abs=1e-3)
         assert title.endswith(f": {scores['weakest_score']:.4f}")
     assert sum(line[3] for line in lines) == 2
     assert len(lines) == 2
+
+
+def test_a_pair_plays_with_the_judged_sound_or_its_own(browser, with_windows):
+    folder, results = with_windows
+    browser.open(folder / "report.html")
+    open_pair(browser, "y")
+    browser.run("document.querySelector('video').play()")
+    both = "['video', 'audio'].map(tag => document.querySelector(tag))"
+    assert browser.wait_for(f"{both}.every(media => media.currentTime > 0.2)")
+    assert browser.run("document.querySelector('video').muted")
+    shown = dict(zip(texts(browser, ".values dt"), texts(browser, ".values dd"), strict=True))
+    (scores,) = (pair for pair in results["pair_scores"] if pair["name"] == "y")
+    assert shown["similarity"] == f"{scores['similarity']:.4f}"
+    assert shown["percentile"] == f"{100 * scores['percentile']:.1f} %"
+    browser.run("document.querySelectorAll('fieldset input')[1].click()")
+    assert browser.wait_for("document.querySelector('audio').paused")
+    assert not browser.run("document.querySelector('video').muted")
+    assert browser.complaints == []
+
+
+def test_a_click_on_the_time_line_plays_from_the_weakest_window(browser, with_windows):
+    folder, results = with_windows
+    browser.open(folder / "report.html")
+    (scores,) = (pair for pair in results["pair_scores"] if pair["name"] != "y")
+    assert scores["weakest_start"] > 0.5
+    browser.run(
+        "[...document.querySelectorAll('tr.row')].find(row => row.cells[0].textContent !== 'y')"
+        ".querySelector('button.time').click()"
+    )
+    both = "['video', 'audio'].map(tag => document.querySelector(tag))"
+    at = scores["weakest_start"]
+    assert browser.wait_for(f"{both}.every(media => media && media.currentTime > {at} && !media.paused)")
+    assert browser.run("document.querySelector('video').currentTime") < at + 3
+    label = next(text for text in texts(browser, ".windows button") if text.startswith("weakest:"))
+    assert label.endswith(f"{scores['weakest_score']:.4f}")
+
+
+def test_the_best_other_match_plays_too(browser, with_windows):
+    folder, results = with_windows
+    browser.open(folder / "report.html")
+    open_pair(browser, "y")
+    similarity = results["similarity_matrix"].numpy()
+    y = results["audio_names"].index("y")
+    said = texts(browser, ".opened-pair p")
+    for other in (similarity[y, 1 - y], similarity[1 - y, y]):
+        (line,) = (text for text in said if f"{other:.4f}" in text)
+        assert ("better" in line) == (other > similarity[y, y])
+    browser.run("[...document.querySelectorAll('.opened-pair button')].at(-1).click()")
+    assert browser.wait_for("document.querySelectorAll('video')[1]?.currentTime > 0.1")
+    assert "y.mp4" in browser.run("document.querySelectorAll('video')[1].src")
+    assert "pattern" in browser.run("document.querySelectorAll('audio')[1].src")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing(browser, with_windows, dark):
+    folder, _ = with_windows
+    browser.open(folder / "report.html", dark=dark)
+    open_pair(browser, "y")
+    assert axe(browser) == []
+
+
+def test_a_click_on_the_matrix_plays_the_two_files(browser, report):
+    folder, results = report
+    browser.open(folder / "report.html")
+    point_at_cell(browser, 0, 2)
+    browser.run("document.querySelectorAll('.chart')[1].openCell(0, 2)")
+    expected = [results["video_paths"][2], results["audio_paths"][0]]
+    found = browser.run("[...document.querySelectorAll('video, audio')].map(media => media.src)")
+    for address, path in zip(found, expected, strict=True):
+        assert os.path.samefile(unquote_to_bytes(urlparse(address).path), path)
+    assert f"{results['similarity_matrix'][0, 2]:.4f}" in texts(browser, "[role=status]")[-1]
+
+
+def test_a_file_that_cannot_be_played_says_why(browser, pairs, small_checkpoint):
+    for name in "ab":
+        shutil.move(pairs / "video" / f"{name}.mp4", pairs / "video" / f"{name}.flv")
+        write_video(pairs / "video" / f"{name}.flv", [picture(k) for k in range(20)], codec="flv")
+    batch_inference_av_consistency(
+        *(pairs / "audio", pairs / "video", "cpu"),
+        checkpoint=small_checkpoint,
+        output_dir=pairs / "out",
+        report_lang="en",
+    )
+    (pairs / "audio" / "c.wav").unlink()
+    browser.open(pairs / "out" / "report.html")
+    for name, file in (("a", "a.flv"), ("c", "c.wav")):
+        browser.run(
+            f"[...document.querySelectorAll('button.open')].find(b => b.textContent === {name!r}).click()"
+        )
+        said = browser.wait_for("document.querySelector('.fault')?.textContent")
+        assert said.startswith(f"{file} cannot be played here: it has moved, or this browser does not play")
+        assert "--copy_media" in said
+        browser.run("document.querySelector('button[aria-expanded=true]').click()")
+
+
+def test_copies_play_from_a_moved_folder(browser, pairs, small_checkpoint):
+    """Of formats that no browser plays, too; a file that cannot be copied says why."""
+    for name in "ab":
+        (pairs / "video" / f"{name}.mp4").unlink()
+        write_video(pairs / "video" / f"{name}.flv", [picture(k) for k in range(20)], codec="flv")
+    options = {"checkpoint": small_checkpoint, "output_dir": pairs / "out", "report_lang": "en"}
+    arguments = pairs / "audio", pairs / "video", "cpu"
+    batch_inference_av_consistency(*arguments, copy_media=True, **options)
+    copies = {path: path.stat().st_mtime_ns for path in (pairs / "out" / "report_media").iterdir()}
+    assert sorted(path.suffix for path in copies) == [".m4a"] * 4 + [".mp4"] * 3  # two videos are equal
+    (pairs / "out" / "report_media" / ("0" * 32 + ".mp4")).write_bytes(b"of an earlier run")
+    (pairs / "out" / "report_media" / "mine.mp4").write_bytes(b"the user's")
+    batch_inference_av_consistency(*arguments, copy_media=True, **options)
+    kept = {path: path.stat().st_mtime_ns for path in (pairs / "out" / "report_media").iterdir()}
+    assert kept.pop(pairs / "out" / "report_media" / "mine.mp4")
+    assert kept == copies  # and not written again
+    shutil.move(pairs / "out", pairs / "moved")
+    shutil.rmtree(pairs / "audio")
+    shutil.rmtree(pairs / "video")
+    browser.open(pairs / "moved" / "report.html")
+    open_pair(browser, "a")
+    browser.run("document.querySelector('video').play()")
+    both = "['video', 'audio'].map(tag => document.querySelector(tag))"
+    assert browser.wait_for(f"{both}.every(media => media.currentTime > 0.2)")
+    assert browser.complaints == []
+
+
+def test_copies_that_are_not_asked_for_are_removed(pairs, small_checkpoint):
+    options = {"checkpoint": small_checkpoint, "output_dir": pairs / "out"}
+    for copy_media in (True, False):
+        batch_inference_av_consistency(
+            pairs / "audio", pairs / "video", "cpu", copy_media=copy_media, **options
+        )
+        assert (pairs / "out" / "report_media").exists() == copy_media
+
+
+def test_a_copy_is_of_the_part_that_is_judged(browser, tmp_path, small_checkpoint):
+    """Of 4 s of a video that gets brighter each frame, the third; the copy begins there."""
+    write_video(tmp_path / "x.mp4", [picture(k) for k in range(80)])
+    write_audio(tmp_path / "x.wav", tone(4))
+    rows = [
+        {
+            "id": i,
+            "video": str(tmp_path / "x.mp4"),
+            "audio": str(tmp_path / "x.wav"),
+            "start": i,
+            "end": i + 1,
+        }
+        for i in (0, 2)
+    ]
+    batch_inference_av_consistency(
+        manifest=rows, device="cpu", checkpoint=small_checkpoint, output_dir=tmp_path / "out", copy_media=True
+    )
+    part = parts_of(tmp_path / "out" / "report.html")["逐对查看"]
+    (detail,) = (d for row, d in zip(part["rows"], part["details"], strict=True) if row[0] == "2")
+    name, address, start, end, offset, fault = detail["video"]
+    assert (name, start, end, offset, fault) == ("x.mp4", 0, None, 2, None)
+    with av.open(str(tmp_path / "out" / address)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 20
+    brightness = [frame[-8:, -8:].mean() for frame in (frames[0], frames[-1])]
+    assert brightness == pytest.approx([20 + 2 * 40, 20 + 2 * 59], abs=4)
+    with av.open(str(tmp_path / "out" / detail["audio"][1])) as container:
+        assert float(container.duration / av.time_base) == pytest.approx(1, abs=0.1)
+
+
+def test_suspects_alone_are_left_by_the_filter(browser, tmp_path):
+    results = made_up(300)
+    browser.open(write(results, tmp_path / "report.html"))
+    browser.run("document.querySelector('.controls input[type=checkbox]').click()")
+    suspects = {pair["name"] for pair in results["pair_scores"] if pair["suspect"]}
+    assert 0 < len(suspects) < 300
+    browser.run("document.querySelectorAll('th button')[1].click()")  # by similarity, the lowest first
+    browser.run("document.querySelectorAll('th button')[1].click()")  # the highest
+    shown = texts(browser, "tr.row td:first-child")
+    assert 10 < len(shown)
+    assert set(shown) <= suspects
+    assert texts(browser, "[role=status]")[0] == f"{len(suspects)} of 300"
+
+
+def test_a_link_opens_its_pair(browser, report):
+    """Also one of a name that is no plain text, and one that is followed on the page."""
+    folder, results = report
+    names = [one_line(pair["name"]) for pair in results["pair_scores"]]
+    browser.open(folder / "report.html")
+    for name in (names[2], names[0]):
+        browser.run(f"location.hash = 'pair=' + encodeURIComponent({json.dumps(name)})")
+        opened = "[...document.querySelectorAll('button[aria-expanded=true]')].map(b => b.textContent).at(-1)"
+        browser.wait_for(f"{opened} === {json.dumps(name)}")
+    assert browser.complaints == []
+
+
+def test_thumbnails_are_the_same_from_the_cache_and_end_with_their_room(
+    browser, pairs, small_checkpoint, monkeypatch
+):
+    monkeypatch.chdir(pairs)
+
+    def shown(output_dir: str) -> list:
+        batch_inference_av_consistency(
+            *("audio", "video", "cpu"), checkpoint=small_checkpoint, output_dir=output_dir, cache="c.sqlite"
+        )
+        part = parts_of(Path(output_dir, "report.html"))["逐对查看"]
+        column = [kind for _, kind in part["columns"]].index("thumbnails")
+        return [row[column] for row in part["rows"]]
+
+    first = shown("one")
+    assert all(len(pictures) == 2 and all(pictures) for pictures in first)
+    assert shown("two") == first
+    monkeypatch.setattr(page, "MAX_THUMBNAIL_BYTES", sum(map(len, first[0])) + 1)
+    assert shown("three") == [*first[:2], None, None]
+    browser.open(Path("one/report.html"))
+    sizes = browser.run(
+        "[...document.querySelectorAll('.thumbnails img')].map(i => [i.naturalWidth, i.naturalHeight])"
+    )
+    assert sizes[:2] == [[3 * 81, 54], [3 * 96, 27]]

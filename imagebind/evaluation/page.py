@@ -252,7 +252,8 @@ def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
 
     texts, embeddings = PAGE_WORDS[lang], (results["audio_embeddings"], results["video_embeddings"])
     n_rows, n_columns = map(len, embeddings)
-    suspects = results["pair_scores"].suspects_first(MAX_FILES)[: results["metrics"].get("suspects") or 0]
+    n_suspects = results["metrics"].get("suspects") or 0
+    suspects = results["pair_scores"].suspects_first(MAX_FILES)[:n_suspects] if n_suspects else []
     rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"], suspects)
     how = texts["heat map how" if results["pairs"] else "heat map without pairs how"]
     if (len(rows), len(columns)) != (n_rows, n_columns):

@@ -247,7 +247,7 @@ PAGE_WORDS = {
             "of the own sound likewise; 1 is best."
         ),
         "sampled": "The mismatches are a sample of {}.",
-        "least": "Shown are the {} least similar of {} pairs; all are in pair_scores.csv.",
+        "least": "Shown are the first {} of {} pairs; all are in pair_scores.csv.",
         "columns": (
             *("name", "similarity", "suspect", "best other video", "best other audio"),
             *("video rank", "audio rank", "percentile", "p-value"),
@@ -413,7 +413,7 @@ PAGE_WORDS = {
         ),
         "ranks how": "排名：自身视频在不属于该音频的所有视频中的名次，以及自身音频的相应名次，1 为最好。",
         "sampled": "不成对的组合为抽样，共 {} 个。",
-        "least": "此处为 {} 个相似度最低的配对，共 {} 对；全部见 pair_scores.csv。",
+        "least": "此处为前 {} 个配对，共 {} 对；全部见 pair_scores.csv。",
         "columns": (
             *("名称", "相似度", "可疑", "最相似的其他视频", "最相似的其他音频"),
             *("视频排名", "音频排名", "百分位", "p 值"),
