@@ -389,6 +389,12 @@ def take_reports(
         for name, hashes in report.content_hashes.items():
             for path, content_hash in hashes:
                 take_feature(file_embedder.stores[name], part, name, path, content_hash)
+        if options.has_page:
+            for modality, pictures in file_embedder.thumbnails.items():
+                for _, content_hash in report.content_hashes[file_embedder.wanted[modality][0].name]:
+                    picture = part.get_thumbnail(content_hash, modality)
+                    if picture is not None:
+                        pictures.add(content_hash, picture)
         part.close()
     failed = {(failure.modality, failure.path) for failure in file_embedder.failures}
     missing = {

@@ -53,14 +53,14 @@ class PageMedia:
 
         Returns:
             name and address; where what is judged begins and ends in what is played, in seconds, None for its
-            end; how much later the file begins in time; and why there is no copy, or None.
+            end; and why there is no copy, or None.
         """
         (start, end), name = span_of(path), one_line(os.path.basename(file_of(path)))
         end = None if end == math.inf else end
         if copy := self.copies.get((modality, path)):
-            return [name, f"{FOLDER}/{copy}", 0, None, start, None]
+            return [name, f"{FOLDER}/{copy}", 0, None, None]
         fault = self.faults.get((modality, path))
-        return [name, address(file_of(path), self.folder), start, end, 0, fault]
+        return [name, address(file_of(path), self.folder), start, end, fault]
 
     def thumbnail(self, modality: str, path: str) -> str | None:
         """Return a picture of a file as base64 text, JPEG."""
