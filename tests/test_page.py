@@ -332,10 +332,15 @@ def write(results: dict, path: Path, lang: str = "en") -> Path:
     return path
 
 
-def parts_of(path: Path) -> dict[str, dict]:
-    """Read what a page shows, without a browser: title -> part."""
+def content_of(path: Path) -> dict:
+    """Read what a page shows, without a browser."""
     (content,) = re.findall(r'<script type="application/json" id="page">(.*?)</script>', path.read_text())
-    return {part["title"]: part for part in json.loads(content)["parts"] if "title" in part}
+    return json.loads(content)
+
+
+def parts_of(path: Path) -> dict[str, dict]:
+    """Read the parts of a page by title."""
+    return {part["title"]: part for part in content_of(path)["parts"] if "title" in part}
 
 
 def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
@@ -775,24 +780,25 @@ def test_a_copy_is_of_the_part_that_is_judged(tmp_path, small_checkpoint):
         for i in (0, 2)
     ]
 
-    def detail_of(copy_media: bool) -> dict:
+    def players_of(copy_media: bool) -> list[list]:
         batch_inference_av_consistency(
             *(None, None, "cpu"), manifest=rows, checkpoint=small_checkpoint,
             output_dir=tmp_path / "out", copy_media=copy_media,
         )  # fmt: skip
-        part = parts_of(tmp_path / "out" / "report.html")["逐对查看"]
-        return next(d for row, d in zip(part["rows"], part["details"], strict=True) if row[0] == "2")
+        content = content_of(tmp_path / "out" / "report.html")
+        part = next(part for part in content["parts"] if part.get("title") == "逐对查看")
+        detail = next(d for row, d in zip(part["rows"], part["details"], strict=True) if row[0] == "2")
+        return [content["players"][detail[modality]] for modality in ("video", "audio")]
 
-    assert detail_of(copy_media=False)["video"] == ["x.mp4", "../x.mp4", 2, 3, None]
-    detail = detail_of(copy_media=True)
-    name, address, *of_part = detail["video"]
-    assert (name, of_part) == ("x.mp4", [0, None, None])
+    assert players_of(copy_media=False)[0] == ["x.mp4#t=2,3", "../x.mp4", 2, 3, None]
+    (name, address, *of_part), (_, of_audio, *_) = players_of(copy_media=True)
+    assert (name, of_part) == ("x.mp4#t=2,3", [0, None, None])
     with av.open(str(tmp_path / "out" / address)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 20
     brightness = [frame[-8:, -8:].mean() for frame in (frames[0], frames[-1])]
     assert brightness == pytest.approx([20 + 2 * 40, 20 + 2 * 59], abs=4)
-    with av.open(str(tmp_path / "out" / detail["audio"][1])) as container:
+    with av.open(str(tmp_path / "out" / of_audio)) as container:
         assert float(container.duration / av.time_base) == pytest.approx(1, abs=0.1)
 
 

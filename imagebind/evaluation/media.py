@@ -20,7 +20,7 @@ import numpy as np
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.progress import Progress
 from imagebind.names import one_line
-from imagebind.segments import file_of, span_of
+from imagebind.segments import file_of, fragment_of, span_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.embedding import EmbeddedFiles
@@ -47,15 +47,24 @@ class PageMedia:
     embedded: EmbeddedFiles | None = None
     copies: dict[File, str] = field(default_factory=dict)  # of these files, names in FOLDER
     faults: dict[File, str] = field(default_factory=dict)  # why a file has no copy
+    players: list[list[object]] = field(default_factory=list)  # that the page has
+    numbers: dict[File, int] = field(default_factory=dict)  # of each file that of its player
 
-    def player(self, modality: str, path: str) -> list[object]:
-        """Describe what plays a file, and whose name it has.
+    def player(self, modality: str, path: str) -> int:
+        """Let the page have a player of a file, and return its number."""
+        if (modality, path) not in self.numbers:
+            self.numbers[modality, path] = len(self.players)
+            self.players.append(self._describe(modality, path))
+        return self.numbers[modality, path]
+
+    def _describe(self, modality: str, path: str) -> list[object]:
+        """Describe what plays a file.
 
         Returns:
             name and address; where what is judged begins and ends in what is played, in seconds, None for its
             end; and why there is no copy, or None.
         """
-        (start, end), name = span_of(path), one_line(os.path.basename(file_of(path)))
+        (start, end), name = span_of(path), one_line(os.path.basename(file_of(path)) + fragment_of(path))
         end = None if end == math.inf else end
         if copy := self.copies.get((modality, path)):
             return [name, f"{FOLDER}/{copy}", 0, None, None]

@@ -56,15 +56,18 @@ FIGURES = {  # of the table of pairs, each with its kind
 Part = dict[str, Any]  # of a page: a title, how to read it, and tiles, facts, a chart or a table
 
 
-def write_page(file: BinaryIO, lang: str, title: str, note: str, parts: Sequence[Part]) -> None:
+def write_page(
+    file: BinaryIO, lang: str, title: str, note: str, parts: Sequence[Part], media: PageMedia
+) -> None:
     """Write a page.
 
     Args:
         lang: a key of PAGE_WORDS.
         note: what the reader has to know first, or "".
         parts: what it shows, in order.
+        media: whose players it has.
     """
-    page = {"texts": PAGE_WORDS[lang], "note": note, "parts": parts}
+    page = {"texts": PAGE_WORDS[lang], "note": note, "parts": parts, "players": media.players}
     content = {
         "lang": lang,
         "title": html.escape(title),
@@ -113,8 +116,8 @@ def table(
 
     Args:
         columns: of each its label and its kind: "text", "long" for texts of many words, "number", "rank",
-            "percent", "file", "windows", "thumbnails" or "interval".
-        rows: of cells; a file is a pair of what is shown and its address.
+            "percent", "file", "player", "windows", "thumbnails" or "interval".
+        rows: of cells; a file is a pair of what is shown and its address, a player its number.
         order: the column by which it is sorted, and 1 or -1; None leaves the rows in theirs.
         details: of each row what plays when it is opened, as describe_players.
         suspect: the column that says whether a pair is a suspect, if the others can be hidden.
@@ -178,7 +181,7 @@ def write_report_page(
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(sections)})
-    write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts)
+    write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts, media)
 
 
 def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Part]:
@@ -290,7 +293,7 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
         if windows is not None:
             cells["windows"] = draw_windows(windows[number])
         cells |= {c: said[pair[c]] if c == "suspect" else pair[c] for c in figures}
-        cells |= {m: linked(path, media.folder) for m, path in zip(("audio", "video"), files, strict=True)}
+        cells |= {m: media.player(m, path) for m, path in zip(("audio", "video"), files, strict=True)}
         rows.append(cells | {column: pair[column] for column in scores.caption_columns})
         details.append(describe_players(files, media) | {"others": other_matches(results, number, media)})
     labels = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
@@ -300,8 +303,8 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
         "name": "text",
         "thumbnails": "thumbnails",
         "windows": "windows",
-        "audio": "file",
-        "video": "file",
+        "audio": "player",
+        "video": "player",
     }
     kinds |= FIGURES | {c: "long" if c.endswith("caption") else "number" for c in CAPTION_COLUMNS}
     kinds |= {column: "rank" for column in CAPTION_COLUMNS if column.endswith("rank")}
@@ -395,7 +398,7 @@ def write_comparison_page(
         difference: in how the systems were computed, or None.
         lang, folder: as in write_report_page.
     """
-    texts = PAGE_WORDS[lang]
+    texts, media = PAGE_WORDS[lang], PageMedia(folder)
     kinds = list(dict.fromkeys((row["agreement"], row["protocol"]) for row in rows))
     of_kinds = [[r for r in rows if (r["agreement"], r["protocol"]) == kind] for kind in kinds]
     names = list(dict.fromkeys(row["system"] for row in rows))
@@ -406,9 +409,9 @@ def write_comparison_page(
         parts += compared_parts(chosen, title, texts, folder)
         of_kind = [c for c in common if (c.kind.agreement, c.kind.protocol) == (agreement, protocol)]
         if of_kind := [c for c in of_kind if c.ours]:
-            parts.append(duel_part(of_kind, title, texts, folder))
+            parts.append(duel_part(of_kind, title, texts, media))
     note = texts["different"].format(difference) if difference else ""
-    write_page(file, lang, texts["comparison"], note, parts)
+    write_page(file, lang, texts["comparison"], note, parts, media)
 
 
 def leaderboard(
@@ -472,11 +475,9 @@ def compared_parts(
     return parts
 
 
-def duel_part(
-    common: Sequence[CommonPairs], title: str, texts: dict[str, Any], folder: str | os.PathLike
-) -> Part:
+def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], media: PageMedia) -> Part:
     """Show the pairs of every two systems, the largest difference first; the page lets choose which two."""
-    most, media, duels, is_cut = max(MAX_PAIRS // len(common), 100), PageMedia(folder), [], False
+    most, duels, is_cut = max(MAX_PAIRS // len(common), 100), [], False
     for pairs in common:
         names = [one_line(pairs.run.name), one_line(pairs.other.name)]
         columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
@@ -492,7 +493,7 @@ def duel_part(
             details.append(dict(zip(("ours", "other"), players, strict=False)))
         is_cut |= len(pairs.ours) > most
         details = [detail.get("ours", {}) | {"other": detail.get("other")} for detail in details]
-        part = table("", "", columns, rows, details=details if all(d.get("video") for d in details) else None)
+        part = table("", "", columns, rows, details=details if all("video" in d for d in details) else None)
         duels.append(part | {"systems": names})
     how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
     return {"title": title + texts["duels"], "how": how, "duels": duels}
