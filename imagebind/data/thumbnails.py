@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 
 import av
 import numpy as np
@@ -54,9 +55,14 @@ def to_bytes(picture: torch.Tensor) -> np.ndarray:
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
     """Encode a picture (H, W, 3) uint8."""
-    encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.height, encoder.width = picture.shape[:2]
-    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
-    encoder.qmin = encoder.qmax = QUALITY
     frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-    return b"".join(bytes(packet) for packet in (*encoder.encode(frame), *encoder.encode(None)))
+    return b"".join(bytes(packet) for packet in open_encoder(*picture.shape[:2]).encode(frame))
+
+
+@lru_cache(maxsize=64)  # opening one takes longer than encoding
+def open_encoder(height: int, width: int) -> av.VideoCodecContext:
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.height, encoder.width = height, width
+    encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuvj420p", Fraction(1), 1
+    encoder.qmin = encoder.qmax = QUALITY
+    return encoder
