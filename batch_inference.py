@@ -46,7 +46,7 @@ from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, optio
 from imagebind.evaluation.outputs import REPORT_PAGE, is_output
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.report import format_report
-from imagebind.evaluation.systems import COMPARISON_NAME, compare_systems, format_comparison
+from imagebind.evaluation.systems import COMPARISON_NAME, COMPARISON_PAGE, compare_systems, format_comparison
 from imagebind.evaluation.terminal import (
     logging_to_stderr,
     prepare_streams,
@@ -433,8 +433,10 @@ def run_comparison(args: argparse.Namespace) -> int:
         args.no_html,
         args.group_by,
     )
-    where = Path(args.output_dir, COMPARISON_NAME)
-    return print_results(format_comparison(rows), f"results: {one_line(str(where))}")
+    names = [COMPARISON_NAME] if args.no_html else [COMPARISON_NAME, COMPARISON_PAGE]
+    where = [one_line(os.path.join(args.output_dir, name)) for name in names]
+    lines = [f"{what}: {path}" for what, path in zip(("results", "page"), where, strict=False)]
+    return print_results(format_comparison(rows, args.report_lang), *lines)
 
 
 def summary(counts: dict[str, int]) -> str:

@@ -389,7 +389,7 @@ def test_systems_are_compared_by_their_captions_too(run, pairs, capsys):
     shutil.move("audio3", "audio")
     run(output_dir="two", captions={"a": CAPTIONS["a"], "d": CAPTIONS["d"]})
     run(output_dir="none", captions=None)
-    assert main(["--compare", "one", "two", "none", "--output_dir", "compared"]) == 0
+    assert main(["--compare", "one", "two", "none", "--output_dir", "compared", "--report_lang", "en"]) == 0
     out = capsys.readouterr().out
     with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["agreement"] == "text_audio"]

@@ -69,11 +69,17 @@ def test_every_two_of_several_are_compared(systems):
 
 
 def test_the_command_line_prints_both_tables(systems, capsys):
-    assert main(["--compare", "one", "two", "--output_dir", "compared"]) == 0
+    argv = ["--compare", "one", "two", "--output_dir", "compared"]
+    assert main([*argv, "--report_lang", "en"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["system", "pairs", "mean"]
     assert lines[1].split()[:2] == ["one", "4"]
-    assert lines[-2].split()[:3] == ["one", "two", "3"]
+    assert lines[-3].split()[:3] == ["one", "two", "3"]
+    assert lines[-2:] == ["results: compared/comparison.csv", "page: compared/comparison.html"]
+    assert main([*argv, "--no_html"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["系统", "成对", "平均值"]
+    assert lines[1].startswith("one   4     ")  # under headings that are two columns a character
     assert lines[-1] == "results: compared/comparison.csv"
 
 

@@ -311,7 +311,10 @@ class Options:
         whole(0, 2**32 - 1),
     )
     report_lang: str = option(
-        "zh", "outputs", "Language of the report and the page. Default: %(default)s.", one_of(*LANGUAGES)
+        "zh",
+        "outputs",
+        "Language of the report, the comparison and the pages. Default: %(default)s.",
+        one_of(*LANGUAGES),
     )
     copy_media: bool = option(
         False,

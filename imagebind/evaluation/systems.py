@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
+from unicodedata import east_asian_width
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, shar
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import METRICS_NAME, exclusive_use, write_csv, write_files
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.segments import Segment, file_of
 
@@ -494,8 +496,9 @@ def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
     write_csv(COMPARISON_COLUMNS, ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows), file)
 
 
-def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
+def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:
     """Format the comparison as text: for each agreement a table of systems and one of differences."""
+    words = PAGE_WORDS[lang]
 
     def text(row: dict[str, Any], column: str) -> str:
         value = row.get(column)
@@ -509,33 +512,41 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     def table(columns: dict[str, str], chosen: Sequence[dict[str, Any]]) -> list[str]:
         lines = [list(columns.values())]
         lines += [[text(row, column) for column in columns] for row in chosen]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        widths = [max(map(width, cells)) for cells in zip(*lines, strict=True)]
+        return [
+            "  ".join(c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
 
-    mean = {"pairs": "pairs", "mean": "mean", "low": "95% low", "high": "95% high"}
+    mean = {key: words[key] for key in ("pairs", "mean", "low", "high")}
     figures = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT}
-    figures |= {"auc": "AUC", "suspects": "suspects", "skipped": "skipped"}
+    figures |= {"auc": "AUC", "suspects": words["suspects"], "skipped": words["skipped files"]}
     lines = []
-    for title, chosen in sections_of(rows).items():
+    for (agreement, protocol), chosen in sections_of(rows).items():
         systems = [row for row in chosen if "minus" not in row]
         differences = [row for row in chosen if "minus" in row]
+        title = words.get(agreement, protocol)
         lines += ["", f"{title}:"] if title else []
         shown = {key: label for key, label in figures.items() if any(row[key] is not None for row in systems)}
-        lines += table({"system": "system", **mean, **shown}, systems)
+        lines += table({"system": words["system"], **mean, **shown}, systems)
         if differences:
-            lines += ["", "Difference on the pairs that both have:"]
-            tests = {"p_value": "p", "p_value_holm": "p (Holm)", "win_rate": "wins"}
-            ends = {"win_rate_low": "wins low", "win_rate_high": "wins high"}
-            lines += table({"system": "system", "minus": "minus", **mean, **tests, **ends}, differences)
+            lines += ["", f"{words['difference on common']}:"]
+            tests = {key: words[key] for key in DIFFERENCE_COLUMNS}
+            names = {"system": words["system"], "minus": words["minus"]}
+            lines += table(names | mean | tests, differences)
     return "\n".join(lines).lstrip("\n")
 
 
-def sections_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Sort the rows by what was compared: title -> rows; the first has none, if all have one protocol."""
-    titles = {"text_audio": "Captions and audio", "text_video": "Captions and video"}
+def width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return sum(1 + (east_asian_width(character) in "FW") for character in text)
+
+
+def sections_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Sort the rows by what was compared: agreement and protocol, "" where all have one protocol."""
     several = len({row["protocol"] for row in rows}) > 1
     sections = defaultdict(list)
     for row in rows:
-        named = row["protocol"] if several else ""
-        sections[titles.get(row["agreement"], named)].append(row)
+        is_text = row["agreement"] != "audio_video"
+        sections[row["agreement"], "" if is_text or not several else row["protocol"]].append(row)
     return dict(sections)

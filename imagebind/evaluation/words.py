@@ -304,6 +304,7 @@ PAGE_WORDS = {
             "be told where it is below 0.05. Wins: the share of pairs on which the first system is better."
         ),
         "difference": "difference",
+        "difference on common": "Difference on the pairs that both have",
         "no pairs": "No two systems have a pair in common.",
         "system": "system",
         "minus": "minus",
@@ -462,6 +463,7 @@ PAGE_WORDS = {
             "胜率：前一系统更好的配对所占比例。"
         ),
         "difference": "差",
+        "difference on common": "共有配对上的差",
         "no pairs": "没有两个系统含有共同的配对。",
         "system": "系统",
         "minus": "减去",
