@@ -29,6 +29,20 @@ def field(name: str) -> str:
     return escape(rf"{UNPRINTABLE}\\", name)
 
 
+def read_field(text: str) -> str:
+    """Return the name that field() escaped.
+
+    >>> read_field(field("a\\tb")) == "a\\tb"
+    True
+    """
+    if "\\" not in text:
+        return text
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError:  # not of this program
+        return text
+
+
 def escape(characters: str, text: str) -> str:
     """Replace the characters of a regular expression's class by their Python escapes."""
     if text.isprintable() and "\\" not in text:  # nearly all are, and a million names take a while

@@ -17,6 +17,7 @@ from imagebind.data.video import RGB_MEAN, RGB_STD, VideoInput
 FRAMES = 3  # of a video: the first, a middle one and the last of those that the model sees
 HEIGHT, MAX_WIDTH = 54, 96  # of a frame, in pixels
 SPECTROGRAM = (27, 96)  # height and width of a clip's
+SOUNDING = 198  # of the 204 columns of a clip; the others are padding
 QUALITY = 7  # FFmpeg's quantiser: 2 is best, 31 worst
 LOUDEST = 1.5  # of a normalised log mel spectrogram
 
@@ -45,7 +46,7 @@ def draw_frames(frames: torch.Tensor) -> np.ndarray:
 
 def draw_spectrograms(mels: torch.Tensor) -> np.ndarray:
     """Draw normalised spectrograms (S, 1, 128, 204) side by side, low tones below, (27, W', 3) uint8."""
-    small = F.interpolate(mels, size=SPECTROGRAM, mode="area").flip(2) / (2 * LOUDEST) + 0.5
+    small = F.interpolate(mels[..., :SOUNDING], size=SPECTROGRAM, mode="area").flip(2) / (2 * LOUDEST) + 0.5
     return to_bytes(small.permute(2, 0, 3, 1).reshape(SPECTROGRAM[0], -1, 1).expand(-1, -1, 3))
 
 

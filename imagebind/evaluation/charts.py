@@ -14,7 +14,6 @@ from imagebind.evaluation.metrics import Candidates
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line
 
-MAX_FILES = 200  # on each axis of the heat map
 MAX_NAMED = 50  # files whose names stand beside the heat map
 MAX_BARS = 50  # of a histogram
 CURVE_POINTS = 200
@@ -102,41 +101,17 @@ def heat_map(
     ]
     figure.update_layout(
         height=560,
-        xaxis={"title": video, "tickangle": 90, "constrain": "domain", **axes[0]},
-        yaxis={"title": audio, "autorange": "reversed", "constrain": "domain", "scaleanchor": "x", **axes[1]},
+        xaxis={"title": {"text": video, "standoff": 12}, "tickangle": 90, "constrain": "domain", **axes[0]},
+        yaxis={
+            "title": {"text": audio, "standoff": 12},
+            "autorange": "reversed",
+            "constrain": "domain",
+            "constraintoward": "top",
+            "scaleanchor": "x",
+            **axes[1],
+        },
     )
     return figure
-
-
-def sample_cells(
-    shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]], suspects: Sequence[int] = ()
-) -> list[list[int]]:
-    """Choose the rows and columns of a similarity matrix to draw: pairs first, so that they form a diagonal.
-
-    Args:
-        shape: (N, M).
-        pair_rows: P pairs (row, column).
-        suspects: numbers of pairs that are chosen before others.
-    """
-    chosen = list(suspects)[:MAX_FILES]
-    others = np.setdiff1d(np.arange(len(pair_rows)), chosen)
-    chosen += others[spread(len(others), MAX_FILES - len(chosen))].tolist()
-    pairs = [pair_rows[i] for i in sorted(chosen)]
-    chosen = []
-    for axis, n in enumerate(shape):
-        paired = list(dict.fromkeys(pair[axis] for pair in pairs))
-        others = np.setdiff1d(np.arange(n), paired).tolist()
-        chosen.append(paired + [others[i] for i in spread(len(others), MAX_FILES - len(paired))])
-    return chosen
-
-
-def spread(n: int, k: int) -> list[int]:
-    """Choose k of n indices, evenly spaced.
-
-    >>> spread(9, 3)
-    [0, 4, 8]
-    """
-    return np.linspace(0, n - 1, min(n, k)).round().astype(int).tolist()
 
 
 def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:

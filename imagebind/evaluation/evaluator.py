@@ -17,7 +17,13 @@ from imagebind.evaluation.job import Job, embed_in_job
 from imagebind.evaluation.media import PageMedia, shown_files
 from imagebind.evaluation.model import ModelHolder, check_given
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.outputs import check_inputs, exclusive_use, output_writers, write_outputs
+from imagebind.evaluation.outputs import (
+    check_inputs,
+    exclusive_use,
+    output_writers,
+    write_outputs,
+    write_page_again,
+)
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.store import OutputArrays
 
@@ -71,10 +77,11 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
             results = build_results(plan, embedded, arrays, options)
             if options.output_dir is not None:
                 media = PageMedia(options.output_dir, embedded)
-                if options.copies_media:
-                    media.copy(shown_files(results), copiers, options.progress)
                 write_outputs(results, arrays, options, lock, media)
-                media.remove_others()
+                if options.copies_media:  # last: they take long, and room
+                    media.copy(shown_files(results), copiers, options.progress)
+                    write_page_again(results, options, media)
+                media.remove_other_copies()
     return results
 
 

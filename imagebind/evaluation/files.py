@@ -40,6 +40,8 @@ OTHER_SUFFIXES = {
     ),
 }
 
+COPIES_LIST = ".copies.txt"  # in a directory of copies that a page plays: their names
+
 Source = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
 
 log = logging.getLogger(__name__)
@@ -165,7 +167,7 @@ def describe_suffixes(by_suffix: dict[str, list[str]]) -> str:
 
 
 def find_files(directory: str) -> dict[str, list[str]]:
-    """List the files below a directory by their suffix in small letters, without hidden ones.
+    """List the files below a directory by their suffix in small letters, without hidden ones and our copies.
 
     Links to directories are followed; a directory that was searched already is not searched again, so that
     a link to a parent directory ends.
@@ -176,6 +178,9 @@ def find_files(directory: str) -> dict[str, list[str]]:
         log.warning("%s: %s; nothing in it is used", error.filename, error.strerror)
 
     for folder, subfolders, names in os.walk(directory, onerror=warn, followlinks=True):
+        if COPIES_LIST in names and folder != directory:  # copies that a page plays are no inputs
+            subfolders.clear()
+            continue
         status = os.stat(folder)
         identity = status.st_dev, status.st_ino
         if identity in searched:

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.files import COPIES_LIST
 from imagebind.evaluation.progress import Progress
 from imagebind.names import one_line
 from imagebind.segments import file_of, fragment_of, span_of
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from imagebind.reading.workers import Workers
 
 MAX_PAIRS = 10_000  # in the table of pairs
+MAX_FILES = 200  # on each axis of the heat map
 FOLDER = "report_media"  # in the output directory
-COPY = re.compile(r"\.?[0-9a-f]{32}\.(mp4|m4a)(\.tmp)?")  # name of a file there
+COPY = re.compile(r"[0-9a-f]{32}\.(mp4|m4a)")  # name of a file there
 File = tuple[str, str]  # modality, path
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,10 @@ class PageMedia:
             self.players.append(self._describe(modality, path))
         return self.numbers[modality, path]
 
+    def forget_players(self) -> None:
+        """Let the next page have players of its own."""
+        self.players, self.numbers = [], {}
+
     def _describe(self, modality: str, path: str) -> list[object]:
         """Describe what plays a file.
 
@@ -66,7 +73,8 @@ class PageMedia:
         """
         (start, end), name = span_of(path), one_line(os.path.basename(file_of(path)) + fragment_of(path))
         end = None if end == math.inf else end
-        if copy := self.copies.get((modality, path)):
+        copy = self.copies.get((modality, path)) or self.copies.get(("video", path))
+        if copy is not None:
             return [name, f"{FOLDER}/{copy}", 0, None, None]
         fault = self.faults.get((modality, path))
         return [name, address(file_of(path), self.folder), start, end, fault]
@@ -83,50 +91,119 @@ class PageMedia:
         """Write copies of files; one that cannot be copied is named with the reason on the page.
 
         Raises:
-            EvaluationError: there is no room.
+            EvaluationError: there is no directory for them.
         """
         from imagebind.reading.previews import SUFFIXES, make_preview
 
-        tasks, files_of = [], {}
+        folder, files_of = Path(self.folder, FOLDER), defaultdict(list)
         for modality, path in files:
             content_hash = self.embedded.stores[modality].hash_of(path)
             digest = hashlib.blake2b(f"{modality} {content_hash}".encode(), digest_size=16).hexdigest()
-            name = f"{digest}{SUFFIXES[modality]}"
-            if name not in files_of:
-                tasks.append((modality, path, os.path.join(self.folder, FOLDER, name)))
-            files_of.setdefault(name, []).append((modality, path))
+            files_of[f"{digest}{SUFFIXES[modality]}", content_hash].append((modality, path))
+        tasks = []
+        for (name, content_hash), equal in files_of.items():
+            modality, path = next((f for f in equal if os.path.exists(file_of(f[1]))), equal[0])
+            tasks.append((modality, path, content_hash, os.fspath(folder / name)))
         try:
-            os.makedirs(os.path.join(self.folder, FOLDER), exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            self._write_list(self._listed() | {name for name, _ in files_of})  # first: what is listed is ours
         except OSError as e:
             raise EvaluationError(f"{self.folder}: cannot write {FOLDER} ({e.strerror})") from e
         if workers is None:
             found = ((task, fault) for task in tasks for fault in make_preview(None, task))
         else:
             found = workers.map(None, tasks, ahead=len(tasks))
-        log.info("copying %d files to %s", len(tasks), os.path.join(self.folder, FOLDER))
+        log.info("copying %d files to %s", len(tasks), folder)
         progress = Progress({"copies": len(tasks)}, has_bar)
         try:
-            for (_, path, target), fault in found:
+            for (_, path, content_hash, target), fault in found:
                 name = os.path.basename(target)
                 reason = getattr(fault, "reason", fault)  # of a process that was lost, or a text
                 progress.update("copies", skipped=reason is not None, cached=False)
                 if reason is None:
-                    self.copies |= dict.fromkeys(files_of[name], name)
+                    self.copies |= dict.fromkeys(files_of[name, content_hash], name)
                 else:
                     log.warning("no copy of %s: %s", path, reason)
-                    self.faults |= dict.fromkeys(files_of[name], reason)
+                    self.faults |= dict.fromkeys(files_of[name, content_hash], reason)
         finally:
             progress.close()
 
-    def remove_others(self) -> None:
-        """Remove the copies that this page does not show, which earlier runs wrote."""
-        kept, folder = set(self.copies.values()), Path(self.folder, FOLDER)
+    def remove_other_copies(self) -> None:
+        """Remove the copies that earlier runs wrote and this page does not show."""
+        folder = Path(self.folder, FOLDER)
+        if folder.is_symlink() or not (listed := self._listed()):
+            return
+        kept = set(self.copies.values())
+        if self.embedded is not None:  # what is an input of this run stays
+            paths = (file_of(path) for store in self.embedded.stores.values() for path in store.row_of)
+            kept |= {os.path.basename(path) for path in paths if os.path.basename(path) in listed}
         with suppress(OSError):
-            for path in folder.iterdir():
-                if COPY.fullmatch(path.name) and path.name not in kept:
-                    path.unlink()
-            if not kept:
-                folder.rmdir()
+            for name in listed - kept:
+                (folder / name).unlink(missing_ok=True)
+                (folder / f".{name}.tmp").unlink(missing_ok=True)  # of a run that was killed
+            self._write_list(kept & listed)
+            if not kept & listed:
+                (folder / COPIES_LIST).unlink()
+                folder.rmdir()  # if nothing of the user's is in it
+
+    def _listed(self) -> set[str]:
+        """Name the copies that runs have written."""
+        try:
+            names = Path(self.folder, FOLDER, COPIES_LIST).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return set()
+        return {name for name in names if COPY.fullmatch(name)}
+
+    def _write_list(self, names: Iterable[str]) -> None:
+        path = Path(self.folder, FOLDER, COPIES_LIST)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def check_copies(folder: str | os.PathLike) -> None:
+    """Raise an OptionError where copies cannot be written below an output directory."""
+    path = os.path.join(folder, FOLDER)
+    if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+        raise OptionError(f"{path} is no directory, and copies are to be written there", "copy_media")
+
+
+def sample_matrix(results: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Choose the rows and columns of the similarity matrix that the page draws."""
+    shape = tuple(len(results[f"{modality}_paths"]) for modality in ("audio", "video"))
+    n_suspects = results["metrics"].get("suspects") or 0
+    suspects = results["pair_scores"].suspects_first(MAX_FILES)[:n_suspects] if n_suspects else []
+    return sample_cells(shape, results["pair_rows"], suspects)
+
+
+def sample_cells(
+    shape: tuple[int, int], pair_rows: Sequence[tuple[int, int]], suspects: Sequence[int] = ()
+) -> tuple[list[int], list[int]]:
+    """Choose rows and columns of a similarity matrix: pairs first, so that they form a diagonal.
+
+    Args:
+        shape: (N, M).
+        pair_rows: P pairs (row, column).
+        suspects: numbers of pairs that are chosen before others.
+    """
+    numbers = list(suspects)[:MAX_FILES]
+    others = np.setdiff1d(np.arange(len(pair_rows)), numbers)
+    numbers += others[spread(len(others), MAX_FILES - len(numbers))].tolist()
+    pairs, chosen = [pair_rows[i] for i in sorted(numbers)], []
+    for axis, n in enumerate(shape):
+        paired = list(dict.fromkeys(pair[axis] for pair in pairs))
+        others = np.setdiff1d(np.arange(n), paired).tolist()
+        chosen.append(paired + [others[i] for i in spread(len(others), MAX_FILES - len(paired))])
+    return tuple(chosen)
+
+
+def spread(n: int, k: int) -> list[int]:
+    """Choose k of n indices, evenly spaced.
+
+    >>> spread(9, 3)
+    [0, 4, 8]
+    """
+    return np.linspace(0, n - 1, min(n, k)).round().astype(int).tolist()
 
 
 def best_matches(results: dict[str, Any]) -> list[tuple[int, int, float]]:
@@ -137,20 +214,36 @@ def best_matches(results: dict[str, Any]) -> list[tuple[int, int, float]]:
 
 
 def shown_files(results: dict[str, Any]) -> list[File]:
-    """List the files that the page's table plays."""
+    """List the files that the page plays."""
+    paths, files = {m: results[f"{m}_paths"] for m in ("audio", "video")}, {}
+    videos = set(paths["video"])
+
+    def add(modality: str, path: str) -> None:
+        if modality == "video" or path not in videos:  # a video's own sound is in its copy
+            files[modality, path] = None
+
     if results["pairs"]:
-        shown = [results["pairs"][i] for i in results["pair_scores"].suspects_first(MAX_PAIRS)]
-    else:
-        paths = results["audio_paths"], results["video_paths"]
-        shown = [(paths[0][row], paths[1][column]) for row, column, _ in best_matches(results)]
-    files = {}
-    for audio, video in shown:
-        files["video", video] = None
-        if audio != video:  # its own sound is in its copy
-            files["audio", audio] = None
+        shown = results["pair_scores"].suspects_first(MAX_PAIRS)
+        for number in shown:
+            for modality, path in zip(("video", "audio"), reversed(results["pairs"][number]), strict=True):
+                add(modality, path)
+        for modality, (indices, _) in (results["best_others"] or {}).items():
+            for row in indices[shown].tolist():
+                if row >= 0:
+                    add(modality, paths[modality][row])
+    if results["top_matches"] is not None:
+        for row, column, _ in [] if results["pairs"] else best_matches(results):
+            add("audio", paths["audio"][row])
+            add("video", paths["video"][column])
+        for modality, chosen in zip(("audio", "video"), sample_matrix(results), strict=True):
+            for row in chosen:
+                add(modality, paths[modality][row])
     return list(files)
 
 
 def address(path: str, folder: str | os.PathLike) -> str:
     """Return the address of a file for a page in a folder: relative, so that both can move together."""
+    if os.pardir in path.split(os.sep):  # after a link it leads elsewhere than its text says
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        folder = os.path.realpath(folder)
     return quote(os.fsencode(os.path.relpath(path, folder)))

@@ -25,6 +25,7 @@ from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.keys import reaches
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from imagebind.evaluation.manifest import suffix_of
+from imagebind.evaluation.media import check_copies
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
@@ -73,6 +74,16 @@ def write_outputs(
     results |= arrays.private_copies()
 
 
+def write_page_again(results: Results, options: Options, media: PageMedia) -> None:
+    """Write the page with the copies of media that are there now.
+
+    Raises:
+        EvaluationError: it cannot be written; the one without them stays.
+    """
+    media.forget_players()
+    write_files({REPORT_PAGE: output_writers(options, media)[REPORT_PAGE]}, results, options.output_dir)
+
+
 def find_optional(output_dir: str | os.PathLike) -> set[str]:
     """Name those of OPTIONAL_NAMES that an earlier run wrote to a directory."""
     try:
@@ -85,6 +96,8 @@ def find_optional(output_dir: str | os.PathLike) -> set[str]:
 
 def check_inputs(options: Options) -> None:
     """Raise an OptionError for an input that the run would write over, or remove."""
+    if options.copies_media:
+        check_copies(options.output_dir)
     for source in (options.manifest, options.captions):
         if isinstance(source, str | os.PathLike) and is_output(source, options):
             raise OptionError(f"{os.fspath(source)} is an input, and would be overwritten", "output_dir")

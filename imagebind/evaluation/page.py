@@ -21,15 +21,13 @@ from plotly.offline import get_plotlyjs
 
 from imagebind.evaluation.captions import CAPTION_COLUMNS
 from imagebind.evaluation.charts import (
-    MAX_FILES,
     box_chart,
     heat_map,
     histogram_chart,
     interval_chart,
     recall_chart,
-    sample_cells,
 )
-from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, best_matches
+from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, best_matches, sample_matrix
 from imagebind.evaluation.outputs import REPORT_PAGE
 from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
@@ -43,15 +41,16 @@ if TYPE_CHECKING:
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind
     "suspect": "text",
-    "best_other_video": "text",
-    "best_other_audio": "text",
     "video_rank": "rank",
     "audio_rank": "rank",
     "percentile": "percent",
     "p_value": "number",
     "audio_clips_alike": "number",
     "video_clips_alike": "number",
+    "best_other_video": "text",
+    "best_other_audio": "text",
 }
+COUNTS = ("pairs", "suspects", "skipped")  # columns of comparison.csv
 
 Part = dict[str, Any]  # of a page: a title, how to read it, and tiles, facts, a chart or a table
 
@@ -108,7 +107,6 @@ def table(
     how: str,
     columns: Sequence[tuple[str, str]],
     rows: Iterable[Sequence[Any]],
-    order: tuple[int, int] | None = None,
     details: Sequence[dict[str, Any]] | None = None,
     suspect: int | None = None,
 ) -> Part:
@@ -116,14 +114,13 @@ def table(
 
     Args:
         columns: of each its label and its kind: "text", "long" for texts of many words, "number", "rank",
-            "percent", "file", "player", "windows", "thumbnails" or "interval".
+            "percent", "count", "file", "player", "windows", "thumbnails" or "interval".
         rows: of cells; a file is a pair of what is shown and its address, a player its number.
-        order: the column by which it is sorted, and 1 or -1; None leaves the rows in theirs.
         details: of each row what plays when it is opened, as describe_players.
         suspect: the column that says whether a pair is a suspect, if the others can be hidden.
     """
     rows = [[cell(value) for value in row] for row in rows]
-    part = {"title": title, "how": how, "columns": list(columns), "rows": rows, "order": order}
+    part = {"title": title, "how": how, "columns": list(columns), "rows": rows}
     return part | {"details": details, "suspect": suspect}
 
 
@@ -255,9 +252,7 @@ def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
 
     texts, embeddings = PAGE_WORDS[lang], (results["audio_embeddings"], results["video_embeddings"])
     n_rows, n_columns = map(len, embeddings)
-    n_suspects = results["metrics"].get("suspects") or 0
-    suspects = results["pair_scores"].suspects_first(MAX_FILES)[:n_suspects] if n_suspects else []
-    rows, columns = sample_cells((n_rows, n_columns), results["pair_rows"], suspects)
+    rows, columns = sample_matrix(results)
     how = texts["heat map how" if results["pairs"] else "heat map without pairs how"]
     if (len(rows), len(columns)) != (n_rows, n_columns):
         how += " " + texts["sample"].format(len(rows), n_rows, len(columns), n_columns)
@@ -288,8 +283,8 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
     rows, details = [], []
     for number in shown:
         pair, files = scores[number], results["pairs"][number]
-        cells = {"name": pair["name"], "thumbnails": budget.thumbnails(*files)}
-        cells |= {"similarity": pair["similarity"]} | {name: pair[name] for name in protocols}
+        cells = {"name": pair["name"], "similarity": pair["similarity"]}
+        cells |= {"thumbnails": budget.thumbnails(*files)} | {name: pair[name] for name in protocols}
         if windows is not None:
             cells["windows"] = draw_windows(windows[number])
         cells |= {c: said[pair[c]] if c == "suspect" else pair[c] for c in figures}
@@ -327,11 +322,13 @@ def match_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia
     for i, j, similarity in best_matches(results):
         files = results["audio_paths"][i], results["video_paths"][j]
         names = results["audio_names"][i], results["video_names"][j]
-        rows.append((names[0], budget.thumbnails(*files), names[1], similarity))
+        rows.append((*names, similarity, budget.thumbnails(*files)))
         details.append(describe_players(files, media) | {"others": []})
-    labels = (texts["audio"], texts["thumbnails"], texts["best match"], texts["cosine"])
-    columns = zip(labels, ("text", "thumbnails", "text", "number"), strict=True)
-    return table(texts["match table"], texts["match table how"], list(columns), rows, details=details)
+    columns = [(texts["audio"], "text"), (texts["best match"], "text"), (texts["cosine"], "number")]
+    if budget.used:
+        columns.append((texts["thumbnails"], "thumbnails"))
+    rows = [row[: len(columns)] for row in rows]
+    return table(texts["match table"], texts["match table how"], columns, rows, details=details)
 
 
 class ThumbnailBudget:
@@ -420,8 +417,8 @@ def leaderboard(
     """Show all systems, the best first, with a column for each agreement and protocol."""
     means = [{r["system"]: r for r in rows if "minus" not in r} for rows in of_kinds]
     others = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
-    columns = [(texts["system"], "file"), (texts["pairs"], "number"), (texts["mean"], "number")]
-    columns += [(texts["95 %"], "interval"), *((label, "number") for label in others)]
+    columns = [(texts["system"], "file"), (texts["pairs"], "count"), (texts["mean"], "number")]
+    columns += [(texts["95 %"], "interval"), *((f"{texts['mean']}, {label}", "number") for label in others)]
     systems = list(dict.fromkeys(name for of in means for name in of))
     rows = []
     for system in sorted(systems, key=lambda name: -means[0].get(name, {"mean": -2})["mean"]):
@@ -451,7 +448,7 @@ def compared_parts(
         table(
             title + texts["systems"],
             texts["systems how"],
-            [(texts["system"], "file"), *((label, "number") for label in columns.values())],
+            [(texts["system"], "file"), *((label, kind_of(key)) for key, label in columns.items())],
             ((report_of(row["system"], folder), *(row[key] for key in columns)) for row in systems),
         ),
         chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
@@ -468,7 +465,7 @@ def compared_parts(
         table(
             "" if told else title + texts["differences"],
             "" if told else texts["no pairs"],
-            [(label, kinds.get(key, "number")) for key, label in columns.items()],
+            [(label, kinds.get(key) or kind_of(key)) for key, label in columns.items()],
             ([row.get(key) for key in columns] for row in differences),
         )
     )
@@ -485,18 +482,22 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
         rows, details = [], []
         for ours, theirs, scores in zip(pairs.ours[:most], pairs.theirs, pairs.scores.tolist(), strict=False):
             rows.append((ours.name, *scores, scores[0] - scores[1]))
-            players = [
+            first, second = (
                 describe_players((run.find(pair.audio), run.find(pair.video)), media) | {"title": name}
                 for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
-                if pair.audio and pair.video
-            ]
-            details.append(dict(zip(("ours", "other"), players, strict=False)))
-        is_cut |= len(pairs.ours) > most
-        details = [detail.get("ours", {}) | {"other": detail.get("other")} for detail in details]
-        part = table("", "", columns, rows, details=details if all("video" in d for d in details) else None)
+            )
+            details.append(first | {"other": second})
+        has_files = all(pair.audio and pair.video for pair in (*pairs.ours, *pairs.theirs))
+        part = table("", "", columns, rows, details=details if has_files else None)
         duels.append(part | {"systems": names})
+        is_cut |= len(pairs.ours) > most
     how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
     return {"title": title + texts["duels"], "how": how, "duels": duels}
+
+
+def kind_of(key: str) -> str:
+    """Tell the kind of a column of comparison.csv."""
+    return "count" if key in COUNTS else "percent" if key.startswith("win_rate") else "number"
 
 
 def figure_label(key: str, texts: dict[str, str], agreement: str = "audio_video") -> str:

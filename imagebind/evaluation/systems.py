@@ -21,10 +21,10 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.groups import group_names, number_groups
 from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
-from imagebind.evaluation.outputs import METRICS_NAME, exclusive_use, write_csv, write_files
+from imagebind.evaluation.outputs import FORMULA_STARTS, METRICS_NAME, exclusive_use, write_csv, write_files
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.words import PAGE_WORDS
-from imagebind.names import one_line
+from imagebind.names import one_line, read_field
 from imagebind.segments import Segment, file_of
 
 COMPARISON_NAME = "comparison.csv"
@@ -428,7 +428,7 @@ def read_pair(row: dict[str, str]) -> Pair:
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
         row.get("caption") or "",
-        row["name"],
+        read_text(row["name"]),
         *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
         similarities,
@@ -437,10 +437,17 @@ def read_pair(row: dict[str, str]) -> Pair:
 
 def part_of_file(row: dict[str, str], modality: str) -> str:
     """Return the path of a file of a pair, or the part of it that was judged."""
-    path, start, end = row.get(modality) or "", row.get("start"), row.get("end")
-    if not start and not end:
+    path = read_text(row.get(modality) or "")
+    try:
+        start, end = float(row.get("start") or 0), float(row.get("end") or "inf")
+    except ValueError:  # of the user's, with another meaning
         return path
-    return Segment(path, float(start or 0), float(end) if end else math.inf)
+    return path if (start, end) == (0, math.inf) else Segment(path, start, end)
+
+
+def read_text(cell: str) -> str:
+    """Return the text of a cell of pair_scores.csv as it was before it was made safe for spreadsheets."""
+    return read_field(cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA_STARTS) else cell)
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:

@@ -148,13 +148,14 @@ PAGE_WORDS = {
         "spectrogram": "spectrogram of the sound",
         "play": "play",
         "plays with": "plays with",
-        "judged sound": "the judged sound",
+        "judged sound": "the sound below",
         "own sound": "the video's own sound",
         "unplayable": (
             "{file} cannot be played here: it has moved, or this browser does not play {format} files of its "
             "kind; --copy_media writes copies that play"
         ),
         "weakest": "weakest:",
+        "other windows": "other windows",
         "jump to weakest": "play from the weakest window on",
         "link to pair": "link to this pair",
         "other matches": "Best other matches",
@@ -166,7 +167,7 @@ PAGE_WORDS = {
         "match table": "Best matches",
         "match table how": (
             "No pairs are known: each sound with the video that is the most similar to it, the most similar "
-            "first. A click on a name plays the two."
+            "first. A click on a name opens the two."
         ),
         "heat map without pairs how": (
             "A row for each sound, a column for each video; which belong together is not known. A bright row "
@@ -249,9 +250,9 @@ PAGE_WORDS = {
         "sampled": "The mismatches are a sample of {}.",
         "least": "Shown are the first {} of {} pairs; all are in pair_scores.csv.",
         "columns": (
-            *("name", "similarity", "suspect", "best other video", "best other audio"),
-            *("video rank", "audio rank", "percentile", "p-value"),
-            *("audio clips alike", "video clips alike", "audio", "video"),
+            *("name", "similarity", "suspect", "video rank", "audio rank", "percentile", "p-value"),
+            *("audio clips alike", "video clips alike", "best other video", "best other audio"),
+            *("audio", "video"),
         ),
         "scored": "{} of {} pairs",
         "dropped": "Pairs without a score",
@@ -301,7 +302,8 @@ PAGE_WORDS = {
             "For every two systems the mean difference on the pairs that both have, with its 95% interval "
             "and its p-value. Where the interval holds 0, no difference can be told. Where several systems "
             "are compared, look at the p-value that is corrected for their number (Holm): a difference can "
-            "be told where it is below 0.05. Wins: the share of pairs on which the first system is better."
+            "be told where it is below 0.05. Wins: the share of pairs on which the first system is better; "
+            "ties count half. There is no interval where the pairs are too few or most differences are equal."
         ),
         "difference": "difference",
         "difference on common": "Difference on the pairs that both have",
@@ -331,13 +333,14 @@ PAGE_WORDS = {
         "spectrogram": "声音的频谱图",
         "play": "播放",
         "plays with": "播放时使用",
-        "judged sound": "被评估的声音",
+        "judged sound": "下方的声音",
         "own sound": "视频自带的声音",
         "unplayable": (
             "{file} 无法在此播放：文件已移动，或此浏览器不能播放这种 {format} 文件；--copy_media 会写出可播放"
             "的副本"
         ),
         "weakest": "最弱：",
+        "other windows": "其他窗口",
         "jump to weakest": "从最弱的窗口开始播放",
         "link to pair": "此配对的链接",
         "other matches": "最佳的其他匹配",
@@ -347,7 +350,7 @@ PAGE_WORDS = {
         "next audio": "其他音频中与此视频最相似的是 {name}：{similarity}",
         "best match": "最相似的视频",
         "match table": "最佳匹配",
-        "match table how": "配对未知：每个音频及与其最相似的视频，最相似的在前。点击名称即可播放两者。",
+        "match table how": "配对未知：每个音频及与其最相似的视频，最相似的在前。点击名称可打开两者。",
         "heat map without pairs how": (
             "每行一个音频，每列一个视频；哪些成对未知。整行或整列偏亮，说明该文件与什么都相似。鼠标或方向键会显示"
             "两个文件的名称；点击或按回车键即可播放。"
@@ -416,9 +419,9 @@ PAGE_WORDS = {
         "sampled": "不成对的组合为抽样，共 {} 个。",
         "least": "此处为前 {} 个配对，共 {} 对；全部见 pair_scores.csv。",
         "columns": (
-            *("名称", "相似度", "可疑", "最相似的其他视频", "最相似的其他音频"),
-            *("视频排名", "音频排名", "百分位", "p 值"),
-            *("音频片段相似", "视频片段相似", "音频", "视频"),
+            *("名称", "相似度", "可疑", "视频排名", "音频排名", "百分位", "p 值"),
+            *("音频片段相似", "视频片段相似", "最相似的其他视频", "最相似的其他音频"),
+            *("音频", "视频"),
         ),
         "scored": "计分 {} / {} 对",
         "dropped": "没有评分的配对",
@@ -460,7 +463,7 @@ PAGE_WORDS = {
         "differences how": (
             "每两个系统在共有配对上的平均差，以及 95% 置信区间与 p 值。区间含 0 时，无法断定有差异。"
             "比较多个系统时，请看按其数目校正的 p 值 (Holm)：低于 0.05 时可断定有差异。"
-            "胜率：前一系统更好的配对所占比例。"
+            "胜率：前一系统更好的配对所占比例，相等时计一半。配对太少或多数差相等时没有置信区间。"
         ),
         "difference": "差",
         "difference on common": "共有配对上的差",

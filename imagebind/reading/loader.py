@@ -39,6 +39,7 @@ ATTEMPTS = 2  # to read a file that changes meanwhile
 MAX_HASHES = 64  # that are remembered of files of which parts are read
 HASHES: dict[tuple[int, ...], str] = {}  # of these files, by their fingerprint
 FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
+log = logging.getLogger(__name__)
 data_log = logging.getLogger(data.__name__)
 
 File = tuple[str, str, tuple[Feature, ...]]  # modality, path, what is wanted of it; of a text the text itself
@@ -252,7 +253,11 @@ class FileReader:
         """Make a picture of what was read, or look up the one that an earlier run made of it."""
         for found in self.found.values():
             if found.input is not None:
-                return make_thumbnail(found.input)
+                try:
+                    return make_thumbnail(found.input)
+                except Exception as e:  # a picture is no reason to skip a file
+                    log.debug("%s: no thumbnail (%s)", self.path, e)
+                    return None
         return None if self.cache is None else self.cache.get_thumbnail(self.content_hash, self.modality)
 
     def _look_up(self, feature: Feature) -> Iterator[LoadedPart]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,9 @@ import av
 import numpy as np
 
 from imagebind.data.media import MediaError, decode, hold_open, media_errors, open_stream
-from imagebind.segments import span_of
+from imagebind.reading.cache import hash_file
+from imagebind.reading.loader import fingerprint
+from imagebind.segments import fragment_of, span_of
 
 SUFFIXES = {"audio": ".m4a", "video": ".mp4"}
 SHORT_SIDE, MAX_LONG_SIDE = 240, 720  # pixels
@@ -20,7 +23,14 @@ VIDEO_OPTIONS = {"preset": "veryfast", "crf": "30"}
 CLOCK = 90_000  # ticks a second
 RATE, BITS_PER_SECOND = 44100, 64_000  # of sound
 
-Task = tuple[str, str, str]  # modality, path, and the path of the copy
+SEEK_FROM = 1.0  # seconds before the start of a part from which on a file is decoded
+MAX_GAP = 0.05  # seconds between two pieces of sound that are not filled with silence
+
+Task = tuple[str, str, str, str]  # modality, path, content hash, and the path of the copy
+Timed = Iterator[
+    tuple[float, av.frame.Frame]
+]  # seconds from the start of what is copied, and what comes then
+Packets = Iterator[list[av.Packet]]
 
 
 def make_preview(context: None, task: Task) -> Iterator[str | None]:
@@ -28,12 +38,17 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
 
     A video has its own sound in it.
     """
-    modality, path, target = task
+    modality, path, content_hash, target = task
     temporary = Path(target).with_name(f".{Path(target).name}.tmp")
     try:
         if not os.path.exists(target):
-            with media_errors(path), hold_open(path):
+            with media_errors(path), hold_open(path) as file:
+                before = fingerprint(file)
+                if hash_file(file) + fragment_of(path) != content_hash:
+                    raise MediaError(path, "it changed since it was evaluated")
                 write_preview(modality, path, temporary)
+                if fingerprint(file) != before:
+                    raise MediaError(path, "it changed while it was copied")
                 os.replace(temporary, target)
         yield None
     except MediaError as e:
@@ -44,33 +59,79 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
 def write_preview(modality: str, path: str, target: Path) -> None:
     """Write a copy of a file, or of a part of one, whose time begins with that of the part."""
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as copy:
-        streams = [of(copy, path) for of in ((add_video,) if modality == "video" else ())]
-        try:
-            streams.append(add_audio(copy, path))
-        except MediaError:
-            if modality == "audio":
-                raise
-        copy.start_encoding()
+        if modality == "video":
+            streams = [add_video(copy, path), *own_sound(copy, path)]
+        else:
+            streams = [add_audio(copy, path)]
+        n_packets = 0
         for packets in chain(*streams):
             copy.mux(packets)
+            n_packets += len(packets)
+        if not n_packets:
+            raise MediaError(path, f"no {modality} to copy")
 
 
-def decoded(path: str, kind: str) -> Iterator[tuple[float, av.frame.Frame]]:
-    """Yield the frames of a file or a part of one, each with its time in seconds from the start of that."""
+def own_sound(copy: av.container.OutputContainer, path: str) -> list[Packets]:
+    """Add the sound of a video, as far as it can be decoded, if it has any."""
+
+    def as_far_as_it_goes(packets: Packets) -> Packets:
+        with suppress(MediaError, av.FFmpegError):
+            yield from packets
+
+    try:
+        return [as_far_as_it_goes(add_audio(copy, path))]
+    except MediaError:
+        return []
+
+
+def decoded(path: str, kind: str) -> Timed:
+    """Yield the frames of a file or a part of one; of a video first the one shown when the part begins."""
     start, end = span_of(path)
     with open_stream(path, kind) as stream:
-        first = stream.container.start_time / av.time_base if stream.container.start_time else 0.0
-        if start > 1:
-            stream.container.seek(round((first + start) * av.time_base))
-        for frame in decode(stream):
-            time = first if frame.time is None else frame.time
-            if time - first >= end:
-                return
-            if time - first >= start - 1e-6:
-                yield time - first - start, frame
+        is_sought = start > SEEK_FROM and stream.container.duration
+        frames, before = find_start(stream, start) if is_sought else timed(stream), None
+        for time, frame in frames:
+            if time >= end:
+                break
+            if time < start - 1e-6:
+                before = frame if kind == "video" else None
+                continue
+            if before is not None and time > start + 1e-6:
+                yield 0.0, before
+            before = None
+            yield time - start, frame
+        if before is not None:
+            yield 0.0, before
 
 
-def peek(frames: Iterator[tuple[float, av.frame.Frame]], path: str, kind: str) -> tuple:
+def find_start(stream: av.stream.Stream, start: float) -> Timed:
+    """Decode a stream from a little before a time on."""
+    container = stream.container
+    container.seek(round((start_of(container) + start - SEEK_FROM) * av.time_base))
+    frames = timed(stream)
+    head = next(frames, None)
+    if head is not None and head[0] <= start:
+        return chain([head], frames)
+    container.seek(round(start_of(container) * av.time_base))  # the search went too far
+    return timed(stream)
+
+
+def timed(stream: av.stream.Stream) -> Timed:
+    """Decode a stream; where its frames have no times, these follow from what came before."""
+    first, n_done = start_of(stream.container), 0
+    is_audio = stream.type == "audio"
+    for frame in decode(stream):
+        rate = frame.sample_rate if is_audio else stream.average_rate or stream.guessed_rate or 25
+        yield float(n_done / rate) if frame.time is None else frame.time - first, frame
+        n_done += frame.samples if is_audio else 1
+
+
+def start_of(container: av.container.InputContainer) -> float:
+    """Return when a file begins, in seconds of its own clock."""
+    return (container.start_time or 0) / av.time_base
+
+
+def peek(frames: Timed, path: str, kind: str) -> tuple[av.frame.Frame, Timed]:
     """Return the first frame, and an iterator over all."""
     found = next(frames, None)
     if found is None:
@@ -78,11 +139,13 @@ def peek(frames: Iterator[tuple[float, av.frame.Frame]], path: str, kind: str) -
     return found[1], chain([found], frames)
 
 
-def add_video(copy: av.container.OutputContainer, path: str) -> Iterator[list[av.Packet]]:
+def add_video(copy: av.container.OutputContainer, path: str) -> Packets:
     """Add a stream to a copy, and return what yields its packets."""
     first, frames = peek(decoded(path, "video"), path, "video")
+    with open_stream(path, "video") as source:
+        wide = float(source.sample_aspect_ratio or 1)  # of a pixel
     turns = round(first.rotation / 90) % 4
-    size = np.array([first.width, first.height])
+    size = np.array([first.width * wide, first.height])
     scale = min(SHORT_SIDE / size.min(), MAX_LONG_SIDE / size.max(), 1)
     width, height = np.maximum(2 * np.round(size * scale / 2), 2).astype(int).tolist()
     stream = copy.add_stream("libx264", options=VIDEO_OPTIONS)
@@ -90,14 +153,13 @@ def add_video(copy: av.container.OutputContainer, path: str) -> Iterator[list[av
     stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, CLOCK)
     stream.codec_context.thread_count = 1
 
-    def packets() -> Iterator[list[av.Packet]]:
+    def packets() -> Packets:
         last = -1
         for time, frame in frames:
             small = frame.reformat(width, height, "rgb24")
             if turns:
-                small = av.VideoFrame.from_ndarray(
-                    np.ascontiguousarray(np.rot90(small.to_ndarray(), turns)), "rgb24"
-                )
+                pixels = np.rot90(small.to_ndarray(), turns)
+                small = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
             last = max(round(time * CLOCK), last + 1)
             small.pts, small.time_base = last, Fraction(1, CLOCK)
             yield stream.encode(small)
@@ -106,22 +168,34 @@ def add_video(copy: av.container.OutputContainer, path: str) -> Iterator[list[av
     return packets()
 
 
-def add_audio(copy: av.container.OutputContainer, path: str) -> Iterator[list[av.Packet]]:
+def add_audio(copy: av.container.OutputContainer, path: str) -> Packets:
     """Add a stream to a copy, and return what yields its packets."""
     _, frames = peek(decoded(path, "audio"), path, "audio")
     stream = copy.add_stream("aac", rate=RATE, layout="stereo")
     stream.bit_rate = BITS_PER_SECOND
 
-    def packets() -> Iterator[list[av.Packet]]:
-        resampler, n_samples = None, None
+    def pieces() -> Iterator[av.AudioFrame]:
+        """Resample, with silence where the file has none."""
+        resampler, n_samples = av.AudioResampler("fltp", "stereo", RATE), 0
         for time, frame in frames:
-            resampler = resampler or av.AudioResampler("fltp", "stereo", RATE)
-            n_samples = max(round(time * RATE), 0) if n_samples is None else n_samples
+            n_missing = round(time * RATE) - n_samples
+            if n_missing > MAX_GAP * RATE:
+                for first in range(0, n_missing, RATE):
+                    silence = np.zeros((2, min(RATE, n_missing - first)), np.float32)
+                    yield av.AudioFrame.from_ndarray(silence, "fltp", "stereo")
+                n_samples += n_missing
             frame.pts = None
-            for part in resampler.resample(frame):
-                part.pts, part.time_base = n_samples, Fraction(1, RATE)
-                n_samples += part.samples
-                yield stream.encode(part)
+            for piece in resampler.resample(frame):
+                n_samples += piece.samples
+                yield piece
+        yield from resampler.resample(None)
+
+    def packets() -> Packets:
+        n_samples = 0
+        for piece in pieces():
+            piece.sample_rate, piece.pts, piece.time_base = RATE, n_samples, Fraction(1, RATE)
+            n_samples += piece.samples
+            yield stream.encode(piece)
         yield stream.encode(None)
 
     return packets()
