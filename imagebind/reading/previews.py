@@ -25,11 +25,8 @@ RATE, BITS_PER_SECOND = 44100, 64_000  # of sound
 
 SEEK_FROM = 1.0  # seconds before the start of a part from which on a file is decoded
 MAX_GAP = 0.05  # seconds between two pieces of sound that are not filled with silence
-
 Task = tuple[str, str, str, str]  # modality, path, content hash, and the path of the copy
-Timed = Iterator[
-    tuple[float, av.frame.Frame]
-]  # seconds from the start of what is copied, and what comes then
+Timed = Iterator[tuple[float, av.frame.Frame]]  # seconds from the start, and what comes then
 Packets = Iterator[list[av.Packet]]
 
 
@@ -86,34 +83,36 @@ def own_sound(copy: av.container.OutputContainer, path: str) -> list[Packets]:
 
 def decoded(path: str, kind: str) -> Timed:
     """Yield the frames of a file or a part of one; of a video first the one shown when the part begins."""
-    start, end = span_of(path)
+    start, _ = span_of(path)
+    if start > SEEK_FROM:
+        with open_stream(path, kind) as stream:
+            if stream.container.duration:
+                place = start_of(stream.container) + start - SEEK_FROM
+                stream.container.seek(round(place * av.time_base))
+                frames = timed(stream)
+                head = next(frames, None)
+                if head is not None and head[0] <= start:  # else the search went too far
+                    yield from part_of(path, kind, chain([head], frames))
+                    return
     with open_stream(path, kind) as stream:
-        is_sought = start > SEEK_FROM and stream.container.duration
-        frames, before = find_start(stream, start) if is_sought else timed(stream), None
-        for time, frame in frames:
-            if time >= end:
-                break
-            if time < start - 1e-6:
-                before = frame if kind == "video" else None
-                continue
-            if before is not None and time > start + 1e-6:
-                yield 0.0, before
-            before = None
-            yield time - start, frame
-        if before is not None:
+        yield from part_of(path, kind, timed(stream))
+
+
+def part_of(path: str, kind: str, frames: Timed) -> Timed:
+    """Yield those frames of a file that belong to a part of it, with their times in that."""
+    (start, end), before = span_of(path), None
+    for time, frame in frames:
+        if time >= end:
+            break
+        if time < start - 1e-6:
+            before = frame if kind == "video" else None
+            continue
+        if before is not None and time > start + 1e-6:
             yield 0.0, before
-
-
-def find_start(stream: av.stream.Stream, start: float) -> Timed:
-    """Decode a stream from a little before a time on."""
-    container = stream.container
-    container.seek(round((start_of(container) + start - SEEK_FROM) * av.time_base))
-    frames = timed(stream)
-    head = next(frames, None)
-    if head is not None and head[0] <= start:
-        return chain([head], frames)
-    container.seek(round(start_of(container) * av.time_base))  # the search went too far
-    return timed(stream)
+        before = None
+        yield time - start, frame
+    if before is not None:
+        yield 0.0, before
 
 
 def timed(stream: av.stream.Stream) -> Timed:
