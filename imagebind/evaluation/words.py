@@ -198,7 +198,7 @@ PAGE_WORDS = {
         "text recall how": "How often each is among the K most similar ones of the other.",
         "text columns": (
             *("caption", "caption of the audio", "caption-audio", "caption-video"),
-            *("audio rank of it", "video rank of it"),
+            *("audio rank for the caption", "video rank for the caption"),
         ),
         "chance": "by chance",
         "yes": "yes",
