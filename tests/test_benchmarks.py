@@ -23,8 +23,9 @@ import throughput
 
 @pytest.fixture(autouse=True)
 def imported(monkeypatch):
-    """Let processes of benchmarks begin with all imports done."""
+    """Let processes of benchmarks begin with all imports done, and videos be small."""
     monkeypatch.setattr(throughput, "CONTEXT", FORKSERVER)
+    monkeypatch.setattr(throughput, "SIZES", ((72, 128), (96, 160), (120, 208)))
 
 
 @pytest.mark.parametrize("name", figures.TABLES)

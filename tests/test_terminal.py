@@ -52,7 +52,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_outputs(pairs):
         program = Program(pairs)
         while n_cached(pairs) < n_before:
             program.process.join(0.005)
-        program.process.join(moments.uniform(0, 0.3))
+        program.process.join(moments.uniform(0, 0.15))
         readers = program.readers()
         program.process.kill()
         program.process.join()

@@ -20,6 +20,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "benchmarks")]
 
+import throughput  # noqa: E402
 from conftest import tone, write_audio  # noqa: E402
 from throughput import in_process, make_video, peak_memory, repeat_video  # noqa: E402
 
@@ -38,7 +39,7 @@ RUNS = {  # each score alone; those of pairs alone have the released loaders' be
 def costs(folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: float) -> dict[str, float]:
     """Return the median time of each of RUNS; they take turns."""
     for i in range(n_videos):
-        make_video(folder / "video" / f"{i}.mp4", seconds, 360, 640, i)
+        make_video(folder / "video" / f"{i}.mp4", seconds, *throughput.SIZES[1], i)
         write_audio(folder / "audio" / f"{i}.wav", tone(seconds, 200 + 50 * i))
     times = {name: [] for name in RUNS}
     for i in range(n_runs + (n_runs > 1)):
@@ -65,7 +66,7 @@ def run_all(folder: Path, checkpoint: Path, name: str) -> float:
 
 def memory(folder: Path, checkpoint: Path, seconds: float, times: int) -> tuple[float, float]:
     """Return the peak memory, in GB, with a video and with one that is `times` as long."""
-    make_video(folder / "short.mp4", seconds, 360, 640)
+    make_video(folder / "short.mp4", seconds, *throughput.SIZES[1])
     repeat_video(folder / "short.mp4", folder / "long.mp4", times)
     for name, n in (("short", 1), ("long", times)):
         write_audio(folder / f"{name}.wav", tone(n * seconds, 300))

@@ -68,6 +68,7 @@ DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("spawn")
 FPS = 25
+SIZES = ((224, 400), (360, 640), (720, 1280))  # height and width
 H100_FLOPS, GOAL_SHARE = 989e12, 0.6  # in float16, by its data sheet; what the tower is to reach of it
 
 
@@ -129,9 +130,6 @@ def repeat_video(source: Path, path: Path, times: int) -> Path:
                         target.mux(packet)
             offset += span
     return path
-
-
-SIZES = ((224, 400), (360, 640), (720, 1280))
 
 
 def make_clips(folder: Path, n_each: int = 8, seconds: float = 10) -> list[Path]:
@@ -293,7 +291,7 @@ def gpu_rate() -> float:
 
 
 def hour(setup: Setup) -> Iterator[dict]:
-    minute = make_video(setup.folder / "minute.mp4", setup.n(60, 2), 720, 1280)
+    minute = make_video(setup.folder / "minute.mp4", setup.n(60, 2), *SIZES[-1])
     path = repeat_video(minute, setup.folder / "hour.mp4", setup.n(60, 2))
     data.read_video(minute), read_video_as_released(minute)  # imports
     ours = timed(lambda: data.read_video(path).clips())
