@@ -217,10 +217,14 @@ def test_what_cannot_start_ends_the_job_in_one_line(pairs):
 
 
 def test_a_checkpoint_that_is_not_there_is_said_once(pairs):
-    status, out, err = Processes(pairs, 2, checkpoint=Path("none.pth")).wait()
-    assert (status, out) == ([1, 1], [[], []])
-    (line,) = (line for lines in err for line in own_lines(lines))
+    job = Processes(pairs, 2, checkpoint=Path("none.pth"))
+    status, out, err = job.programs[0].wait()
+    assert (status, out) == (1, [])
+    (line,) = own_lines(err)
     assert line.startswith("error: none.pth: No such file or directory; name a checkpoint")
+    job.programs[1].process.kill()  # it waits for torchrun to end it
+    job.programs[1].process.join()
+    assert (pairs / job.programs[1].logs[1]).read_text() == ""
 
 
 @pytest.mark.parametrize(
