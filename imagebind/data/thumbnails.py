@@ -14,7 +14,6 @@ from imagebind.data.audio import AudioInput
 from imagebind.data.inputs import ModelInput
 from imagebind.data.video import RGB_MEAN, RGB_STD, VideoInput
 
-FRAMES = 3  # of a video: the first, a middle one and the last of those that the model sees
 HEIGHT, MAX_WIDTH = 54, 96  # of a frame, in pixels
 SPECTROGRAM = (27, 96)  # height and width of a clip's
 SOUNDING = 198  # of the 204 columns of a clip; the others are padding
@@ -35,7 +34,7 @@ def make_thumbnail(input: ModelInput) -> bytes | None:
 
 
 def draw_frames(frames: torch.Tensor) -> np.ndarray:
-    """Draw three of the normalised frames (F, 3, H, W) side by side, (54, W', 3) uint8."""
+    """Draw the first, a middle and the last of normalised frames (F, 3, H, W), (54, W', 3) uint8."""
     chosen = frames[[0, (len(frames) - 1) // 2, len(frames) - 1]]
     height, width = chosen.shape[2:]
     size = HEIGHT, min(max(round(HEIGHT * width / height), 1), MAX_WIDTH)

@@ -210,14 +210,15 @@ def find_best_others(compared: Compared, pair_cells: np.ndarray) -> dict[str, Be
 
 
 def describe_best_others(
-    best_others: dict[str, BestOthers], is_suspect: np.ndarray, names: dict[str, Sequence[str]]
+    compared: Compared, best_others: dict[str, BestOthers], names: dict[str, Sequence[str]]
 ) -> dict[str, Sequence[Any]]:
-    """Return what the columns of pair_scores.csv say of the best mismatches of suspects (P,).
+    """Return what the columns of pair_scores.csv say of the best mismatches of suspects.
 
     Args:
+        best_others: of all pairs.
         names: modality -> of its rows.
     """
-    columns = {}
+    columns, is_suspect = {}, compared.scores.get("suspect", False)
     for modality, top in best_others.items():
         chosen = is_suspect & (top.indices >= 0)
         columns[f"best_other_{modality}"] = [

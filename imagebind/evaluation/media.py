@@ -60,10 +60,6 @@ class PageMedia:
             self.players.append(self._describe(modality, path))
         return self.numbers[modality, path]
 
-    def forget_players(self) -> None:
-        """Let the next page have players of its own."""
-        self.players, self.numbers = [], {}
-
     def _describe(self, modality: str, path: str) -> list[object]:
         """Describe what plays a file.
 
@@ -71,7 +67,7 @@ class PageMedia:
             name and address; where what is judged begins and ends in what is played, in seconds, None for its
             end; and why there is no copy, or None.
         """
-        (start, end), name = span_of(path), one_line(os.path.basename(file_of(path)) + fragment_of(path))
+        (start, end), name = span_of(path), one_line(base_name(path))
         end = None if end == math.inf else end
         copy = self.copies.get((modality, path)) or self.copies.get(("video", path))
         if copy is not None:
@@ -127,6 +123,7 @@ class PageMedia:
                     self.faults |= dict.fromkeys(files_of[name, content_hash], reason)
         finally:
             progress.close()
+        self.players, self.numbers = [], {}  # those of an earlier page know nothing of the copies
 
     def remove_other_copies(self) -> None:
         """Remove the copies that earlier runs wrote and this page does not show."""
@@ -239,6 +236,11 @@ def shown_files(results: dict[str, Any]) -> list[File]:
             for row in chosen:
                 add(modality, paths[modality][row])
     return list(files)
+
+
+def base_name(path: str) -> str:
+    """Return the name of a file without folders; of a part of one with its times."""
+    return os.path.basename(file_of(path)) + fragment_of(path)
 
 
 def address(path: str, folder: str | os.PathLike) -> str:

@@ -25,7 +25,7 @@ from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.keys import reaches
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from imagebind.evaluation.manifest import suffix_of
-from imagebind.evaluation.media import check_copies
+from imagebind.evaluation.media import PageMedia, check_copies
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
@@ -34,7 +34,6 @@ from imagebind.names import field
 from imagebind.reading.cache import find_parts
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.media import PageMedia
     from imagebind.evaluation.results import Results
 
 LOCK_NAME = ".in_use"
@@ -80,7 +79,6 @@ def write_page_again(results: Results, options: Options, media: PageMedia) -> No
     Raises:
         EvaluationError: it cannot be written; the one without them stays.
     """
-    media.forget_players()
     write_files({REPORT_PAGE: output_writers(options, media)[REPORT_PAGE]}, results, options.output_dir)
 
 

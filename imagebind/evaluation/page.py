@@ -27,7 +27,7 @@ from imagebind.evaluation.charts import (
     interval_chart,
     recall_chart,
 )
-from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, best_matches, sample_matrix
+from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, base_name, best_matches, sample_matrix
 from imagebind.evaluation.outputs import REPORT_PAGE
 from imagebind.evaluation.report import format_interval, score_label
 from imagebind.evaluation.words import PAGE_WORDS
@@ -373,8 +373,7 @@ def draw_windows(windows: Sequence[Window]) -> list[Any] | None:
 
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
-    fragment = fragment_of(path)
-    return os.path.basename(file_of(path)) + fragment, address(file_of(path), folder) + fragment
+    return base_name(path), address(file_of(path), folder) + fragment_of(path)
 
 
 def write_comparison_page(

@@ -186,10 +186,9 @@ class PairScores(Sequence):
 
     def lowest_suspects(self) -> list[dict[str, Any]]:
         """Return names, similarities and best other matches of the suspects, the lowest first."""
-        suspects = np.flatnonzero(self.columns.get("suspect", ()))
-        if not len(suspects):
+        n_suspects = np.count_nonzero(self.columns.get("suspect", ()))
+        if not n_suspects:
             return []
         listed = ("name", "similarity", *OTHER_COLUMNS)
-        lowest = suspects[np.argsort(self.columns["similarity"][suspects], kind="stable")]
-        pairs = (self[i] for i in lowest[:SUSPECTS_LISTED].tolist())
+        pairs = (self[i] for i in self.suspects_first(min(n_suspects, SUSPECTS_LISTED)))
         return [{c: pair.get(c) for c in listed} for pair in pairs]

@@ -92,10 +92,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         leading = compared.scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
     protocol_scores = score_protocols(plan, embedded, numbers, leading, options.seed, compared.groups)
     columns = compared.scores | protocol_scores.columns
-    if best_others:
-        is_suspect = compared.scores.get("suspect", np.zeros(len(pairs), bool))
-        of_modalities = dict(zip(MEDIA_MODALITIES, names, strict=True))
-        columns |= describe_best_others(best_others, np.asarray(is_suspect, bool), of_modalities)
+    columns |= describe_best_others(compared, best_others, dict(zip(MEDIA_MODALITIES, names, strict=True)))
     columns |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
         columns["group"] = [plan.groups[i] for i in numbers]

@@ -191,23 +191,29 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
         container.mux(stream.encode(None))
 
 
-def make_media(folder: Path, step: int = 1) -> None:
-    """Write the held-out pairs: four scenes of each kind, of different tones, rates and lengths.
+def make_media(folder: Path) -> None:
+    """Write the held-out pairs: four scenes of each kind, of different tones, rates and lengths."""
+    for number in range(len(held_out_scenes())):
+        write_pair(folder, number)
 
-    Args:
-        step: 2 writes every second one.
-    """
-    audio_suffixes, video_suffixes = list(AUDIO_FORMATS), list(VIDEO_FORMATS)
-    for side in ("audio", "video"):
-        (folder / side).mkdir(parents=True, exist_ok=True)
-    for i, (name, (scene, seconds)) in enumerate(held_out_scenes().items()):
-        if i % step:
-            continue
-        audio_suffix = audio_suffixes[i % len(audio_suffixes)]
-        video_suffix = video_suffixes[i % len(video_suffixes)]
-        write_audio(folder / "audio" / f"{name}{audio_suffix}", sound(scene, seconds))
-        frames = [picture(scene, frame / FPS) for frame in range(int(seconds * FPS))]
-        write_video(folder / "video" / f"{name}{video_suffix}", frames)
+
+def pair_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Name the files of a held-out pair: sound and video, of all formats in turn."""
+    name, suffixes = list(held_out_scenes())[number], (list(AUDIO_FORMATS), list(VIDEO_FORMATS))
+    return tuple(
+        folder / side / f"{name}{of_side[number % len(of_side)]}"
+        for side, of_side in zip(("audio", "video"), suffixes, strict=True)
+    )
+
+
+def write_pair(folder: Path, number: int) -> None:
+    """Write a held-out pair."""
+    scene, seconds = list(held_out_scenes().values())[number]
+    audio, video = pair_paths(folder, number)
+    for path in (audio, video):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(audio, sound(scene, seconds))
+    write_video(video, [picture(scene, frame / FPS) for frame in range(int(seconds * FPS))])
 
 
 def held_out_scenes() -> dict[str, tuple[Scene, float]]:
