@@ -55,6 +55,7 @@ from imagebind.evaluation.terminal import (
     stopped_by_signals,
 )
 from imagebind.names import one_line
+from imagebind.packages import PackageError
 
 __all__ = [
     "EvaluationError",
@@ -128,6 +129,7 @@ def batch_inference_av_consistency(
         EvaluationError: nothing can be evaluated, the model cannot be loaded, an output cannot be written, or
             another run uses output_dir.
         OptionError: an option has a value that it does not take; it is a ValueError.
+        ImportError: a package that this run needs is missing or does not load; the message is one line.
         KeyboardInterrupt: Ctrl-C; its message says what is kept.
     """
     options = Options(audio_paths, video_paths, device, batch_size, output_dir, retrieval_mode, **more)
@@ -371,9 +373,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ImportError as e:  # a library that does not fit says so in this way
         allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if allowed == resource.RLIM_INFINITY:
+        if allowed != resource.RLIM_INFINITY:
+            print_error(f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})")
+        elif isinstance(e, PackageError):
+            print_error(str(e))
+        else:
             raise
-        print_error(f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})")
         return 1
 
 

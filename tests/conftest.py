@@ -215,7 +215,7 @@ PROGRAM = [  # from its very start, which takes seconds
 FORKSERVER = multiprocessing.get_context("forkserver")
 N_PROGRAMS = itertools.count()
 FORKSERVER.set_forkserver_preload(
-    ["batch_inference", "imagebind.reading.loader", "imagebind.models.embedder", "timm.layers"]
+    ["batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"]
 )
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
+from imagebind import packages
 from imagebind.data.audio import (
     AUDIO_CLIPS,
     MEL_BINS,
@@ -109,9 +109,9 @@ def load_and_transform_vision_data(
     """
     if image_paths is None:
         return None
-    images = []
+    images, pillow = [], packages.load("PIL.Image")
     for path in image_paths:
-        with media_errors(path), Image.open(path) as image:
+        with media_errors(path), pillow.open(path) as image:
             pixels = scale_and_crop()(image.convert("RGB"))  # (224, 224, 3)
         images.append(normalize_rgb(pixels.permute(2, 0, 1).contiguous().float().div_(255)))
     return torch.stack(images).to(device)

@@ -20,7 +20,6 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchaudio.compliance import kaldi
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.inputs import ModelInput
@@ -246,11 +245,24 @@ def resampled_pieces(path: Path, sample_rate: int = SAMPLE_RATE) -> Iterator[tor
 
 
 @cache
-def mel_filters(n_bins: int, n_fft: int, sample_rate: int, default: torch.dtype) -> torch.Tensor:
-    """Return Kaldi's triangular filters, (n_fft / 2 + 1, n_bins) float32; they are computed in `default`."""
-    with torch.device("cpu"):
-        filters, _ = kaldi.get_mel_banks(n_bins, n_fft, sample_rate, LOWEST_HZ, 0.0, 100.0, -500.0, 1.0)
-        return F.pad(filters.float(), (0, 1)).T
+def mel_filters(n_bins: int, n_fft: int, sample_rate: int) -> torch.Tensor:
+    """Return Kaldi's triangular filters, evenly spaced in mel from LOWEST_HZ to half the sample rate.
+
+    They are those of torchaudio.compliance.kaldi bit for bit, so the operations are in its order.
+
+    Returns:
+        (n_fft / 2 + 1, n_bins) float32.
+    """
+    float32 = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
+    lowest, highest = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (LOWEST_HZ, sample_rate / 2))
+    distance = (highest - lowest) / (n_bins + 1)
+    number = torch.arange(n_bins, **float32)[:, None]
+    start, middle, end = (lowest + (number + i) * distance for i in range(3))  # (n_bins, 1)
+    hz = sample_rate / n_fft * torch.arange(n_fft // 2, **float32)
+    mel = 1127.0 * (1.0 + hz / 700.0).log()
+    rising, falling = (mel - start) / (middle - start), (end - mel) / (end - middle)
+    filters = torch.minimum(rising, falling).clamp(min=0)  # (n_bins, n_fft / 2)
+    return F.pad(filters, (0, 1)).T
 
 
 @cache
@@ -282,7 +294,7 @@ def log_mel(
     torch.sub(frames[:, 0], frames[:, 0] * PREEMPHASIS, out=padded[:, 0])
     padded[:, :size] *= hann_window(size)
     power = torch.fft.rfft(padded).abs().square_()
-    mel = power @ mel_filters(n_bins, n_fft, sample_rate, torch.get_default_dtype())
+    mel = power @ mel_filters(n_bins, n_fft, sample_rate)
     mel = mel.clamp_(min=torch.finfo(mel.dtype).eps).log_().T
     return F.pad(mel, (0, n_frames - mel.shape[1]))  # a negative pad crops
 

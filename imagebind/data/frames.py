@@ -18,7 +18,6 @@ from functools import cached_property
 
 import av
 import torch
-from av.stream import Discard
 
 from imagebind.data.media import MediaError, Path, decode, demux, open_stream, warn_if_truncated
 
@@ -117,8 +116,8 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     AVI stores no timestamps, and FFmpeg invents them.
     """
     for other in stream.container.streams:
-        if other is not stream:
-            other.discard = Discard.all
+        if other is not stream and hasattr(other, "discard"):  # since PyAV 17.1; without it this is slower
+            other.discard = type(other.discard).all
     packets = tuple(
         Packet(packet.pts, packet.is_keyframe, not packet.is_discard, packet.duration or 0)
         for packet in demux(stream)
@@ -135,9 +134,14 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
 def decoded_timeline(path: Path) -> Timeline:
     """Count the frames of a video by decoding all of it: slow, but never wrong."""
     with open_stream(path, "video") as stream:
-        shown = [(frame.pts, frame.duration or 0) for frame in decode(stream)]
+        shown = [(frame.pts, duration_of(frame)) for frame in decode(stream)]
         times = tuple((pts, duration) for pts, duration in shown if pts is not None)
         return Timeline(stream_fps(stream), len(shown), time_base=stream.time_base, decoded_times=times)
+
+
+def duration_of(frame: av.VideoFrame) -> int:
+    """Return how long a frame is shown, in its time base; 0 where that is not stated, or PyAV is below 15."""
+    return getattr(frame, "duration", 0) or 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-from av.stream import Disposition
 
+from imagebind.packages import PackageError
 from imagebind.segments import file_of
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
@@ -56,7 +56,7 @@ def media_errors(path: Path) -> Iterator[None]:
     """Turn any exception inside into a MediaError that names the file."""
     try:
         yield
-    except MediaError:
+    except (MediaError, PackageError):
         raise
     except UnsupportedError as e:
         raise MediaError(path, str(e)) from e
@@ -130,11 +130,16 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
         options |= PLAIN_WAV if is_plain_wav(file) else {}
         with av.open(file, metadata_errors="replace", container_options=options) as container:
             stream = container.streams.best(kind)
-            if stream is None or Disposition.attached_pic in stream.disposition:  # a cover is no video
+            if stream is None or is_cover(stream):
                 raise MediaError(path, f"no {kind} stream")
             if stream.codec_context is None:
                 raise MediaError(path, f"no decoder for its {kind}")
             yield stream
+
+
+def is_cover(stream: av.stream.Stream) -> bool:
+    """Whether a stream is a picture that comes with a sound, and so no video."""
+    return type(stream.disposition).attached_pic in stream.disposition
 
 
 def is_plain_wav(file: BinaryIO) -> bool:

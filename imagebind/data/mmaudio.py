@@ -15,6 +15,7 @@ from itertools import pairwise
 import av
 import torch
 
+from imagebind import packages
 from imagebind.data.frames import Timeline, to_rgb
 from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ratio, normalize_rgb
 
@@ -25,9 +26,8 @@ SYNCHRONY_RATE = Fraction(25)  # of those that its other metrics need, without w
 @cache
 def scaling() -> Callable[[torch.Tensor], torch.Tensor]:
     """Make what scales a picture (3, H, W) uint8 to floats in [0, 1] with a short side of 224."""
-    from torchvision.transforms import InterpolationMode, v2  # slow to import, and few runs need it
-
-    bicubic = v2.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
+    v2 = packages.load("torchvision.transforms.v2")
+    bicubic = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC)
     return v2.Compose([bicubic, v2.ToDtype(torch.float32, scale=True)])
 
 

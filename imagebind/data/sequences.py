@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import torch
-from PIL import Image
 
+from imagebind import packages
 from imagebind.data.audio import (
     AUDIO_CLIPS,
     SAMPLE_RATE,
@@ -25,7 +26,7 @@ from imagebind.data.audio import (
     read_audio,
     resampled_pieces,
 )
-from imagebind.data.frames import Timeline, packet_timeline, stream_fps
+from imagebind.data.frames import Timeline, duration_of, packet_timeline, stream_fps
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
 from imagebind.data.video import (
@@ -40,6 +41,9 @@ from imagebind.data.video import (
 )
 from imagebind.segments import Segment
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 WINDOW_SAMPLES, WINDOW_HOP = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # windows of 2 s that overlap by 1.5 s
 PART_SIZE = 64  # frames or windows that are handed over together
 FRAMES_PER_SIGN = 250  # that may be decoded without handing over anything
@@ -48,8 +52,7 @@ FRAMES_PER_SIGN = 250  # that may be decoded without handing over anything
 @cache
 def scale_and_crop() -> Callable[[Image.Image], torch.Tensor]:
     """Make what turns an image into the middle (224, 224, 3) uint8 of it, as the released loader does."""
-    from torchvision import transforms  # slow to import, and few runs need it
-
+    transforms = packages.load("torchvision.transforms")
     bicubic = transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC)
     return transforms.Compose([bicubic, transforms.CenterCrop(SIZE), np.array, torch.from_numpy])
 
@@ -154,7 +157,7 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
                     waiting.append(pixels)
                 index.append(number_of[digest])
                 times.append(number / fps if frame.time is None else frame.time - begins)
-                duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
+                duration = float(duration_of(frame) * frame.time_base) or 1 / fps
                 if len(waiting) == PART_SIZE:
                     yield FramesPart(torch.stack(waiting))
                     waiting.clear()
@@ -197,7 +200,7 @@ def prepare_image(frame: av.VideoFrame) -> torch.Tensor:
     """Scale and crop a frame as Pillow does, (224, 224, 3) uint8; not rotated: neither do the evaluators."""
     pixels = frame.to_ndarray(format="rgb24")
     check_aspect_ratio(*pixels.shape[:2])
-    return scale_and_crop()(Image.fromarray(pixels))
+    return scale_and_crop()(packages.load("PIL.Image").fromarray(pixels))
 
 
 @dataclass(frozen=True)

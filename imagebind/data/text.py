@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-import regex
 import torch
 
+from imagebind import packages
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import media_errors
 
@@ -39,9 +39,7 @@ class TextInput(ModelInput):
 
 def return_bpe_path() -> str:
     """Return the path of CLIP's vocabulary, bpe_simple_vocab_16e6.txt.gz; open_clip brings it along."""
-    from open_clip.tokenizer import default_bpe  # slow to import, and not every run has texts
-
-    return default_bpe()
+    return packages.load("open_clip.tokenizer").default_bpe()
 
 
 @cache
@@ -51,9 +49,8 @@ def clip_tokenizer(bpe_path: str | None = None) -> SimpleTokenizer:
     Args:
         bpe_path: of another vocabulary than CLIP's.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    made = SimpleTokenizer(bpe_path or return_bpe_path())
+    regex = packages.load("regex")
+    made = packages.load("open_clip.tokenizer").SimpleTokenizer(bpe_path or return_bpe_path())
     pattern = made.pat.pattern
     for theirs, ours in SPECIAL_TOKENS.items():
         made.encoder[ours] = made.encoder[theirs]

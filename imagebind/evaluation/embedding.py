@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from imagebind import packages
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel, check_device
 from imagebind.evaluation.options import Options
@@ -36,10 +36,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
 
 MEDIA_MODALITIES = ("audio", "video")
 MAX_WRITES = 8  # batches that may wait to be written to the cache
-PACKAGES = (  # whose versions are in the protocol
-    *("torch", "torchvision", "torchaudio", "pytorchvideo", "timm", "einops", "av", "numpy"),
-    "open_clip_torch",
-)
+PACKAGES = ("torch", "numpy", "av", "einops")  # whose versions are in the protocol, of every run
+TEXT_PACKAGES = ("open_clip_torch", "ftfy", "regex")
 
 Inputs = dict[str, Sequence[str]]  # modality -> paths, each once; of captions the texts
 
@@ -597,7 +595,9 @@ def open_file_embedder(
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
         OptionError: the cache is no cache.
+        PackageError: torch does not load.
     """
+    packages.load("torch")
     return FileEmbedder(
         RunModel(holder, n_files),
         options.batch_size,
@@ -620,7 +620,10 @@ def describe_protocol(
 
     from imagebind import data
 
-    device = model.device
+    device, used = model.device, [*PACKAGES]
+    for protocol in protocols:
+        used += [name for name in protocol.packages if name not in used]
+    used += TEXT_PACKAGES if "text" in modalities else ()
     card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
         "checkpoint": {"file": model.path.name, "sha256": model.sha256, "note": model.facts.note},
@@ -640,5 +643,5 @@ def describe_protocol(
         "file_embedding": "mean over clips of unit rows times the scale of the tower",
         "similarity": "cosine",
         "rank": "1 + better mismatches + equal ones / 2",
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": packages.versions_of(used),
     }

@@ -18,6 +18,7 @@ from imagebind.evaluation.media import PageMedia, shown_files
 from imagebind.evaluation.model import ModelHolder, check_given
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.outputs import (
+    check_can_draw,
     check_inputs,
     exclusive_use,
     output_writers,
@@ -62,6 +63,8 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         start_copiers(options, n_processes) as copiers,  # now, while a process can be forked
     ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
+            if options.has_page:
+                check_can_draw()
             plan = plan_run(options)
             if job is None:
                 embedded = embed_files(plan.inputs, options, workers, holder)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from imagebind import packages
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.keys import reaches
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
@@ -29,7 +30,7 @@ from imagebind.evaluation.media import PageMedia, check_copies
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
-from imagebind.evaluation.tables import PARQUET, write_rows
+from imagebind.evaluation.tables import PARQUET, load_pyarrow, write_rows
 from imagebind.names import field
 from imagebind.reading.cache import find_parts
 
@@ -90,6 +91,11 @@ def find_optional(output_dir: str | os.PathLike) -> set[str]:
         return found | ({TABLE_NAME} if metrics.get("pairing_rule") == "manifest" else set())
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return set()
+
+
+def check_can_draw() -> None:
+    """Raise a PackageError where the charts of a page cannot be drawn."""
+    packages.load("plotly.graph_objects", ", or leave the page out with --no_html")
 
 
 def check_inputs(options: Options) -> None:
@@ -226,9 +232,7 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
 
 def write_parquet(results: Results, file: BinaryIO) -> None:
     """Write pair_scores.parquet: pair_scores.csv in types, which are the manifest's where it has any."""
-    import pyarrow  # slow to import, and not for every run
-    import pyarrow.parquet
-
+    pyarrow, parquet = load_pyarrow()
     scores, skipped = results["pair_scores"], results["skipped_pairs"]
     manifest, columns = scores.manifest.manifest, {}
     given = {name: manifest.schema.field(column).type for name, column in scores.manifest.names.items()}
@@ -245,7 +249,7 @@ def write_parquet(results: Results, file: BinaryIO) -> None:
         else:
             texts = (None if text is None else str(text) for text in (*values, *rest))
             columns[name] = pyarrow.array([text and decodable(text) for text in texts], pyarrow.string())
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    parquet.write_table(pyarrow.table(columns), file)
 
 
 def decodable(text: str) -> str:

@@ -61,10 +61,12 @@ class Protocol:
         name: that the user gives.
         published_as: what others call it, and how they print it.
         audio, video: what is embedded of each file.
+        packages: that it needs beside those of every run.
     """
 
     name: str
     published_as: str
+    packages: tuple[str, ...] = ()
     audio: tuple[Feature, ...]
     video: tuple[Feature, ...]
 
@@ -142,6 +144,7 @@ class MMAudio(ClipProtocol):
     """
 
     name = "mmaudio"
+    packages = ("torchvision",)
     published_as = "IB-score of av-benchmark; papers print x 100"
 
     def __init__(self, seconds: float):
@@ -164,6 +167,8 @@ class MMAudio(ClipProtocol):
 
 class FrameProtocol(Protocol):
     """Something of the frames of a video, one by one."""
+
+    packages = ("torchvision", "pillow")
 
     def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
         scores, windows = Scores(np.full(len(pairs), np.nan)), []

@@ -21,7 +21,14 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.groups import group_names, number_groups
 from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
-from imagebind.evaluation.outputs import FORMULA_STARTS, METRICS_NAME, exclusive_use, write_csv, write_files
+from imagebind.evaluation.outputs import (
+    FORMULA_STARTS,
+    METRICS_NAME,
+    check_can_draw,
+    exclusive_use,
+    write_csv,
+    write_files,
+)
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.words import PAGE_WORDS
 from imagebind.names import one_line, read_field
@@ -175,10 +182,13 @@ def compare_systems(
     Raises:
         EvaluationError: a run is not finished, has no pairs or is named twice, or the protocols differ.
         OptionError: group_by is no regular expression with a group.
+        ImportError: plotly, which the page needs, is missing or does not load.
     """
     for folder, n_uses in Counter(map(os.path.realpath, runs)).items():
         if n_uses > 1:
             raise EvaluationError(f"{folder}: named twice")
+    if output_dir is not None and not no_html:
+        check_can_draw()
     found = [read_run(os.fspath(run)) for run in runs]
     if group_by is not None:
         found = [regroup(run, group_by) for run in found]

@@ -15,8 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
+from imagebind import packages
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.names import shorten
 
@@ -144,11 +146,9 @@ def json_rows(file: Iterable[str], needed: Needed, known: Sequence[str]) -> Iter
 
 def parquet_rows(path: str | os.PathLike, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
     """Read the rows of a Parquet file; their lines are numbers from 1."""
-    import pyarrow  # slow to import, and few tables are of this kind
-    import pyarrow.parquet
-
+    pyarrow, parquet = load_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             columns = spell_columns(file.schema_arrow.names, known)
             check_columns(columns, needed, "its columns are")
             line = 0
@@ -160,17 +160,24 @@ def parquet_rows(path: str | os.PathLike, needed: Needed, known: Sequence[str]) 
         raise EvaluationError(f"{path}: {describe_arrow_error(e)}") from e
 
 
+def load_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Import pyarrow, which few tables need, and its part for Parquet.
+
+    Raises:
+        PackageError: it cannot be imported.
+    """
+    return packages.load("pyarrow"), packages.load("pyarrow.parquet")
+
+
 def read_schema(path: str | os.PathLike, known: Sequence[str]) -> Any:
     """Return pyarrow's schema of a Parquet file that read_table takes.
 
     Raises:
         EvaluationError: it is none.
     """
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow, parquet = load_pyarrow()
     try:
-        schema = pyarrow.parquet.read_schema(path)
+        schema = parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as e:
         raise EvaluationError(f"{path}: {describe_arrow_error(e)}") from e
     fields = zip(spell_columns(schema.names, known), schema, strict=True)
@@ -192,11 +199,9 @@ def write_rows(columns: Mapping[str, Sequence[Any]], suffix: str, schema: Any, f
         schema: pyarrow's, of a Parquet file.
     """
     if suffix == PARQUET:
-        import pyarrow
-        import pyarrow.parquet
-
+        pyarrow, parquet = load_pyarrow()
         arrays = [pyarrow.array(values, type=schema.field(name).type) for name, values in columns.items()]
-        pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), file)
+        parquet.write_table(pyarrow.table(arrays, names=list(columns)), file)
         return
     rows = zip(*columns.values(), strict=True)
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="", write_through=True)

@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
 
+from imagebind import packages
 from imagebind.models import released, state_dicts
 
 RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
@@ -323,11 +323,13 @@ def load_content(path: str | os.PathLike) -> Any:
     whole = zipped or is_safetensors(start)  # of a kind that says what it is in its first bytes
     try:
         if is_safetensors(start):
-            with safe_open(path, framework="pt") as file:
+            with packages.load("safetensors").safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
             return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+    except packages.PackageError as e:
+        raise CheckpointError(f"{path}: {e}") from e
     except pickle.UnpicklingError as e:
         code = "holds more than tensors and plain values; refused, save the weights alone"
         reason = code if zipped else "not a checkpoint"

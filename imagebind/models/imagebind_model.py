@@ -189,17 +189,28 @@ class Attention(nn.Module):
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
+class Mlp(nn.Module):
+    """The perceptron of a layer, (B, N, D) -> (B, N, D), with the names of timm's."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
 class Block(nn.Module):
     """One layer of the Transformer, normalised before each half."""
 
     def __init__(self, config: TowerConfig):
-        from timm.layers import Mlp  # it imports all of torchvision, which takes longer than torch itself
-
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.attn = Attention(config)
         self.norm_2 = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.mlp = Mlp(config.width, MLP_RATIO * config.width)
+        self.mlp = Mlp(config.width)
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         # x stays in float32 in every precision, so that rounding errors do not accumulate. The mask is passed
@@ -326,15 +337,13 @@ def make_stem(config: TowerConfig) -> nn.Module:
 @torch.no_grad()
 def _init_weights(module: nn.Module) -> None:
     """Initialise a module as usual for a vision Transformer: truncated normals, zero biases."""
-    from timm.layers import trunc_normal_  # as slow to import as Mlp
-
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.is_meta:  # takes no values, but time
             continue
         if name.endswith("bias"):
             parameter.zero_()
         elif not isinstance(module, nn.LayerNorm) and name != "log_scale":
-            trunc_normal_(parameter, std=0.02)
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 class ImageBindModel(nn.Module):

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagebind.packages import PackageError
+
 REQUEST = struct.Struct(
     "q"
 )  # to the server: 0 and a socket to start a worker, or the pid of a worker to wait for
@@ -112,6 +114,7 @@ class Workers:
 
         Raises:
             WorkersError: no process can be started.
+            PackageError: a worker lacks a package.
         """
         self.n_workers = max(1, min(self.n_workers, len(tasks)))
         tasks, done = iter(tasks), queue.SimpleQueue()
@@ -203,13 +206,17 @@ class Workers:
             while True:
                 is_result, result = _receive(worker.socket, time.monotonic() + self.timeout_seconds)
                 if not is_result:
-                    return
+                    break
                 yield result
         except TimeoutError:
             reason = f"took more than {self.timeout_seconds:g} s (--timeout)"
         except Exception:  # its socket is closed, or its message is garbage
             if self._closing:
                 raise
+        else:
+            if result is not None:
+                raise result
+            return
         with worker.socket, self._lock:
             os.kill(worker.pid, signal.SIGKILL)  # not yet waited for, so the pid cannot be another process
             self._control.sendall(REQUEST.pack(worker.pid))
@@ -282,6 +289,9 @@ def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
             _send(tasks, (False, None))
     except EOFError:
         os._exit(0)
+    except PackageError as e:  # the fault of no file
+        _send(tasks, (False, e))
+        os._exit(1)
     except BaseException:
         os._exit(1)
 
