@@ -1,4 +1,4 @@
-"""Packages that only some runs need, and those that may not fit together: one line where one does not load."""
+"""Packages that only some runs need, and that may not fit together: one line where one does not load."""
 
 from __future__ import annotations
 

@@ -134,15 +134,13 @@ def write_video(
     options: dict[str, str] | None = None,
     pix_fmt: str = "yuv420p",
 ) -> Path:
-    """Write pictures (H, W, 3) uint8; `pts` are frame times in 1 / 1000 s."""
+    """Write pictures (H, W, 3) uint8; `pts` are in 1 / 1000 s, `rotation` in degrees counter-clockwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         options = options or ({"preset": "ultrafast"} if codec == "libx264" else {})
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        if rotation:
-            stream.set_display_rotation(rotation)
         if pts:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, image in enumerate(images):
@@ -152,7 +150,19 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # SVT-AV1 makes its callers real-time ones
+    if rotation:
+        cos, sin = round(np.cos(np.radians(rotation))), round(np.sin(np.radians(rotation)))
+        set_display_matrix(path, cos, -sin, sin, cos)
     return path
+
+
+def set_display_matrix(path: Path, *matrix: int) -> None:
+    """Have an MP4 file shown through a matrix, row by row; PyAV before 16 writes none."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44  # behind the type, version and flags, times, layer and volume
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
 
 
 def write_movie(path: Path, hz: int) -> Path:

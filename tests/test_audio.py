@@ -151,7 +151,7 @@ def dts_frames(n: int) -> bytes:
     """Make frames that FFmpeg takes for DTS: its header, and noise."""
     fields = ((0x7FFE8001, 32), (1, 1), (31, 5), (0, 1), (15, 7), (2047, 14), (2, 6), (8, 4), (24, 5))
     header = "".join(f"{value:0{n_bits}b}" for value, n_bits in fields).ljust(120, "0")
-    frame = int(header, 2).to_bytes(15) + np.random.default_rng(0).bytes(2048 - 15)
+    frame = int(header, 2).to_bytes(15, "big") + np.random.default_rng(0).bytes(2048 - 15)
     return np.frombuffer(frame * n, ">u2").astype("<u2").tobytes()
 
 

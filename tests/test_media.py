@@ -80,7 +80,7 @@ def cover(path):
         audio = container.add_stream("libmp3lame", rate=RATE, layout="mono")
         art = container.add_stream("png")
         art.width, art.height, art.pix_fmt = 96, 64, "rgb24"
-        art.disposition = Disposition.attached_pic
+        art.disposition = Disposition.attached_pic.value
         container.mux(art.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
         frame = av.AudioFrame.from_ndarray(tone(1)[None], "fltp", "mono")
         frame.sample_rate = RATE

@@ -125,7 +125,7 @@ def test_sampled_frames_are_those_of_ffmpegs_filter(tmp_path, seed):
         pts = (rng.integers(0, 2500) + np.cumsum(rng.integers(20, 300, len(images)))).tolist()
     path = write_video(tmp_path / f"x{suffix}", images, fps=int(rng.choice([1, 10, 25, 60])), pts=pts)
     with open_stream(path, "video") as stream:
-        timelines = [packet_timeline(stream), decoded_timeline(path)]
+        timelines = [listed := packet_timeline(stream), decoded_timeline(path, listed)]
     with open_stream(path, "video") as stream:
         frames = [frame.to_ndarray(format="rgb24") for frame in stream.container.decode(stream)]
     for timeline in timelines:

@@ -158,6 +158,7 @@ def cut_packets(whole, path, drop: int) -> None:
                 target.mux(packet)
 
 
+@pytest.mark.skipif(av.__version__ < "15", reason="PyAV before 15 cannot write such a file")
 def test_frames_that_the_decoder_does_not_show_are_not_counted(tmp_path):
     """A stream cut before its first key frame: the packets announce frames that never show."""
     options = {"g": "20", "bf": "0", "sc_threshold": "0"}
@@ -166,7 +167,7 @@ def test_frames_that_the_decoder_does_not_show_are_not_counted(tmp_path):
     cut_packets(whole, path, 5)
     with pytest.raises(TimelineError):
         frames_of(path, {0})
-    assert decoded_timeline(path).n_frames == 40
+    assert decoded_timeline(path, timeline_of(path)).n_frames == 40
     kept = write_video(tmp_path / "kept.mkv", [picture(i) for i in range(20, 60)])
     assert (data.load_video(path) - data.load_video(kept)).abs().mean() < 0.05
 
@@ -218,7 +219,7 @@ def test_the_best_video_stream_is_taken(tmp_path):
             stream = container.add_stream("mpeg4", rate=20)
             stream.width, stream.height, stream.pix_fmt = width, 64, "yuv420p"
             streams.append(stream)
-        streams[0].disposition, streams[1].disposition = Disposition(0), Disposition.default
+        streams[0].disposition, streams[1].disposition = 0, Disposition.default.value
         for i in range(10):
             for stream in streams:
                 frame = av.VideoFrame.from_ndarray(picture(i, 64, stream.width), "rgb24")
@@ -261,7 +262,7 @@ def test_a_cover_is_no_video(tmp_path):
         audio = container.add_stream("aac", rate=RATE, layout="mono")
         cover = container.add_stream("mjpeg")
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
         container.mux(cover.encode(None))
         frame = av.AudioFrame.from_ndarray(tone(1)[None], "fltp", "mono")

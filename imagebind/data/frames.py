@@ -58,6 +58,11 @@ class Timeline:
             return None
         return sorted((packet.pts, packet.duration) for packet in self.packets if packet.is_shown)
 
+    @cached_property
+    def durations(self) -> dict[int | None, int]:
+        """How long the frames of these packets are shown, by their times."""
+        return {packet.pts: packet.duration for packet in self.packets}
+
     def part(self, start: float, end: float) -> tuple[int, Timeline]:
         """Cut out the frames that begin in [start, end), in seconds from the first frame.
 
@@ -131,17 +136,25 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     return Timeline(stream_fps(stream), n_frames, packets, has_times, stream.time_base)
 
 
-def decoded_timeline(path: Path) -> Timeline:
-    """Count the frames of a video by decoding all of it: slow, but never wrong."""
+def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
+    """Count the frames of a video by decoding all of it: slow, but never wrong.
+
+    Args:
+        listed: what packet_timeline gives.
+    """
     with open_stream(path, "video") as stream:
-        shown = [(frame.pts, duration_of(frame)) for frame in decode(stream)]
+        shown = [(frame.pts, duration_of(frame, listed)) for frame in decode(stream)]
         times = tuple((pts, duration) for pts, duration in shown if pts is not None)
         return Timeline(stream_fps(stream), len(shown), time_base=stream.time_base, decoded_times=times)
 
 
-def duration_of(frame: av.VideoFrame) -> int:
-    """Return how long a frame is shown, in its time base; 0 where that is not stated, or PyAV is below 15."""
-    return getattr(frame, "duration", 0) or 0
+def duration_of(frame: av.VideoFrame, listed: Timeline) -> int:
+    """Return how long a frame is shown, in its time base; 0 where that is not stated.
+
+    Args:
+        listed: what the packets of the video say. Before PyAV 15 they alone tell.
+    """
+    return (frame.duration if hasattr(frame, "duration") else listed.durations.get(frame.pts)) or 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ class ModelInput:
             {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
         )
 
-    def half(self) -> Self:
+    def half(self) -> ModelInput:
         """Return a copy in float16, where a model in that precision computes the same with it."""
         return self
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> ModelInput:
         """Return a copy in page-locked memory, which is copied to a GPU asynchronously."""
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)}
         pinned = replace(self, **tensors)

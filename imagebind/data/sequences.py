@@ -157,7 +157,7 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
                     waiting.append(pixels)
                 index.append(number_of[digest])
                 times.append(number / fps if frame.time is None else frame.time - begins)
-                duration = float(duration_of(frame) * frame.time_base) or 1 / fps
+                duration = float(duration_of(frame, timeline) * frame.time_base) or 1 / fps
                 if len(waiting) == PART_SIZE:
                     yield FramesPart(torch.stack(waiting))
                     waiting.clear()

@@ -283,7 +283,7 @@ class ChosenFrames:
         span = span_of(path)
         with_times = timeline
         if timeline.times is None and any(recipe.needs_times for recipe in recipes):
-            with_times = decoded_timeline(path)
+            with_times = decoded_timeline(path, timeline)
         self.first, part = timeline.part(*span)
         if not part.n_frames:
             raise MediaError(path, "no video frames")
@@ -364,7 +364,7 @@ def read_clips(path: Path, recipes: Sequence[ClipRecipe]) -> list[VideoInput | D
             return chosen.take_all(count_frames(path, chosen.numbers))
         if len(recipes) > 1:  # the frames of one recipe cannot be found; that is no matter of the others
             return [read_clips(path, [recipe])[0] for recipe in recipes]
-        chosen = ChosenFrames(path, decoded_timeline(path), recipes)
+        chosen = ChosenFrames(path, decoded_timeline(path, timeline), recipes)
         return chosen.take_all(count_frames(path, chosen.numbers))
 
 

@@ -33,6 +33,7 @@ SCHEMA = 2
 APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
 SQLITE_MAGIC = b"SQLite format 3\0"
 COLUMNS = ["content", "side", "checkpoint", "precision", "recipe", "row", "checksum"]
+HASHED_BYTES = 1 << 18  # at a time
 BUSY_SECONDS = 30  # to wait while another process writes
 MAX_OPEN = 64  # parts at a time in one process; open files are few
 
@@ -43,7 +44,10 @@ log = logging.getLogger(__name__)
 
 def hash_file(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file, as sha256sum prints it."""
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(HASHED_BYTES))
+    while n := file.readinto(chunk):
+        digest.update(chunk[:n])
+    return digest.hexdigest()
 
 
 class NotACacheError(ValueError):
@@ -266,7 +270,7 @@ def check_is_cache(path: Path) -> None:
             header = file.read(100)
     except OSError:  # it cannot be read, and so neither be written
         return
-    application = int.from_bytes(header[68:72])
+    application = int.from_bytes(header[68:72], "big")
     is_ours = application == APPLICATION_ID or (application == 0 and is_first_version(path))
     if header and not (header.startswith(SQLITE_MAGIC) and is_ours):
         raise NotACacheError(f"{path}: {reason}")
