@@ -30,12 +30,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+if os.name == "posix":
+    import resource
+elif __name__ == "__main__":
+    sys.exit("error: this program runs on Linux and macOS, and on Windows within WSL")
+else:
+    raise ImportError("batch_inference needs Linux or macOS, or WSL on Windows")
 
 from imagebind.evaluation.embedding import start_workers
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError

@@ -188,31 +188,68 @@ def pairs(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def server():
-    """A server on this machine that answers with what `answer` holds: body, and the length it states.
+class Server(http.server.ThreadingHTTPServer):
+    """A server of one file on this machine, which may break each connection.
 
-    It counts the requests there.
+    Attributes:
+        body: of the file.
+        etag: its version; None states none.
+        most: bytes that each connection brings before it breaks, the last number all further ones.
+        stalls: what a connection waits for before it breaks.
+        knows_versions: whether another version is sent whole.
+        status: of the answers; None is that of HTTP.
+        ranges: what the requests asked for, in order; None is everything.
+        headers: beside the usual ones.
     """
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            answer["requests"] += 1
-            body, length = answer["body"], answer.get("length")
-            self.send_response(answer.get("status", 200))
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self, handler: type | None = None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
+        self.body, self.etag, self.most, self.status = b"", '"1"', [None], None
+        self.stalls, self.knows_versions = None, True
+        self.ranges, self.headers = [], {}
 
-        def log_message(self, *args):
-            pass
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
-    answer = {"requests": 0}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        answer["url"] = f"http://127.0.0.1:{httpd.server_port}/imagebind_huge.pth"
-        yield answer
-        httpd.shutdown()
+    @property
+    def url(self) -> str:
+        return f"{self.address}/imagebind_huge.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, wanted = self.server, self.headers["Range"]
+        server.ranges.append(wanted)
+        is_same = self.headers["If-Range"] in (None, server.etag) or not server.knows_versions
+        first = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and is_same else 0
+        self.send_response(server.status or (416 if first >= len(server.body) > 0 else 206 if first else 200))
+        self.send_header("Content-Length", str(max(len(server.body) - first, 0)))
+        if first:
+            span = f"{first}-{len(server.body) - 1}" if first < len(server.body) else "*"
+            self.send_header("Content-Range", f"bytes {span}/{len(server.body)}")
+        for name, value in {"ETag": server.etag, **server.headers}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            most = server.most[min(len(server.ranges), len(server.most)) - 1]
+            self.wfile.write(server.body[first:][:most])
+            if server.stalls is not None:
+                server.stalls.wait(60)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 # Programs: whole runs in processes of their own, which can be killed

@@ -28,7 +28,7 @@ from batch_inference import (
 )
 from imagebind import data
 from imagebind.evaluation import progress
-from imagebind.models import checkpoints, imagebind_model
+from imagebind.models import download, imagebind_model
 from imagebind.models.imagebind_model import load_model, save_model
 
 ROOT = TESTS.parent
@@ -602,8 +602,8 @@ def test_a_model_that_cannot_be_loaded_is_status_1(run, pairs, small_checkpoint,
     del deaf.towers["audio"]
     save_model(deaf, pairs / "deaf.pth")
     assert_one_line_error(run("--checkpoint", "deaf.pth"), "deaf.pth: has no audio tower")
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", pairs / "x" / "imagebind_huge.pth")
-    monkeypatch.setattr(checkpoints, "RELEASED_URL", "http://127.0.0.1:1/x.pth")
+    monkeypatch.setattr(download, "RELEASED_PATH", pairs / "x" / "imagebind_huge.pth")
+    monkeypatch.setattr(download, "RELEASED_URL", "http://127.0.0.1:1/x.pth")
     assert main(["--audio_dir", "audio", "--video_dir", "video", "--device", "cpu"]) == 1
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: cannot download http://127.0.0.1:1/x.pth (")
@@ -735,7 +735,7 @@ def test_the_api_raises_one_line(pairs, small_checkpoint):
 
 def test_a_script_for_the_released_package_runs(tmp_path, small_checkpoint, monkeypatch):
     """Audio, video and image, in the words of the released package, from another working directory."""
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", small_checkpoint)
+    monkeypatch.setattr(download, "RELEASED_PATH", small_checkpoint)
     monkeypatch.chdir(tmp_path)
     from imagebind.models import imagebind_model
     from imagebind.models.imagebind_model import ModalityType

@@ -11,7 +11,7 @@ import signal
 
 import pytest
 import torch
-from conftest import DEMO, FORKSERVER, Program, n_cached
+from conftest import DEMO, Program, n_cached
 from fuzz import fuzz_checkpoints
 from test_model import TINY, released_state_dict
 
@@ -162,74 +162,6 @@ def test_other_contents_are_refused_in_one_line(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"^\S+x\.pth: .+") as caught:
         load_model(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
-
-
-# The download
-
-
-def test_the_released_weights_are_downloaded_on_first_use(released, server, tmp_path, monkeypatch, capsys):
-    server["body"] = released().read_bytes()
-    target = tmp_path / ".checkpoints" / "imagebind_huge.pth"
-    monkeypatch.setattr(checkpoints, "RELEASED_URL", server["url"])
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", target)
-    assert set(imagebind_huge(pretrained=True).towers) == set(TINY)
-    assert "imagebind_huge.pth" in capsys.readouterr().err
-    assert os.listdir(target.parent) == ["imagebind_huge.pth"]
-    server["body"] = b"gone"
-    imagebind_huge(pretrained=True)  # from the file
-
-
-def test_the_released_weights_lie_at_the_projects_root():
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    assert os.fspath(checkpoints.RELEASED_PATH) == os.path.join(root, ".checkpoints", "imagebind_huge.pth")
-    assert checkpoints.RELEASED_URL == "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
-
-
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
-        (
-            {"body": b"PK" * 5000, "length": 20000},
-            "<urlopen error retrieval incomplete: got only 10000 out of 20000 bytes>",
-        ),
-        ({"body": b"<html>please log in</html>"}, "the answer is not a checkpoint"),
-        ({"body": b"", "status": 404}, "HTTP Error 404: Not Found"),
-    ],
-)
-def test_a_broken_download_leaves_nothing(server, tmp_path, answer, why):
-    server.update(answer)
-    path = tmp_path / "imagebind_huge.pth"
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints.download(server["url"], path)
-    assert str(caught.value) == (
-        f"cannot download {server['url']} ({why}); put the file at {path}, or name one with --checkpoint PATH"
-    )
-    assert os.listdir(tmp_path) == []
-
-
-def test_no_network_says_where_to_put_the_file(tmp_path):
-    url = "http://127.0.0.1:1/imagebind_huge.pth"  # nobody listens there
-    with pytest.raises(
-        CheckpointError, match=f"cannot download {url} .*put the file at {tmp_path}.*--checkpoint"
-    ):
-        checkpoints.download(url, tmp_path / "x.pth")
-    assert os.listdir(tmp_path) == []
-
-
-def test_of_several_processes_one_downloads(released, server, tmp_path):
-    server["body"] = released().read_bytes()
-    path = tmp_path / ".checkpoints" / "imagebind_huge.pth"
-    processes = [
-        FORKSERVER.Process(target=checkpoints.download, args=(server["url"], path)) for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert server["requests"] == 1
-    assert path.read_bytes() == server["body"]
-    assert os.listdir(path.parent) == ["imagebind_huge.pth"]
 
 
 # Weights that are not what they were

@@ -17,7 +17,7 @@ from PIL import Image
 from test_model import TINY, released_state_dict
 
 from batch_inference import build_parser, main
-from imagebind.models import checkpoints, imagebind_model
+from imagebind.models import download, imagebind_model
 
 ROOT = TESTS.parent
 PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")))
@@ -156,7 +156,7 @@ def named_files(tmp_path, monkeypatch):
     """The files that the examples of Python name, and released weights in a tiny size, where they run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(imagebind_model, "IMAGEBIND_HUGE", TINY)
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", tmp_path / "none" / "imagebind_huge.pth")
+    monkeypatch.setattr(download, "RELEASED_PATH", tmp_path / "none" / "imagebind_huge.pth")
     Path(".checkpoints").mkdir()
     torch.save(released_state_dict("tiny"), ".checkpoints/imagebind_huge.pth")
     for i, name in enumerate(("dog", "car", "bird")):

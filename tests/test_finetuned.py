@@ -16,7 +16,7 @@ from test_model import TINY, released_state_dict
 
 from batch_inference import Evaluator, batch_inference_av_consistency, main
 from imagebind.evaluation.model import ModelHolder
-from imagebind.models import checkpoints, imagebind_model, released
+from imagebind.models import download, imagebind_model, released
 from imagebind.models.checkpoints import CheckpointError
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model
 
@@ -200,14 +200,14 @@ def test_damaged_safetensors_are_refused_in_one_line(tensors, tmp_path, pairs, c
 
 
 def test_the_released_weights_are_found_in_the_working_directory(bare, tmp_path, monkeypatch, server):
-    monkeypatch.setattr(checkpoints, "RELEASED_URL", server["url"])
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", tmp_path / "project" / "imagebind_huge.pth")
+    monkeypatch.setattr(download, "RELEASED_URL", server.url)
+    monkeypatch.setattr(download, "RELEASED_PATH", tmp_path / "project" / "imagebind_huge.pth")
     (tmp_path / ".checkpoints").mkdir()
     (tmp_path / ".checkpoints" / "imagebind_huge.pth").write_bytes(bare.read_bytes())
     monkeypatch.chdir(tmp_path)
     model = imagebind_model.imagebind_huge(pretrained=True)
     assert torch.equal(model.towers["audio"].blocks[1].norm_2.bias, torch.load(bare)[NORM])
-    assert server["requests"] == 0
+    assert server.ranges == []
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "imagebind_huge.pth").write_text("the project's own comes first")
     with pytest.raises(CheckpointError, match=r"project/imagebind_huge\.pth: not a checkpoint"):

@@ -14,7 +14,7 @@ from conftest import TESTS
 from reference.weights import fill
 
 import imagebind
-from imagebind.models import checkpoints, imagebind_model
+from imagebind.models import checkpoints, download, imagebind_model
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, ModalityType
 
 REFERENCE = TESTS / "reference"
@@ -107,7 +107,7 @@ def test_huge_model_gives_the_recorded_rows(tmp_path, monkeypatch):
     """Through the door of the released package: imagebind_huge(pretrained=True)."""
     path = tmp_path / "imagebind_huge.pth"
     torch.save(released_state_dict("huge", "depth", "thermal", "imu"), path)
-    monkeypatch.setattr(checkpoints, "RELEASED_PATH", path)
+    monkeypatch.setattr(download, "RELEASED_PATH", path)
     model = imagebind_model.imagebind_huge(pretrained=True)
     assert not model.training
     rows = model(

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
+    MP4,
     MediaError,
     Path,
     decode,
@@ -50,7 +51,7 @@ BUFFERED_SECONDS = 60
 MERGED_SAMPLES = 1 << 16  # that are converted to float32 together
 TO_FLOAT = {"u8": (128, 7), "s16": (0, 15), "s32": (0, 31), "flt": (0, 0), "dbl": (0, 0)}  # offset, bits
 MAX_PLANES = 8  # that a frame of FFmpeg points to
-STATES_ITS_LENGTH = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # for other formats FFmpeg estimates the length
+STATES_ITS_LENGTH = {"flac", MP4}  # for other formats FFmpeg estimates the length
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ Where timestamps cannot name frames, decoded_timeline and count_frames decode th
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,19 @@ from fractions import Fraction
 from functools import cached_property
 
 import av
+import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
-from imagebind.data.media import MediaError, Path, decode, demux, open_stream, warn_if_truncated
+from imagebind.data.media import (
+    ONE_THREAD,
+    MediaError,
+    Path,
+    decode,
+    demux,
+    open_stream,
+    warn_if_truncated,
+)
 
 RATE_TOLERANCE = 0.02  # between the average rate of a file and that of a part of it
 TIME_TOLERANCE = 0.0005  # seconds: some containers round times to milliseconds
@@ -114,6 +125,11 @@ def stream_fps(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or stream.base_rate or 1)
 
 
+def time_base_of(stream: av.VideoStream) -> Fraction:
+    """Return the unit of a stream's times in seconds; that of PyAV 19 is of a type that overflows."""
+    return Fraction(stream.time_base.numerator, stream.time_base.denominator)
+
+
 def packet_timeline(stream: av.VideoStream) -> Timeline:
     """Read the timeline of a video from its packets, without decoding.
 
@@ -133,7 +149,7 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     has_times = None not in times and len(times) == len(packets) and not invented
     n_frames = sum(packet.is_shown for packet in packets)
     warn_if_truncated(stream.container.name, len(packets), stream.frames, "frames")
-    return Timeline(stream_fps(stream), n_frames, packets, has_times, stream.time_base)
+    return Timeline(stream_fps(stream), n_frames, packets, has_times, time_base_of(stream))
 
 
 def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
@@ -145,7 +161,7 @@ def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
     with open_stream(path, "video") as stream:
         shown = [(frame.pts, duration_of(frame, listed)) for frame in decode(stream)]
         times = tuple((pts, duration) for pts, duration in shown if pts is not None)
-        return Timeline(stream_fps(stream), len(shown), time_base=stream.time_base, decoded_times=times)
+        return Timeline(stream_fps(stream), len(shown), time_base=time_base_of(stream), decoded_times=times)
 
 
 def duration_of(frame: av.VideoFrame, listed: Timeline) -> int:
@@ -291,13 +307,23 @@ def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, av.VideoF
     raise TimelineError(path, "fewer frames are shown than were counted")
 
 
+_of_thread = threading.local()  # its `converter`
+
+
+def rgb_array(frame: av.VideoFrame) -> np.ndarray:
+    """Convert a decoded frame to (H, W, 3) uint8 RGB."""
+    if not hasattr(_of_thread, "converter"):
+        _of_thread.converter = VideoReformatter()
+    return _of_thread.converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
+
+
 def to_rgb(frame: av.VideoFrame, upright: bool = True) -> torch.Tensor:
     """Convert a decoded frame to (3, H, W) uint8 RGB.
 
     Args:
         upright: rotate it by its display matrix.
     """
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # (H, W, 3)
+    pixels = torch.from_numpy(rgb_array(frame))  # (H, W, 3)
     if upright:
         pixels = torch.rot90(pixels, round(frame.rotation / 90))  # rotation: degrees, counter-clockwise
     return pixels.permute(2, 0, 1)

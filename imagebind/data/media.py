@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,16 @@ DTS_SYNC_WORDS = (  # each as two words of 16 bits, the lower byte first
     *((0xFF1F, 0x00E8), (0x1FFF, 0xE800)),  # of 14
     (0x5864, 0x2520),  # of an extension
 )
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # what FFmpeg calls that format
 PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
+PYAV = int(av.__version__.split(".")[0])
+# Text in a file that is not UTF-8 is no fault of its sound and picture; later PyAV knows that by itself.
+ANY_METADATA = {"metadata_errors": "replace"} if PYAV < 19 else {}
+# Later PyAV starts threads for each picture, which takes longer than to convert it, and hangs in a fork.
+ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
+# Where an edit list ends a sound within a packet, FFmpeg 9 ends it there. Before, and so in published scores,
+# it ended with the packet.
+ENDS_WITHIN_PACKETS = av.library_versions["libavformat"][0] >= 63
 
 Path = str | os.PathLike
 
@@ -95,7 +105,10 @@ def open_file(path: Path) -> BinaryIO:
     Its name is that of the file, by whose extension FFmpeg knows some formats.
     """
     descriptor = _held_open.__dict__.get("descriptors", {}).get(os.fspath(path))
-    held = file_of(path) if descriptor is None else f"/proc/self/fd/{descriptor}"
+    if descriptor is not None and sys.platform == "linux":  # elsewhere its position would be shared
+        held = f"/proc/self/fd/{descriptor}"
+    else:
+        held = file_of(path)
     return open(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags))
 
 
@@ -128,7 +141,7 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
             raise MediaError(path, "the file is empty")
         file.seek(0)
         options |= PLAIN_WAV if is_plain_wav(file) else {}
-        with av.open(file, metadata_errors="replace", container_options=options) as container:
+        with av.open(file, container_options=options, **ANY_METADATA) as container:
             stream = container.streams.best(kind)
             if stream is None or is_cover(stream):
                 raise MediaError(path, f"no {kind} stream")
@@ -195,9 +208,12 @@ def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> I
     """
     stream.codec_context.thread_count = 1
     path, n_packets, n_damaged = stream.container.name, 0, 0
+    is_cut = ENDS_WITHIN_PACKETS and stream.type == "audio" and stream.container.format.name == MP4
     for packet in demux(stream):
         if is_enough():
             break
+        if is_cut and packet.has_sidedata("skip_samples"):
+            keep_end(packet)
         n_packets += packet.size > 0
         try:
             yield from packet.decode()
@@ -210,6 +226,14 @@ def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> I
         raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
     if n_damaged:
         log.warning("%s: %d of %d packets are damaged and left out", path, n_damaged, n_packets)
+
+
+def keep_end(packet: av.Packet) -> None:
+    """Have a packet decoded to its end; what is to be skipped at its start still is."""
+    skipped = packet.get_sidedata("skip_samples")
+    start, why = bytes(skipped)[:4], bytes(skipped)[8:]
+    skipped.update(start + bytes(4) + why)  # between them the number of samples at the end
+    packet.set_sidedata(skipped)
 
 
 def warn_if_truncated(path: Path, found: float, stated: float, unit: str) -> None:

@@ -26,7 +26,7 @@ from imagebind.data.audio import (
     read_audio,
     resampled_pieces,
 )
-from imagebind.data.frames import Timeline, duration_of, packet_timeline, stream_fps
+from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array, stream_fps
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
 from imagebind.data.video import (
@@ -198,7 +198,7 @@ class WatchedFrames:
 
 def prepare_image(frame: av.VideoFrame) -> torch.Tensor:
     """Scale and crop a frame as Pillow does, (224, 224, 3) uint8; not rotated: neither do the evaluators."""
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = rgb_array(frame)
     check_aspect_ratio(*pixels.shape[:2])
     return scale_and_crop()(packages.load("PIL.Image").fromarray(pixels))
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from imagebind.data.audio import AudioInput
 from imagebind.data.inputs import ModelInput
+from imagebind.data.media import ONE_THREAD
 from imagebind.data.video import RGB_MEAN, RGB_STD, VideoInput
 
 HEIGHT, MAX_WIDTH = 54, 96  # of a frame, in pixels
@@ -55,7 +56,7 @@ def to_bytes(picture: torch.Tensor) -> np.ndarray:
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
     """Encode a picture (H, W, 3) uint8."""
-    frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuvj420p", **ONE_THREAD)
     return b"".join(bytes(packet) for packet in open_encoder(*picture.shape[:2]).encode(frame))
 
 

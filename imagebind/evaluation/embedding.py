@@ -25,7 +25,7 @@ from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
 from imagebind.evaluation.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
-from imagebind.reading.workers import Workers, WorkersError
+from imagebind.reading.workers import CAN_LIMIT_MEMORY, Workers, WorkersError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
@@ -557,7 +557,7 @@ def count_inputs(inputs: Inputs) -> dict[str, int]:
 
 def count_cores() -> int:
     """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_workers(
@@ -575,6 +575,8 @@ def start_workers(
     if n_workers == 0:
         return nullcontext()
     memory_bytes = round(options.worker_memory_gb * 1e9)
+    if not CAN_LIMIT_MEMORY:
+        log.info("readers run without a limit on memory: this system has none")
     return Workers(work, n_workers, options.timeout, memory_bytes)
 
 

@@ -100,10 +100,10 @@ class ModelHolder:
         Raises:
             EvaluationError: it cannot be downloaded.
         """
-        from imagebind.models import checkpoints
+        from imagebind.models import checkpoints, download
 
         try:
-            return Path(self.checkpoint or checkpoints.released_checkpoint())
+            return download.find_checkpoint(self.checkpoint)
         except checkpoints.CheckpointError as e:
             raise EvaluationError(str(e)) from e
 

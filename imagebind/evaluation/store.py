@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS_PER_COPY = 1024
+ZEROS = 1 << 20  # that are written together
 
 log = logging.getLogger(__name__)
 
@@ -216,10 +217,11 @@ class BlobStore:
 
 def open_unnamed(owner: object, directory: str | os.PathLike | None) -> int:
     """Open a file without a name, or memory, that is closed with its owner; return its descriptor."""
-    if directory is None:
+    if directory is None and hasattr(os, "memfd_create"):  # Linux
         descriptor = os.memfd_create("embeddings")
     else:
-        ensure_directory(directory)
+        if directory is not None:
+            ensure_directory(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
             descriptor = os.dup(file.fileno())
     weakref.finalize(owner, close_in, os.getpid(), descriptor)
@@ -258,8 +260,11 @@ def ensure_directory(output_dir: str | os.PathLike) -> None:
 
 def reserve(file: BinaryIO, size: int) -> None:
     """Allocate the bytes of a file before it is mapped: writing to a map on a full disk kills the process."""
-    if size:
+    if size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
+    elif size:  # macOS
+        for start in range(0, size, ZEROS):
+            os.pwrite(file.fileno(), bytes(min(ZEROS, size - start)), start)
 
 
 class OutputArrays:

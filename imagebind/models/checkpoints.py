@@ -10,15 +10,11 @@ is not built. A checkpoint of our own is in plain types:
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import logging
 import os
 import pickle
-import socket
 import stat
 import struct
-import urllib.error
 import warnings
 import zipfile
 import zlib
@@ -29,25 +25,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from filelock import FileLock
 
 from imagebind import packages
 from imagebind.models import released, state_dicts
 
-RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
-ROOT = Path(__file__).resolve().parents[2]
-# Below the project; of an installed package, which has none, below the working directory.
-RELEASED_PATH = (
-    (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / ".checkpoints" / "imagebind_huge.pth"
-)
-TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1 << 24
 MAX_NOTE = 1000  # characters
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, which is safetensors' own limit
 MAX_NUMBERS = 2**28  # in a tensor; a file of a few bytes can claim any number of equal ones
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-logging.getLogger("iopath").addHandler(logging.NullHandler())  # its errors are reported as ours
 
 FORMAT = "imagebind-towers"
 
@@ -69,78 +55,6 @@ class Checkpoint:
         """Return what a tensor of ours is called in the file, or would be if it were there."""
         in_released_names = any(map(released.is_released, self.names.values()))
         return self.names.get(name) or (released.released_name(name) if in_released_names else name)
-
-
-def released_checkpoint() -> Path:
-    """Return the path of the released weights, which are downloaded if they are not there.
-
-    They are looked for in the project and, as the released package does, in the working directory.
-
-    Raises:
-        CheckpointError: they cannot be downloaded.
-    """
-    for path in (RELEASED_PATH, Path(".checkpoints", RELEASED_PATH.name).absolute()):
-        if path.exists():
-            return path
-    download(RELEASED_URL, RELEASED_PATH)
-    return RELEASED_PATH
-
-
-def download(url: str, path: Path) -> None:
-    """Download a checkpoint to a temporary file beside `path`, and rename it when it is whole.
-
-    Of several processes one downloads, and the others wait for it.
-
-    Raises:
-        CheckpointError: there is no connection, it broke, or the answer is not a checkpoint.
-    """
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            try:
-                if not path.exists():
-                    download_locked(url, path)
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-    except (OSError, ValueError, http.client.HTTPException) as e:
-        if isinstance(e, urllib.error.HTTPError):
-            e.close()  # the error is also the open answer
-        raise CheckpointError(
-            f"cannot download {url} ({e}); put the file at {path}, or name one with --checkpoint PATH"
-        ) from e
-
-
-def download_locked(url: str, path: Path) -> None:
-    """Download a checkpoint, as the only process that does.
-
-    Raises:
-        OSError: as download.
-    """
-    from iopath.common.download import download as iopath_download  # slow to import, and needed once
-
-    part = path.with_name(f"{path.name}.part")
-    for leftover in (part, part.with_name(f"{part.name}.tmp")):  # of a download that was killed
-        leftover.unlink(missing_ok=True)
-    try:
-        with connection_timeout():
-            iopath_download(url, str(path.parent), filename=part.name)
-        if not zipfile.is_zipfile(part):
-            raise OSError("the answer is not a checkpoint")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def connection_timeout() -> Iterator[None]:
-    """Give up on a connection that sends nothing for a minute."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 @dataclass(frozen=True)

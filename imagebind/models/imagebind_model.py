@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import nn
 
-from imagebind.models import checkpoints, released, state_dicts
+from imagebind.models import checkpoints, download, released, state_dicts
 from imagebind.models.views import PartsView
 
 MAX_SIZE = 1 << 20  # of anything in a tower
@@ -364,6 +364,25 @@ class ImageBindModel(nn.Module):
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
 
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, *, map_location: str | torch.device = "cpu", **options: Any
+    ) -> ImageBindModel:
+        """Load a model from the Hugging Face Hub, in eval mode.
+
+        Args:
+            name: of a repository, such as "nielsr/imagebind-huge", or of one file in it; or the path of a
+                checkpoint, or of a directory that holds one.
+            map_location: device of the model.
+            options: of huggingface_hub.hf_hub_download, such as revision, cache_dir and token.
+
+        Raises:
+            CheckpointError: the weights cannot be had, or cannot be loaded.
+        """
+        places = [name, *(os.path.join(name, file) for file in download.HUB_NAMES)]
+        path = next(filter(os.path.isfile, places), None)
+        return load_model(path or download.hub_checkpoint(os.fspath(name), **options)).to(map_location)
+
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Embed the inputs of any modalities.
 
@@ -460,17 +479,15 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
     Args:
         pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
             root or in the working directory, downloaded on first use.
-        checkpoint: load this file instead: a state dict of the released size, fine-tuned or not, or a
-            checkpoint of our own, which holds the sizes of its towers.
+        checkpoint: load this file instead, or "hf:" and a repository of the Hub: a state dict of the
+            released size, fine-tuned or not, or a checkpoint of our own, which holds the sizes of its towers.
 
     Raises:
         CheckpointError: the weights cannot be loaded.
     """
     if checkpoint is None and not pretrained:
         return ImageBindModel(IMAGEBIND_HUGE).eval()
-    if checkpoint is None:
-        checkpoint = checkpoints.released_checkpoint()
-    return load_model(checkpoint)
+    return load_model(download.find_checkpoint(checkpoint))
 
 
 def load_model(path: str | os.PathLike) -> ImageBindModel:

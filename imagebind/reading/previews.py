@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from imagebind.data.media import MediaError, decode, hold_open, media_errors, open_stream
+from imagebind.data.media import ONE_THREAD, MediaError, decode, hold_open, media_errors, open_stream
 from imagebind.reading.cache import hash_file
 from imagebind.reading.loader import fingerprint
 from imagebind.segments import fragment_of, span_of
@@ -155,7 +155,7 @@ def add_video(copy: av.container.OutputContainer, path: str) -> Packets:
     def packets() -> Packets:
         last = -1
         for time, frame in frames:
-            small = frame.reformat(width, height, "rgb24")
+            small = frame.reformat(width, height, "rgb24", **ONE_THREAD)
             if turns:
                 pixels = np.rot90(small.to_ndarray(), turns)
                 small = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")

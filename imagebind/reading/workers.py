@@ -22,6 +22,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,8 @@ REQUEST = struct.Struct(
 SIZE = struct.Struct("Q")  # before each message
 PARENT_DIED = signal.SIGUSR1  # sent to the server when the main process is gone
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+CAN_LIMIT_MEMORY = sys.platform == "linux"
+MAX_DESCRIPTORS = 1 << 20  # that are closed one by one where the system states no limit
 
 
 class WorkersError(RuntimeError):
@@ -297,7 +300,9 @@ def _work(tasks: socket.socket, work: Callable, memory_bytes: int) -> None:
 
 
 def _end_with_parent(number: signal.Signals) -> None:
-    """Ask for a signal when the parent dies."""
+    """Ask for a signal when the parent dies; where there is none, its socket still ends."""
+    if sys.platform != "linux":
+        return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:
@@ -307,6 +312,8 @@ def _end_with_parent(number: signal.Signals) -> None:
 def _limit(memory_bytes: int) -> None:
     """Let allocations beyond a limit fail, and write no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not CAN_LIMIT_MEMORY:
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     _, allowed = resource.getrlimit(resource.RLIMIT_AS)
     most = pages * resource.getpagesize() + memory_bytes
@@ -319,7 +326,8 @@ def _limit(memory_bytes: int) -> None:
 def _close_inherited_files(keep: int) -> None:
     """Close what the main process had open: a lock held there would outlive it."""
     os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+    n_descriptors = os.sysconf("SC_OPEN_MAX")
+    os.closerange(keep + 1, n_descriptors if 0 < n_descriptors < MAX_DESCRIPTORS else MAX_DESCRIPTORS)
 
 
 def _silence() -> None:

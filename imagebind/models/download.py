@@ -1,0 +1,312 @@
+"""Where weights come from: a file, the address of the released ones, or a repository of the Hugging Face Hub.
+
+A download that breaks is taken up where it broke, by the same run or by the next one: what is there of it
+stays beside its place as `.part`, and in `.part.version` what tells whether the server still has that file.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from imagebind import packages
+from imagebind.models.checkpoints import CheckpointError
+
+RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
+ROOT = Path(__file__).resolve().parents[2]
+# Below the project; of an installed package, which has none, below the working directory.
+RELEASED_PATH = (
+    (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / ".checkpoints" / "imagebind_huge.pth"
+)
+HUB = "hf:"  # what a checkpoint of the Hub begins with
+HUB_NAMES = ("model.safetensors", "imagebind_huge.pth", "pytorch_model.bin")  # of weights in a repository
+TIMEOUT_SECONDS = 60  # for a connection that sends nothing
+CHUNK_BYTES = 1 << 20
+WAITS = (0, 1, 2, 4, 8, 16)  # seconds before each connection after one that brought nothing
+MAX_CONNECTIONS = 1000  # for one file
+
+log = logging.getLogger(__name__)
+
+
+class BrokenConnectionError(OSError):
+    """A connection that ended before the file did, or of which nothing can be used; another may do better."""
+
+
+def find_checkpoint(checkpoint: str | os.PathLike | None = None) -> Path:
+    """Return the path of a checkpoint, which is downloaded if it is not there.
+
+    Args:
+        checkpoint: a file, or "hf:" and the name of a repository of the Hub; None is the released one.
+
+    Raises:
+        CheckpointError: it cannot be downloaded.
+    """
+    if not checkpoint:
+        return released_checkpoint()
+    name = os.fspath(checkpoint)
+    return hub_checkpoint(name.removeprefix(HUB)) if name.startswith(HUB) else Path(checkpoint)
+
+
+def released_checkpoint() -> Path:
+    """Return the path of the released weights, which are downloaded if they are not there.
+
+    They are looked for in the project, in the working directory, as the released package does, and where
+    torch.hub keeps what it downloads.
+
+    Raises:
+        CheckpointError: they cannot be downloaded.
+    """
+    name = RELEASED_PATH.name
+    kept_by_torch = Path(torch.hub.get_dir(), "checkpoints", name)
+    for path in (RELEASED_PATH, Path(".checkpoints", name).absolute(), kept_by_torch):
+        if path.exists():
+            return path
+    download(RELEASED_URL, RELEASED_PATH)
+    return RELEASED_PATH
+
+
+# From the Hub
+
+
+def hub_checkpoint(name: str, **options: Any) -> Path:
+    """Return the weights of a repository of the Hub, from its cache where they are there.
+
+    Args:
+        name: OWNER/NAME, where the file is one of HUB_NAMES, or OWNER/NAME/FILE.
+        options: of huggingface_hub.hf_hub_download, such as a revision.
+
+    Raises:
+        CheckpointError: they cannot be had.
+    """
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not owner or not repository:
+        raise CheckpointError(f"{HUB}{name}: name a repository as {HUB}OWNER/NAME, or a file in it")
+    try:
+        hub, errors = packages.load("huggingface_hub"), packages.load("huggingface_hub.utils")
+    except packages.PackageError as e:
+        raise CheckpointError(f"{HUB}{name}: {e}") from e
+    missing, wanted = None, [file] if file else HUB_NAMES
+    for candidate in wanted:
+        try:
+            return Path(hub.hf_hub_download(f"{owner}/{repository}", candidate, **options))
+        except errors.EntryNotFoundError as e:
+            missing = missing if isinstance(missing, errors.LocalEntryNotFoundError) else e
+        except Exception as e:  # of whatever the hub's client is made of
+            raise CheckpointError(f"{HUB}{name}: {first_line(e)}") from e
+    if isinstance(missing, errors.LocalEntryNotFoundError):
+        reason = "not in the cache of the Hub, which cannot be reached or is not to be (HF_HUB_OFFLINE)"
+    else:
+        reason = f"has no {' or '.join(wanted)}" + ("" if file else f"; name its file: {HUB}{name}/FILE")
+    raise CheckpointError(f"{HUB}{name}: {reason}") from missing
+
+
+def first_line(error: Exception) -> str:
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)[:300]
+
+
+# From an address
+
+
+def download(url: str, path: Path) -> None:
+    """Download a checkpoint. Of several processes one does, and the others wait for it.
+
+    Raises:
+        CheckpointError: there is no connection, it breaks again and again, or the answer is not a checkpoint.
+    """
+    lock, part = FileLock(path.with_name(f"{path.name}.lock")), Part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            try:
+                if not path.exists():
+                    download_locked(url, part)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        if isinstance(e, urllib.error.HTTPError):
+            e.close()  # the error is also the open answer
+        if part.version is None:  # the rest alone cannot be had
+            part.remove()
+        again = f"run again to go on from {part.size / 1e6:.0f} MB, " if part.size else ""
+        raise CheckpointError(
+            f"cannot download {url} ({e}); {again}put the file at {path}, or name one with --checkpoint PATH"
+        ) from e
+
+
+class Part:
+    """What is there of a file that is being downloaded.
+
+    Args:
+        path: of the whole file.
+    """
+
+    def __init__(self, path: Path):
+        self.whole = path
+        self.path = path.with_name(f"{path.name}.part")
+        self.version_path = path.with_name(f"{path.name}.part.version")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def version(self) -> str | None:
+        """What the server called this version of the file; None where it cannot be asked for the rest."""
+        return self.version_path.read_text() if self.size and self.version_path.exists() else None
+
+    def begin(self, version: str | None) -> None:
+        """Begin anew, with another version."""
+        self.remove()
+        if version is not None:
+            self.version_path.write_text(version)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.version_path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Give the file its name, if it is a checkpoint.
+
+        Raises:
+            OSError: it is something else, such as the page of a proxy, and is removed.
+        """
+        if not zipfile.is_zipfile(self.path):
+            self.remove()
+            raise OSError("the answer is not a checkpoint")
+        os.replace(self.path, self.whole)
+        self.remove()
+
+
+def download_locked(url: str, part: Part) -> None:
+    """Download a checkpoint, as the only process that does; a broken connection is made again.
+
+    Raises:
+        OSError, HTTPException: as download.
+    """
+    there = f"; {part.size / 1e6:.0f} MB are there" if part.size else ""
+    log.info("downloading %s to %s%s", url, part.whole, there)
+    waits = iter(())  # the first connection is not made again if it brings nothing
+    for _ in range(MAX_CONNECTIONS):
+        before = part.size
+        try:
+            continue_download(url, part)
+            break
+        except BrokenConnectionError:
+            waits = iter(WAITS) if part.size != before else waits
+            wait = next(waits, None)
+            if wait is None:
+                raise
+            time.sleep(wait)
+    part.finish()
+
+
+def continue_download(url: str, part: Part) -> None:
+    """Download what is not there yet of a file, over one connection.
+
+    Raises:
+        BrokenConnectionError: the connection cannot be made, or ends before the file does.
+        OSError: the server has no such file, or the disk is full.
+    """
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    if part.version is not None:  # another version comes whole
+        request.add_header("Range", f"bytes={part.size}-")
+        request.add_header("If-Range", part.version)
+    with connected(request, part) as answer:
+        if answer is None:
+            return
+        if answer.status != http.client.PARTIAL_CONTENT:
+            part.begin(version_of(answer))
+        elif version_of(answer) not in (None, part.version):
+            part.remove()
+            raise BrokenConnectionError("the server has another file than before")
+        size = size_of(answer, part.size)
+        bar = tqdm(
+            desc=part.whole.name, initial=part.size, total=size, unit="B", unit_scale=True, disable=None
+        )
+        with bar, open(part.path, "ab", buffering=0) as file:  # so that a kill loses nothing
+            for chunk in chunks(answer):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if size is not None and part.size != size:
+        raise BrokenConnectionError(f"the connection broke at {part.size} of {size} bytes")
+
+
+@contextmanager
+def connected(request: urllib.request.Request, part: Part) -> Iterator[http.client.HTTPResponse | None]:
+    """Open a connection; None where nothing is left to be sent.
+
+    Raises:
+        BrokenConnectionError: it cannot be made.
+        OSError: the server has no such file.
+    """
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as e:
+        if e.code >= http.client.INTERNAL_SERVER_ERROR:
+            e.close()
+            raise BrokenConnectionError(e) from e
+        if e.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        whole = re.fullmatch(r"bytes \*/(\d+)", e.headers.get("Content-Range", ""))
+        e.close()
+        if whole is None or int(whole[1]) != part.size:
+            part.remove()
+            raise BrokenConnectionError("the server has another file than before") from e
+        yield None
+        return
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
+        raise BrokenConnectionError(getattr(e, "reason", e)) from e
+    with answer:
+        yield answer
+
+
+def chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what a connection brings, until its end.
+
+    Raises:
+        BrokenConnectionError: it breaks.
+    """
+    while True:
+        try:
+            chunk = answer.read1(CHUNK_BYTES)
+        except (http.client.HTTPException, OSError) as e:
+            raise BrokenConnectionError(f"the connection broke: {e}") from e
+        if not chunk:
+            return
+        yield chunk
+
+
+def version_of(answer: http.client.HTTPResponse) -> str | None:
+    """Return by what a server can tell that a file is the same: a strong ETag, or a date."""
+    etag = answer.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
+
+
+def size_of(answer: http.client.HTTPResponse, n_there: int) -> int | None:
+    """Return how many bytes the whole file has; None where that is not stated.
+
+    Raises:
+        BrokenConnectionError: a part is sent that does not begin where the file ends.
+    """
+    if answer.status != http.client.PARTIAL_CONTENT:
+        length = answer.headers.get("Content-Length")
+        return None if length is None else int(length)
+    sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+    if sent is None or int(sent[1]) != n_there:
+        raise BrokenConnectionError("the server sends another part than it was asked for")
+    return int(sent[2])
