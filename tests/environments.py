@@ -128,13 +128,14 @@ def in_place(environment: Environment) -> None:
         raise FailedError(f"pip install . changes one of {', '.join(given)}")
 
 
-# name -> what it is, which of the interpreters at hand it takes, and what makes it
-ENVIRONMENTS: dict[str, tuple[str, int, Callable[[Environment], None]]] = {
-    "lowest": ("the lowest versions of `pyproject.toml`, oldest Python", 0, lowest),
-    "newest": ("the newest of everything, newest Python", -1, newest),
-    "torchaudio": ("torch 2.11.0 beside the newest torchaudio", 1, newest_torchaudio),
-    "cpu": ("torch 2.13.0+cpu beside torchvision and torchaudio for CUDA", 1, torch_for_the_cpu),
-    "in_place": ("torch 2.5.1, torchvision 0.20.1, numpy 1.26.4, then `pip install .`", 1, in_place),
+OLDEST, NEWEST, THIS = "oldest", "newest", "this"  # of the Pythons at hand
+# name -> what it is, on which Python, and what makes it
+ENVIRONMENTS: dict[str, tuple[str, str, Callable[[Environment], None]]] = {
+    "lowest": ("the lowest versions of `pyproject.toml`", OLDEST, lowest),
+    "newest": ("the newest of everything", NEWEST, newest),
+    "torchaudio": ("torch 2.11.0 beside the newest torchaudio", THIS, newest_torchaudio),
+    "cpu": ("torch 2.13.0+cpu beside torchvision and torchaudio for CUDA", THIS, torch_for_the_cpu),
+    "in_place": ("torch 2.5.1, torchvision 0.20.1, numpy 1.26.4, then `pip install .`", THIS, in_place),
 }
 
 
@@ -195,17 +196,18 @@ def main(argv: Iterable[str] | None = None) -> int:
     if unknown := set(args.names) - set(ENVIRONMENTS):
         parser.error(f"there is no environment {', '.join(sorted(unknown))}")
     pythons = [*find_pythons().values()]
+    of_age = {OLDEST: pythons[0], NEWEST: pythons[-1], THIS: sys.executable} if pythons else {}
     if len(pythons) < 2:
         print("a second Python is needed, of " + ", ".join(PYTHONS), file=sys.stderr)
         return 1
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as work:
-        os.environ["UV_CACHE_DIR"] = os.path.join(work, "uv")  # gone with the rest
         expected = run_demo(sys.executable, ROOT, Path(work, "outputs"))
         rows.append(("`requirements.txt`", describe_versions(sys.executable), "works", "bit-equal"))
         for name in args.names or ENVIRONMENTS:
             what, which, make = ENVIRONMENTS[name]
-            environment = Environment(Path(work, name), pythons[which])
+            os.environ["UV_CACHE_DIR"] = os.path.join(work, name, "cache")  # gone with the environment
+            environment = Environment(Path(work, name), of_age[which])
             try:
                 versions, difference = try_environment(make, environment, expected, args.tests)
                 rows.append((what, versions, "works", difference))

@@ -1,0 +1,101 @@
+"""A run imports what it uses; a package that is missing, or does not load, is one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, PROGRAM, TESTS
+
+from batch_inference import main
+from imagebind import packages
+
+MISSING = "raise ModuleNotFoundError('No module named ' + repr(__name__), name=__name__)"
+SOME_RUNS = ("torchvision", "PIL", "open_clip", "ftfy", "regex", "pyarrow", "safetensors", "huggingface_hub")
+REFERENCES = ("torchaudio", "pytorchvideo", "timm", "iopath")  # what only the tests compare with
+
+
+def run_without(modules: dict[str, str], folder: Path, *argv: str) -> tuple[int, list[str]]:
+    """Run the program where modules are replaced by code; give its status and what it says on stderr."""
+    for name, code in modules.items():
+        (folder / "modules" / name).mkdir(parents=True)
+        (folder / "modules" / name / "__init__.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(folder / "modules")}
+    done = subprocess.run([*PROGRAM, *argv], cwd=folder, env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_a_run_needs_no_package_that_it_does_not_use(pairs):
+    lacking = dict.fromkeys((*SOME_RUNS, *REFERENCES, "plotly"), MISSING)
+    status, err = run_without(lacking, pairs, "--no_html")
+    assert status == 0, err
+    metrics = json.loads((pairs / "outputs" / "metrics.json").read_text())
+    assert metrics["protocol"]["versions"] == {
+        n: metadata.version(n) for n in ("torch", "numpy", "av", "einops")
+    }
+
+
+def captions(folder: Path) -> list[str]:
+    (folder / "captions.csv").write_text("name,caption\n" + "".join(f"{name},a note\n" for name in "abcd"))
+    return ["--captions", "captions.csv"]
+
+
+TOGETHER = f"pip install torch=={packages.FITTING['torch']} torchvision=={packages.FITTING['torchvision']}"
+TORCH = metadata.version("torch")
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "options", "message"),
+    [
+        (
+            "plotly",
+            MISSING,
+            [],
+            "plotly is missing: pip install plotly, or leave the page out with --no_html",
+        ),
+        ("open_clip", MISSING, captions, "open_clip_torch is missing: pip install open_clip_torch"),
+        (
+            "torchvision",
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            ["--protocol", "imagebind", "avhscore"],
+            f"torchvision {metadata.version('torchvision')} does not load with torch {TORCH} "
+            f"(operator torchvision::nms does not exist): {TOGETHER}",
+        ),
+        (
+            "torch",
+            "raise OSError('libcudart.so.13: cannot open shared object file')",
+            [],
+            f"torch {TORCH} does not load (libcudart.so.13: cannot open shared object file): {TOGETHER}",
+        ),
+    ],
+    ids=["plotly", "open_clip", "torchvision", "torch"],
+)
+def test_a_package_that_is_needed_says_so_in_one_line(pairs, module, code, options, message):
+    options = options(pairs) if callable(options) else options
+    status, err = run_without({module: code}, pairs, *options)
+    assert status == 1
+    errors = [line for line in err if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {message}"), err
+    assert not (pairs / "outputs" / "metrics.json").exists()
+
+
+def test_a_table_in_parquet_needs_pyarrow(pairs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.chdir(pairs)
+    (pairs / "pairs.parquet").write_bytes(b"PAR1")
+    checkpoint = str(DEMO / "imagebind_demo.pth")
+    assert main(["--manifest", "pairs.parquet", "--checkpoint", checkpoint, "--device", "cpu"]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == "error: pyarrow is missing: pip install pyarrow"
+
+
+def test_what_is_recommended_is_what_is_tested():
+    locked = (TESTS.parent / "requirements.txt").read_text().splitlines()
+    for package, version in packages.FITTING.items():
+        assert f"{package.replace('_', '-')}=={version}" in locked
