@@ -1,4 +1,4 @@
-"""A run imports what it uses; a package that is missing, or does not load, is one line that says what to do."""
+"""A run imports what it uses; a package that is missing or does not load is one line."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def test_a_run_needs_no_package_that_it_does_not_use(pairs):
     status, err = run_without(lacking, pairs, "--no_html")
     assert status == 0, err
     metrics = json.loads((pairs / "outputs" / "metrics.json").read_text())
-    assert metrics["protocol"]["versions"] == {
-        n: metadata.version(n) for n in ("torch", "numpy", "av", "einops")
-    }
+    used = ("torch", "numpy", "av", "einops")
+    assert metrics["protocol"]["versions"] == {name: metadata.version(name) for name in used}
 
 
 def captions(folder: Path) -> list[str]:
@@ -80,8 +79,8 @@ def test_a_package_that_is_needed_says_so_in_one_line(pairs, module, code, optio
     options = options(pairs) if callable(options) else options
     status, err = run_without({module: code}, pairs, *options)
     assert status == 1
-    errors = [line for line in err if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith(f"error: {message}"), err
+    (error,) = (line for line in err if line.startswith("error: "))
+    assert error.startswith(f"error: {message}")
     assert not (pairs / "outputs" / "metrics.json").exists()
 
 

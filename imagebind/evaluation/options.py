@@ -234,7 +234,8 @@ class Options:
     checkpoint: str | os.PathLike | None = option(
         None,
         "model",
-        "Weights. Default: imagebind_huge.pth in .checkpoints, downloaded on first use (4.8 GB).",
+        "Weights: a file, or hf:OWNER/NAME for a repository of the Hugging Face Hub. Default: "
+        "imagebind_huge.pth in .checkpoints, downloaded on first use (4.8 GB).",
     )
     protocols: tuple[str, ...] = option(
         ("imagebind",),
