@@ -77,6 +77,15 @@ def test_the_next_run_goes_on_from_what_is_there(server, path, monkeypatch):
     assert server.ranges[-1] == f"bytes={N_FIRST}-"
 
 
+def test_the_page_of_a_proxy_does_not_replace_what_is_there(server, path, monkeypatch):
+    server.body, server.most = BODY, [N_FIRST, None]
+    monkeypatch.setattr(download, "WAITS", ())
+    fault(server, path)
+    server.body, server.etag, server.headers = b"please log in", None, {"Content-Type": "text/html"}
+    assert f"({download.NO_CHECKPOINT}); run again to go on from 0 MB" in fault(server, path)
+    assert download.Part(path).size == N_FIRST
+
+
 def test_a_connection_that_brings_nothing_is_not_made_forever(server, path, monkeypatch):
     server.body, server.most = BODY, [N_FIRST, 0]
     monkeypatch.setattr(download, "WAITS", (0, 0))
@@ -131,7 +140,7 @@ def test_a_part_with_nothing_left_to_send(server, path, n_extra):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ({"body": b"<html>please log in</html>"}, "the answer is not a checkpoint"),
+        ({"body": b"please log in"}, "the answer is not a checkpoint"),
         ({"status": 404}, "HTTP Error 404: Not Found"),
         ({"status": 503}, "HTTP Error 503: Service Unavailable"),
         (
@@ -212,7 +221,7 @@ def test_a_run_takes_weights_of_the_hub(hub, pairs):
     nowhere = offline | {"HF_HOME": str(pairs / "empty")}
     status, _, err = Program(pairs, environment=nowhere, checkpoint="hf:OWNER/demo").wait()
     assert status == 1
-    assert err[-1].startswith("error: hf:OWNER/demo: not in the cache of the Hub, which cannot be reached")
+    assert err[-1].startswith("error: hf:OWNER/demo: not in the Hub's cache, and the Hub cannot be reached")
 
 
 @pytest.mark.parametrize(

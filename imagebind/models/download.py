@@ -38,6 +38,7 @@ TIMEOUT_SECONDS = 60  # for a connection that sends nothing
 CHUNK_BYTES = 1 << 20
 WAITS = (0, 1, 2, 4, 8, 16)  # seconds before each connection after one that brought nothing
 MAX_CONNECTIONS = 1000  # for one file
+NO_CHECKPOINT = "the answer is not a checkpoint"
 
 log = logging.getLogger(__name__)
 
@@ -107,16 +108,13 @@ def hub_checkpoint(name: str, **options: Any) -> Path:
         except errors.EntryNotFoundError as e:
             missing = missing if isinstance(missing, errors.LocalEntryNotFoundError) else e
         except Exception as e:  # of whatever the hub's client is made of
-            raise CheckpointError(f"{HUB}{name}: {first_line(e)}") from e
+            reason = " ".join(str(e).split())[:300] or type(e).__name__
+            raise CheckpointError(f"{HUB}{name}: {reason}") from e
     if isinstance(missing, errors.LocalEntryNotFoundError):
-        reason = "not in the cache of the Hub, which cannot be reached or is not to be (HF_HUB_OFFLINE)"
+        reason = "not in the Hub's cache, and the Hub cannot be reached, or HF_HUB_OFFLINE is set"
     else:
         reason = f"has no {' or '.join(wanted)}" + ("" if file else f"; name its file: {HUB}{name}/FILE")
     raise CheckpointError(f"{HUB}{name}: {reason}") from missing
-
-
-def first_line(error: Exception) -> str:
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)[:300]
 
 
 # From an address
@@ -183,11 +181,11 @@ class Part:
         """Give the file its name, if it is a checkpoint.
 
         Raises:
-            OSError: it is something else, such as the page of a proxy, and is removed.
+            OSError: it is something else, and is removed.
         """
         if not zipfile.is_zipfile(self.path):
             self.remove()
-            raise OSError("the answer is not a checkpoint")
+            raise OSError(NO_CHECKPOINT)
         os.replace(self.path, self.whole)
         self.remove()
 
@@ -212,6 +210,8 @@ def download_locked(url: str, part: Part) -> None:
             if wait is None:
                 raise
             time.sleep(wait)
+    else:
+        raise BrokenConnectionError(f"the connection broke {MAX_CONNECTIONS} times")
     part.finish()
 
 
@@ -229,6 +229,8 @@ def continue_download(url: str, part: Part) -> None:
     with connected(request, part) as answer:
         if answer is None:
             return
+        if answer.headers.get_content_type() == "text/html":  # the page of a proxy
+            raise OSError(NO_CHECKPOINT)
         if answer.status != http.client.PARTIAL_CONTENT:
             part.begin(version_of(answer))
         elif version_of(answer) not in (None, part.version):
@@ -238,9 +240,10 @@ def continue_download(url: str, part: Part) -> None:
         bar = tqdm(
             desc=part.whole.name, initial=part.size, total=size, unit="B", unit_scale=True, disable=None
         )
-        with bar, open(part.path, "ab", buffering=0) as file:  # so that a kill loses nothing
+        with bar, open(part.path, "ab") as file:
             for chunk in chunks(answer):
                 file.write(chunk)
+                file.flush()  # a kill loses nothing that came before
                 bar.update(len(chunk))
     if size is not None and part.size != size:
         raise BrokenConnectionError(f"the connection broke at {part.size} of {size} bytes")
