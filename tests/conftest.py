@@ -304,7 +304,7 @@ class Program:
 
     def readers(self) -> list[int]:
         """List the processes that read files."""
-        return [worker for server in children(self.process.pid) for worker in children(server)]
+        return readers(self.process.pid)
 
     def reader_of(self, path: Path) -> int:
         """Wait until a process reads a file, and give it."""
@@ -329,6 +329,12 @@ def run_program(
     status = main(argv)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def readers(pid: int) -> list[int]:
+    """List the processes that read files for one; between them are the starter and a server."""
+    servers = [server for starter in children(pid) for server in children(starter)]
+    return [worker for server in servers for worker in children(server)]
 
 
 def children(pid: int) -> list[int]:

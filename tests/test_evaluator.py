@@ -284,3 +284,38 @@ def test_evaluations_in_threads_wait_for_each_other(evaluator, pairs):
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(evaluator.evaluate, *folders) for _ in range(6)]
         assert all(torch.equal(future.result()["audio_embeddings"], expected) for future in found)
+
+
+def test_half_precision_reads_every_file_each_time(small_checkpoint, pairs):
+    """Also where this process has threads of OpenMP, which do not outlive a fork."""
+    torch.randn(600, 600) @ torch.randn(600, 600)
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu", precision="fp16")
+    for _ in range(3):
+        results = evaluator.evaluate(pairs / "audio", pairs / "video", timeout=30)
+        assert results["failures"] == []
+        assert len(results["pairs"]) == 4
+
+
+def test_threads_that_score_leave_no_settings_behind(evaluator, lossless):
+    _, _, *tensors = lossless
+    expected = evaluator.score(*tensors).similarity
+    matmul = torch.backends.cuda.matmul
+
+    def settings() -> list:
+        return [
+            torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision(),
+            matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction,
+            torch.backends.cudnn.allow_tf32,
+        ]  # fmt: skip
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = settings()
+        with ThreadPoolExecutor(4) as pool:
+            found = [
+                future.result() for future in [pool.submit(evaluator.score, *tensors) for _ in range(20)]
+            ]
+        assert settings() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert {score.similarity for score in found} == {expected}

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import children, open_files, silence
+from conftest import open_files, readers, silence
 
 from batch_inference import batch_inference_av_consistency
 from imagebind.evaluation import model
@@ -100,8 +100,7 @@ def test_files_are_read_before_the_checkpoint_is_hashed(pairs, small_checkpoint,
 
     def look(path):
         for _ in range(3000):
-            workers = [pid for server in children(os.getpid()) for pid in children(server)]
-            if any(str(pairs / "audio" / "b.wav") in open_files(pid) for pid in workers):
+            if any(str(pairs / "audio" / "b.wav") in open_files(pid) for pid in readers(os.getpid())):
                 found.append(path)
                 break
             time.sleep(0.01)

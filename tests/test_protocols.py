@@ -29,7 +29,6 @@ from imagebind.data.frames import decoded_timeline, packet_timeline
 from imagebind.data.media import open_stream
 from imagebind.data.video import DroppedError, crop, crop_offsets, imagebind_clips, read_clips
 from imagebind.evaluation.protocols import NAMES
-from imagebind.evaluation.store import SequenceStore
 from imagebind.reading import loader
 
 FOLDER = TESTS / "reference" / "protocols"
@@ -560,19 +559,3 @@ def test_a_long_still_shows_that_it_is_read(tmp_path, monkeypatch):
     assert sum(part.is_empty for part in parts) >= 8
     assert [part.number for part in parts if not part.is_empty] == [0]
     assert whole.features[VIDEO_FRAMES.name].facts.n_rows == 1
-
-
-def test_a_fork_closes_no_file_of_its_own_for_a_store(tmp_path):
-    """Readers are forked from a process in which an earlier run's store may not be collected yet."""
-    store = SequenceStore(tmp_path, 64)
-    store.add_part("x", 0, np.ones((2, 4), np.float32))
-    child = os.fork()
-    if child == 0:
-        reused = os.dup2(os.open(tmp_path, os.O_RDONLY), store.file)  # as a reader reuses what it closed
-        del store
-        with suppress(OSError):
-            os.fstat(reused)  # raises if it is closed
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert store.is_finite("x")  # here it is open

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import resource
 import shutil
 import signal
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import (
+    FORKSERVER,
     LONG,
     Program,
+    children,
     failures,
     n_cached,
     open_files,
@@ -88,10 +91,13 @@ def test_a_file_that_needs_too_much_memory_is_skipped(pairs):
 def test_workers_end_with_a_run_that_is_killed(with_long):
     program = Program(with_long)
     reader = program.reader_of(with_long / "audio" / "long.wav")
+    (starter,) = children(program.process.pid)
     program.process.kill()
     program.process.join()
     while str(with_long / "audio" / "long.wav") in open_files(reader):
         program.process.join(0.02)
+    while Path(f"/proc/{starter}/exe").exists():
+        time.sleep(0.01)
     assert Program(with_long, "--timeout", "1").wait()[0] == 0
 
 
@@ -152,31 +158,75 @@ def test_1000_files_take_no_more_than_100(pairs):
     assert max(n_shared) <= n_shared[0] + 20  # other tests may run beside this one
 
 
-class Leftover:
-    """Something that was left for the garbage collector, and closes a descriptor by its number."""
+# The starter
 
-    def __init__(self, marker: Path):
-        self.itself, self.marker = self, marker
-
-    def __del__(self):
-        self.marker.touch()
+LOCK = threading.Lock()
 
 
-def collect_garbage(context, task):
-    """Work of a worker: collect, and say whether a finaliser of the main process ran here."""
-    gc.collect()
-    yield Path(context).exists()
+def take_lock(context, task):
+    """Work of a worker: take a lock, and say whether that could be done, and of which server it is."""
+    yield LOCK.acquire(timeout=1), os.getppid()
 
 
-def test_garbage_of_the_main_process_is_not_finalised_in_a_worker(tmp_path):
-    gc.collect()
-    gc.disable()
-    try:
-        Leftover(tmp_path / "finalised")
-        with Workers("test_workers:collect_garbage", 1, 60, 10**9) as workers:
-            results = list(workers.map(str(tmp_path / "finalised"), ["task"], 1))
-    finally:
-        gc.enable()
-    assert results == [("task", False)]
-    gc.collect()
-    assert (tmp_path / "finalised").exists()
+def starter_of(server: int) -> int:
+    return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{server}/status").read_text())[1])
+
+
+def start_and_take() -> int:
+    """Use a pool, and give the starter of its worker."""
+    with Workers("test_workers:take_lock", 1, 60, 10**9) as workers:
+        ((_, (could, server)),) = workers.map(None, ["task"], 1)
+        assert could
+        return starter_of(server)
+
+
+def test_a_lock_that_a_thread_of_the_caller_holds_is_free_in_a_worker():
+    with LOCK:
+        start_and_take()
+
+
+def test_the_starter_is_kept_until_it_is_killed():
+    first, second = start_and_take(), start_and_take()
+    assert first == second
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert start_and_take() != first
+
+
+def in_a_fork(results, starter: int) -> None:
+    """Use a pool in a fork of a process that has a starter already, and in that process."""
+    child = os.fork()
+    if child == 0:
+        own = start_and_take()
+        results.put(own != starter)
+        results.close()
+        results.join_thread()
+        os._exit(0)
+    os.waitpid(child, 0)
+    results.put(start_and_take() == starter)
+
+
+def use_in_a_fork(results) -> None:
+    in_a_fork(results, start_and_take())
+
+
+def test_a_fork_of_the_caller_has_a_starter_of_its_own():
+    results = FORKSERVER.Queue()
+    process = FORKSERVER.Process(target=use_in_a_fork, args=(results,))
+    process.start()
+    assert [results.get(timeout=60) for _ in range(2)] == [True, True]
+    process.join()
+
+
+def use_without_standard_files(path: str) -> None:
+    os.closerange(0, 3)
+    start_and_take()
+    Path(path).touch()
+
+
+def test_a_caller_without_standard_files_has_workers(tmp_path):
+    process = FORKSERVER.Process(target=use_without_standard_files, args=(str(tmp_path / "done"),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "done").exists()

@@ -117,7 +117,7 @@ class Writer:
             self._waiting.popleft().result()
 
     def flush(self) -> None:
-        """Wait until all is written, and end the thread: where it is alive, no process is to be forked."""
+        """Wait until all is written, and end the thread."""
         while self._waiting:
             self._waiting.popleft().result()
         if self._thread is not None:

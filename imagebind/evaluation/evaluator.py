@@ -6,7 +6,6 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +31,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and pai
     import torch
 
     from imagebind.models.imagebind_model import ImageBindModel
-    from imagebind.reading.workers import Workers
 
 Results = dict[str, Any]
-# Readers are forked, which is not safe while another evaluation's threads hold locks of any kind.
+COPIER = "imagebind.reading.previews:make_preview"  # what writes copies of media
+# Evaluations in several threads would share the cores, the model, and whose warning is whose.
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -60,7 +59,6 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     with (
         ONE_AT_A_TIME,
         exclusive_use(options.output_dir, output_writers(options)) as lock,
-        start_copiers(options, n_processes) as copiers,  # now, while a process can be forked
     ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
             if options.has_page:
@@ -82,17 +80,11 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
                 media = PageMedia(options.output_dir, embedded)
                 write_outputs(results, arrays, options, lock, media)
                 if options.copies_media:  # last: they take long, and room
-                    media.copy(shown_files(results), copiers, options.progress)
+                    with start_workers(options, n_processes, COPIER) as copiers:
+                        media.copy(shown_files(results), copiers, options.progress)
                     write_page_again(results, options, media)
                 media.remove_other_copies()
     return results
-
-
-def start_copiers(options: Options, n_processes: int) -> AbstractContextManager[Workers | None]:
-    """Start the processes that write copies of media, if there are to be any."""
-    if not options.copies_media:
-        return nullcontext()
-    return start_workers(options, n_processes, "imagebind.reading.previews:make_preview")
 
 
 @dataclass(frozen=True)

@@ -163,12 +163,12 @@ class ModelHolder:
         """
         from imagebind.data.audio import from_samples
         from imagebind.data.video import from_frames
-        from imagebind.reading.loader import single_thread
+        from imagebind.torch_settings import settings_for_inputs
 
         embedder, _ = self.open(("audio", "video"))
         inputs = {"audio": [], "video": []}
         try:
-            with single_thread():  # as files are read
+            with settings_for_inputs():  # as files are read
                 for i, (frames, rate) in enumerate(zip(videos, fps, strict=True)):
                     inputs["video"].append(from_frames(frames, rate, f"video[{i}]"))
                 for i, (samples, rate) in enumerate(zip(sounds, sample_rates, strict=True)):

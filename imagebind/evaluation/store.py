@@ -224,14 +224,8 @@ def open_unnamed(owner: object, directory: str | os.PathLike | None) -> int:
             ensure_directory(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
             descriptor = os.dup(file.fileno())
-    weakref.finalize(owner, close_in, os.getpid(), descriptor)
+    weakref.finalize(owner, os.close, descriptor)
     return descriptor
-
-
-def close_in(process: int, descriptor: int) -> None:
-    """Close a descriptor in the process that opened it: in a fork its number may be that of another file."""
-    if os.getpid() == process:
-        os.close(descriptor)
 
 
 def temporary_array(shape: tuple[int, int], directory: str | os.PathLike | None) -> np.ndarray:

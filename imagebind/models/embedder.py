@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -12,6 +11,7 @@ from imagebind.data import AudioInput, TextInput, VideoInput
 from imagebind.data.sequences import ImageInput
 from imagebind.memory import free_unused_memory, unless_out_of_memory
 from imagebind.models.imagebind_model import ImageBindModel, Tower
+from imagebind.torch_settings import settings_for_model
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -107,7 +107,7 @@ class Embedder:
         return unless_out_of_memory(lambda: tower.copy_to(self.device, DTYPES[self.precision]))
 
     def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
-        with float32_precision(self.precision), torch.autocast(self.device.type, enabled=False):
+        with settings_for_model(self.device, self.precision):
             return unless_out_of_memory(lambda: self._embed(modality, inputs))
 
     def _embed(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
@@ -155,25 +155,3 @@ class Launched:
         if DTYPES[self._embedder.precision] != torch.float32:
             self._embedder.repair(self._modality, self._inputs, embeddings)
         return embeddings
-
-
-@contextmanager
-def float32_precision(precision: str) -> Iterator[None]:
-    """Let CUDA round the inputs of float32 multiplications to TF32, or not, as `precision` says.
-
-    Sums of 16-bit products are kept in float32 in any case.
-    """
-    matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
-    names = "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"
-    reduced = [getattr(matmul, name) for name in names]
-    allowed = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    for name in names:
-        setattr(matmul, name, False)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        for name, value in zip(names, reduced, strict=True):
-            setattr(matmul, name, value)

@@ -329,7 +329,8 @@ def scale_of(log_scale: torch.Tensor | None) -> torch.Tensor | float:
 def make_stem(config: TowerConfig) -> nn.Module:
     """Make the layer that turns clips into tokens."""
     if config.is_text:
-        return nn.Embedding(config.vocabulary, config.width)
+        # of a tensor: to initialise one without memory, torch would import its compiler, which takes a second
+        return nn.Embedding.from_pretrained(torch.empty(config.vocabulary, config.width), freeze=False)
     conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(config.kernel)]
     return conv(config.clip_shape[0], config.width, config.kernel, config.stride, bias=False)
 

@@ -7,12 +7,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from imagebind import data
 from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
@@ -34,6 +32,7 @@ from imagebind.data.video import DroppedError, read_clips
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
 from imagebind.segments import Segment, fragment_of
+from imagebind.torch_settings import settings_for_inputs
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
 MAX_HASHES = 64  # that are remembered of files of which parts are read
@@ -192,14 +191,15 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
     results, warnings, seconds = _look_up_or_read(reading, *file), [], 0.0
     while True:
         start = time.perf_counter()
-        with collected_warnings(warnings), single_thread():
+        with collected_warnings(warnings), settings_for_inputs():
             loaded = next(results, None)
+            if isinstance(loaded, LoadedFile) and reading.half:
+                loaded = loaded.with_inputs(lambda input: input.half())
         seconds += time.perf_counter() - start
         if loaded is None:
             return
         if isinstance(loaded, LoadedFile):
             loaded = replace(loaded, warnings=tuple(warnings), seconds=seconds)
-            loaded = loaded.with_inputs(lambda input: input.half()) if reading.half else loaded
         yield loaded
 
 
@@ -391,21 +391,3 @@ class collected_warnings(logging.Handler):  # noqa: N801 (used as a context mana
     def __exit__(self, *exc_info) -> None:
         data_log.propagate = True
         data_log.removeHandler(self)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Compute in one thread, so that inputs are the same bit for bit with and without workers.
-
-    What the caller has set for its own computations, such as autocast, does not count here.
-    """
-    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float32)
-    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    try:
-        with torch.autocast("cpu", enabled=False), on_cpu:
-            yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_default_dtype(dtype)

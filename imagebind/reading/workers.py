@@ -3,22 +3,25 @@
 A task has one result or several, which are handed over as they come.
 
     main process ── one thread and one socket for each worker ── worker
-          └── server, which forks the workers and reports how they ended
+          └── starter ── server of each pool, which forks the workers and reports how they ended
 
-A process with threads, a GPU context and an open database is not safe to fork. So a server is forked before
-there are any, and does nothing but fork workers. Server and workers end with the main process, also if that
-is killed.
+A process with threads, a GPU context and an open database is not safe to fork: its threads may hold locks of
+any kind, which nobody gives back in the fork. So the starter is a program of its own, without threads. It
+imports once what workers need, and is kept for later pools. All of them end with the main process, also if
+that is killed.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
-import gc
+import fcntl
 import os
 import pickle
 import pkgutil
 import queue
 import resource
+import select
 import signal
 import socket
 import struct
@@ -37,7 +40,9 @@ REQUEST = struct.Struct(
     "q"
 )  # to the server: 0 and a socket to start a worker, or the pid of a worker to wait for
 SIZE = struct.Struct("Q")  # before each message
-PARENT_DIED = signal.SIGUSR1  # sent to the server when the main process is gone
+STARTER_SOCKET = 3  # its number in the starter; stdin, stdout and stderr are nothing there
+MAX_REQUEST = 1 << 12  # bytes of a request to it
+PARENT_DIED = signal.SIGUSR1  # sent to the server when the starter is gone
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 MAX_DESCRIPTORS = 1 << 20  # that are closed one by one where the system states no limit
@@ -66,8 +71,8 @@ class Workers:
     """A pool of processes that do one task at a time each.
 
     Args:
-        work: "module:function", imported by the server; a worker calls function(context, task) and sends back
-            the pickled results that it yields.
+        work: "module:function", imported by the starter; a worker calls function(context, task) and sends
+            back the pickled results that it yields.
         n_workers: processes, of which no more are started than there are tasks.
         timeout_seconds: for one result; a worker that takes longer is killed.
         memory_bytes: that a worker may allocate, beyond what it has at its start.
@@ -80,15 +85,12 @@ class Workers:
         self._room = threading.Semaphore(0)  # for results not asked for yet
         self._threads = []
         self._closing = False
-        self._control, theirs = socket.socketpair()
-        self._server = os.fork()
-        if self._server == 0:
-            try:
-                self._control.close()
-                _serve(theirs, work, memory_bytes)
-            finally:
-                os._exit(1)
-        theirs.close()
+        try:
+            self._control, theirs = socket_pair()
+            with theirs:
+                Starter.start_server(theirs, work, memory_bytes)
+        except OSError as e:
+            raise no_process(e) from e
 
     def __enter__(self) -> Workers:
         return self
@@ -171,21 +173,20 @@ class Workers:
     def close(self) -> None:
         """End all processes, whatever they are doing."""
         self._closing = True
-        if not self._threads:
-            os.kill(self._server, signal.SIGKILL)  # no worker was started; the server may still be importing
-        self._control.shutdown(socket.SHUT_RDWR)  # the server kills its workers: no thread waits
-        with suppress(ChildProcessError):
-            os.waitpid(self._server, 0)
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)  # the server kills its workers: no thread waits
         self._room.release(self.n_workers)
         for thread in self._threads:
             thread.join()
-        self._control.close()
+        with self._control, suppress(OSError):
+            while self._threads and self._control.recv(REQUEST.size):  # until the server has left
+                pass
 
     def _start(self, context: Any) -> Worker:
         try:
-            ours, theirs = socket.socketpair()
+            ours, theirs = socket_pair()
         except OSError as e:
-            raise WorkersError(f"no process can be started to read files ({e})") from e
+            raise no_process(e) from e
         try:
             with theirs, self._lock:
                 socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
@@ -193,7 +194,7 @@ class Workers:
             _send(ours, context)
         except (OSError, EOFError) as e:
             ours.close()
-            raise WorkersError(f"no process can be started to read files ({e})") from e
+            raise no_process(e) from e
         return Worker(pid, ours)
 
     def _answer(self) -> int:
@@ -227,6 +228,96 @@ class Workers:
         yield Lost(reason or describe_end(status))
 
 
+class Starter:
+    """The starter of this process: a program that forks the server of each pool."""
+
+    _lock = threading.Lock()
+    _running: Starter | None = None
+
+    def __init__(self):
+        self.socket, theirs = socket_pair()
+        null = above_standard(os.open(os.devnull, os.O_RDWR))
+        path = [os.path.abspath(folder) for folder in sys.path]
+        code = f"import sys; sys.path[:] = {path!r}; from {__name__} import _start_servers as start; "
+        code += f"start({os.getpid()})"
+        actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(STARTER_SOCKET)]
+        actions.append((os.POSIX_SPAWN_DUP2, theirs.fileno(), STARTER_SOCKET))
+        try:
+            self.pid = os.posix_spawn(
+                sys.executable, [sys.executable, "-c", code], os.environ, file_actions=actions, setsigmask=()
+            )
+        except OSError:
+            self.socket.close()
+            raise
+        finally:
+            os.close(null)
+            theirs.close()
+
+    @classmethod
+    def start_server(cls, control: socket.socket, work: str, memory_bytes: int) -> None:
+        """Have a server started, by a new starter where there is none.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        request, folder = pickle.dumps((work, memory_bytes)), os.open(".", os.O_RDONLY)
+        try:
+            with cls._lock:
+                if cls._running is not None:
+                    try:
+                        socket.send_fds(cls._running.socket, [request], [control.fileno(), folder])
+                        return
+                    except OSError:  # somebody has killed it
+                        cls._running.end()
+                cls._running = cls()
+                socket.send_fds(cls._running.socket, [request], [control.fileno(), folder])
+        finally:
+            os.close(folder)
+
+    def end(self) -> None:
+        """End it with its servers."""
+        type(self)._running = None
+        self.socket.close()
+        with suppress(ProcessLookupError, ChildProcessError):  # it may not be ours to wait for
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    @classmethod
+    def end_running(cls) -> None:
+        with cls._lock:
+            if cls._running is not None:
+                cls._running.end()
+
+    @classmethod
+    def forget(cls) -> None:
+        """Leave the starter to the process that this one is a fork of."""
+        cls._lock = threading.Lock()
+        if cls._running is not None:
+            cls._running.socket.close()
+            cls._running = None
+
+
+atexit.register(Starter.end_running)
+os.register_at_fork(after_in_child=Starter.forget)
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Make two connected sockets, which are not taken for stdin, stdout or stderr where these are closed."""
+    pair = socket.socketpair()
+    return tuple(socket.socket(fileno=above_standard(one.detach())) for one in pair)
+
+
+def above_standard(descriptor: int) -> int:
+    """Give a descriptor a number above those of stdin, stdout, stderr and the starter's socket."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STARTER_SOCKET + 1)
+    os.close(descriptor)
+    return moved
+
+
+def no_process(error: Exception) -> WorkersError:
+    return WorkersError(f"no process can be started to read files ({error})")
+
+
 def describe_end(status: int) -> str:
     """Say how a process ended, by its wait status."""
     code = os.waitstatus_to_exitcode(status)
@@ -236,15 +327,42 @@ def describe_end(status: int) -> str:
     return f"its process was killed ({name})" if name == "SIGKILL" else f"its process crashed ({name})"
 
 
+def _start_servers(main_process: int) -> None:
+    """Be the starter: fork servers on request, until the main process ends."""
+    _close_inherited_files()
+    os.setsid()  # signals of the terminal are for the main process, which decides
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for servers
+    requests = socket.socket(fileno=STARTER_SOCKET)
+    sources = [requests]
+    with suppress(AttributeError, OSError):  # Linux. A fork of the main process may hold the socket open too
+        sources.append(os.pidfd_open(main_process))
+    while select.select(sources, [], [])[0] == [requests]:
+        message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST, 2)
+        if not message:
+            break
+        work, memory_bytes = pickle.loads(message)
+        with suppress(Exception):  # which the server's own import meets again
+            pkgutil.resolve_name(work)
+        if os.fork() == 0:
+            try:
+                requests.close()
+                for pidfd in sources[1:]:
+                    os.close(pidfd)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                control, folder = descriptors
+                os.fchdir(folder)  # where the main process is now
+                os.close(folder)
+                _serve(socket.socket(fileno=control), work, memory_bytes)
+            finally:
+                os._exit(1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    os._exit(0)
+
+
 def _serve(control: socket.socket, work: str, memory_bytes: int) -> None:
     """Fork workers on request and report how they ended; when the socket closes, kill those left."""
     pids = set()
-    # What the main process left for its garbage collector must not be finalised here: a finaliser closes
-    # descriptors by number, and here that number may be another file's by then.
-    gc.freeze()
-    _close_inherited_files(keep=control.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the main process decides
 
     def leave(*_) -> None:
         for pid in pids:
@@ -255,7 +373,6 @@ def _serve(control: socket.socket, work: str, memory_bytes: int) -> None:
 
     signal.signal(PARENT_DIED, leave)
     _end_with_parent(PARENT_DIED)
-    _silence()
     function = pkgutil.resolve_name(work)
     while True:
         message, sockets, _, _ = socket.recv_fds(control, REQUEST.size, 1)
@@ -323,18 +440,10 @@ def _limit(memory_bytes: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
-def _close_inherited_files(keep: int) -> None:
-    """Close what the main process had open: a lock held there would outlive it."""
-    os.closerange(3, keep)
-    n_descriptors = os.sysconf("SC_OPEN_MAX")
-    os.closerange(keep + 1, n_descriptors if 0 < n_descriptors < MAX_DESCRIPTORS else MAX_DESCRIPTORS)
-
-
-def _silence() -> None:
-    """Keep the messages of decoders off the terminal; a file's fault is reported as its reason."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
+def _close_inherited_files() -> None:
+    """Close what the main process leaves open to programs: a lock held there would outlive it."""
+    most = os.sysconf("SC_OPEN_MAX")
+    os.closerange(STARTER_SOCKET + 1, most if 0 < most < MAX_DESCRIPTORS else MAX_DESCRIPTORS)
 
 
 def _send(to: socket.socket, message: Any) -> None:
