@@ -146,6 +146,29 @@ def test_every_protocol_takes_a_part_as_a_file_of_its_own(tmp_path, small_checkp
     assert list(again["pair_scores"]) == [part, whole]
 
 
+def test_windows_of_a_part_are_those_of_its_own_rate(tmp_path, small_checkpoint):
+    """A video of 30 frames per second, then 10: of the second half a window of 2 s has 20 frames."""
+    images = [picture(i % 100, 70, 90) for i in range(150)]
+    samples = np.concatenate([tone(5), tone(4, 700)])
+    pts = [round(i * 1000 / 30) for i in range(90)] + [3000 + 100 * i for i in range(60)]
+    options = {"codec": "libx264rgb", "pix_fmt": "rgb24", "options": {"qp": "0"}}
+    write_video(tmp_path / "x.mp4", images, fps=30, pts=pts, **options)
+    write_audio(tmp_path / "x.wav", samples)
+    write_video(tmp_path / "part.mp4", images[90:], fps=10, **options)
+    write_audio(tmp_path / "part.wav", samples[3 * RATE :])
+    rows = [
+        {"video": str(tmp_path / "x.mp4"), "audio": str(tmp_path / "x.wav"), "start": 3, "end": 9},
+        {"video": str(tmp_path / "part.mp4"), "audio": str(tmp_path / "part.wav")},
+    ]
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "javisscore"))
+    part, whole = results["pair_scores"]
+    assert part["javisscore"] == whole["javisscore"]
+    ends = [[window.end for window in windows] for windows in results["windows"]]
+    assert ends[0] == pytest.approx(ends[1])
+    assert len(ends[0]) == 9
+
+
 def test_parts_of_one_file_are_found_in_the_cache_each(tmp_path, small_checkpoint):
     video = write_video(
         tmp_path / "x.mkv", [picture(i) for i in range(40)], codec="ffv1", fps=10, pix_fmt="bgr0"

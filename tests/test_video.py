@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
-from conftest import MEDIA, RATE, TESTS, picture, tone, write_video
+from conftest import MEDIA, RATE, TESTS, picture, set_display_matrix, tone, write_video
 
 from imagebind import data
 from imagebind.data import frames
@@ -271,3 +273,72 @@ def test_a_cover_is_no_video(tmp_path):
     with pytest.raises(data.MediaError, match="no video stream"):
         data.load_video(path)
     assert data.load_audio(path).isfinite().all()
+
+
+# Rates and times that do not agree
+
+CASES = TESTS / "fuzz" / "cases"
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "last"),
+    [("norate_jitter30.mkv", 30.246, (181, 240)), ("norate_30fps_then_2fps.webm", 3.6715, (28, 34))],
+)
+def test_where_no_rate_is_stated_clips_are_spread_by_the_times_of_frames(name, fps, last):
+    """FFmpeg guesses 1000 and 30, by which all clips would be the first and the last frame."""
+    timeline = timeline_of(CASES / name)
+    assert timeline.fps == pytest.approx(fps, abs=0.001)
+    clips = clip_frames(timeline.n_frames, timeline.fps)
+    assert clips[-1] == last
+    assert len(set(clips)) == 5
+    video = data.read_video(CASES / name)
+    assert len(video.frames) == len({number for clip in clips for number in clip})
+
+
+def screen_recording(path, fps: int) -> Path:
+    """Write 61 frames in 10 s, in a container that states a rate."""
+    pts = [i * 40 for i in range(41)] + [1600 + i * 420 for i in range(1, 21)]
+    return write_video(path, [picture(i) for i in range(61)], fps=fps, pts=pts)
+
+
+def test_a_stated_rate_that_is_not_that_of_the_frames_is_kept_and_said(tmp_path, caplog):
+    """The released loader takes it; so the frames are those of published scores."""
+    path = screen_recording(tmp_path / "x.mkv", 1000)
+    timeline = timeline_of(path)
+    assert timeline.fps == 1000
+    assert clip_frames(timeline.n_frames, timeline.fps) == [(0, 60)] * 5
+    (message,) = caplog.messages
+    assert re.fullmatch(rf"{path}: states 1000 frames per second, but they come at 6\.\d+; clips .*", message)
+
+
+def test_frames_that_an_avi_file_repeats_are_not_missing(tmp_path, caplog):
+    path = write_video(
+        tmp_path / "x.avi", [picture(i) for i in range(30)], "mpeg4", 25, [200 * i for i in range(30)]
+    )
+    timeline = timeline_of(path)
+    assert timeline.n_frames == 30
+    assert "ends early" not in caplog.text
+    assert "frames per second, but they come at 5" in caplog.text
+
+
+def test_dv_has_25_frames_per_second(tmp_path):
+    """Its clock has 60000 ticks a second, which FFmpeg calls the average rate of a raw file."""
+    images = [np.full((576, 720, 3), 8 * i, np.uint8) for i in range(12)]
+    path = write_video(tmp_path / "x.dv", images, "dvvideo", 25)
+    assert timeline_of(path).fps == 25
+
+
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 1, -1, 1)])
+def test_a_matrix_that_is_no_quarter_turn_turns_nothing(tmp_path, matrix):
+    plain = write_video(tmp_path / "x.mp4", [picture(i) for i in range(5)])
+    expected = data.load_video(plain)
+    set_display_matrix(plain, *matrix)
+    assert torch.equal(data.load_video(plain), expected)
+
+
+def test_a_mirrored_picture_stays_and_is_said(tmp_path, caplog):
+    path = write_video(tmp_path / "x.mp4", [picture(i) for i in range(5)])
+    expected = data.load_video(path)
+    set_display_matrix(path, 1, 0, 0, -1)
+    assert torch.equal(data.load_video(path), expected)
+    assert caplog.messages == [f"{path}: its display matrix mirrors the picture; it is not mirrored here"]

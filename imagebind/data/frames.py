@@ -7,7 +7,9 @@ Where timestamps cannot name frames, decoded_timeline and count_frames decode th
 
 from __future__ import annotations
 
+import logging
 import math
+import struct
 import threading
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -33,7 +35,10 @@ from imagebind.data.media import (
 )
 
 RATE_TOLERANCE = 0.02  # between the average rate of a file and that of a part of it
+MAX_RATE_RATIO = 1.5  # of the stated rate and that of the frames; with more a warning says so
 TIME_TOLERANCE = 0.0005  # seconds: some containers round times to milliseconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class Packet:
 class Timeline:
     """The frames of a video: when each is shown, and where decoding can start."""
 
-    fps: float  # average frame rate, as the container states it
+    fps: float  # average frame rate: as the container states it, or else that of the frames
     n_frames: int  # shown frames
     packets: tuple[Packet, ...] = ()  # in the order in which they are decoded
     has_times: bool = False  # whether timestamps identify frames; otherwise they are counted
     time_base: Fraction = Fraction(1)  # seconds
     decoded_times: tuple[tuple[int, int], ...] | None = None  # as `times`, where frames were decoded for it
+    is_guessed: bool = False  # `fps`, where neither the container nor times tell it
 
     @cached_property
     def times(self) -> Sequence[tuple[int, int]] | None:
@@ -120,9 +126,33 @@ class TimelineError(MediaError):
     """The decoder shows other frames than the timeline lists."""
 
 
-def stream_fps(stream: av.VideoStream) -> float:
-    """Return the average frame rate of a stream, or FFmpeg's guess where the container states none."""
-    return float(stream.average_rate or stream.guessed_rate or stream.base_rate or 1)
+def stated_fps(stream: av.VideoStream) -> float | None:
+    """Return the average frame rate that the container states; None where it states none."""
+    is_dv = (
+        stream.codec_context.name == "dvvideo"
+    )  # of which FFmpeg takes the clock's rate for the average one
+    stated = stream.guessed_rate if is_dv else stream.average_rate
+    return float(stated) if stated else None
+
+
+def with_rate(timeline: Timeline, stream: av.VideoStream) -> Timeline:
+    """Give a timeline the rate that its container states, or else that of its frames.
+
+    The released loader takes the stated rate, whatever the frames' times are; and what FFmpeg guesses where
+    none is stated has nothing to do with them.
+    """
+    stated = stated_fps(stream)
+    timeline = replace(timeline, fps=stated or float(stream.guessed_rate or stream.base_rate or 1))
+    own = timeline.own_fps
+    if stated is None:
+        return replace(timeline, fps=own, is_guessed=timeline.times is None)
+    times = max(stated / own, own / stated)
+    if times > MAX_RATE_RATIO:
+        log.warning(
+            "%s: states %.4g frames per second, but they come at %.4g; clips are 2 s of stated frames",
+            *(stream.container.name, stated, own),
+        )
+    return timeline
 
 
 def time_base_of(stream: av.VideoStream) -> Fraction:
@@ -148,8 +178,13 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     invented = stream.container.format.name == "avi" and stream.codec_context.has_b_frames
     has_times = None not in times and len(times) == len(packets) and not invented
     n_frames = sum(packet.is_shown for packet in packets)
-    warn_if_truncated(stream.container.name, len(packets), stream.frames, "frames")
-    return Timeline(stream_fps(stream), n_frames, packets, has_times, time_base_of(stream))
+    timeline = Timeline(1, n_frames, packets, has_times, time_base_of(stream))
+    timeline = with_rate(timeline, stream)
+    n_found = len(packets)
+    if has_times and stream.container.format.name == "avi":  # which counts frames that repeat the one before
+        n_found = max(n_found, round(timeline.seconds * timeline.fps))
+    warn_if_truncated(stream.container.name, n_found, stream.frames, "frames")
+    return timeline
 
 
 def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
@@ -161,7 +196,8 @@ def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
     with open_stream(path, "video") as stream:
         shown = [(frame.pts, duration_of(frame, listed)) for frame in decode(stream)]
         times = tuple((pts, duration) for pts, duration in shown if pts is not None)
-        return Timeline(stream_fps(stream), len(shown), time_base=time_base_of(stream), decoded_times=times)
+        timeline = Timeline(1, len(shown), time_base=time_base_of(stream), decoded_times=times)
+        return with_rate(timeline, stream)
 
 
 def duration_of(frame: av.VideoFrame, listed: Timeline) -> int:
@@ -325,5 +361,21 @@ def to_rgb(frame: av.VideoFrame, upright: bool = True) -> torch.Tensor:
     """
     pixels = torch.from_numpy(rgb_array(frame))  # (H, W, 3)
     if upright:
-        pixels = torch.rot90(pixels, round(frame.rotation / 90))  # rotation: degrees, counter-clockwise
+        pixels = torch.rot90(pixels, quarter_turns(frame))
     return pixels.permute(2, 0, 1)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Return how often a frame is turned by 90 degrees counter-clockwise; by other angles it is not."""
+    turns, rest = divmod(frame.rotation, 90)
+    return turns % 4 if not rest else 0
+
+
+def warn_if_mirrored(path: Path, frame: av.VideoFrame) -> None:
+    """Warn where a display matrix mirrors the picture, which is left as it is, as by the released loader."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    if a * d - b * c < 0:
+        log.warning("%s: its display matrix mirrors the picture; it is not mirrored here", path)

@@ -26,7 +26,7 @@ from imagebind.data.audio import (
     read_audio,
     resampled_pieces,
 )
-from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array, stream_fps
+from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
 from imagebind.data.video import (
@@ -144,7 +144,7 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
         watched = WatchedFrames(timeline, chosen.numbers)
         number_of, index, waiting = {}, [], []
         with open_stream(path, "video") as stream:
-            fps, times, duration = stream_fps(stream), [], 0.0
+            fps, times, duration = chosen.fps, [], 0.0
             begins = (stream.container.start_time or 0) / av.time_base
             for number, frame in watched.count(decode(stream)):
                 if not 0 <= number - chosen.first < chosen.n_frames:

@@ -31,6 +31,7 @@ from imagebind.data.frames import (
     packet_timeline,
     read_frames,
     to_rgb,
+    warn_if_mirrored,
 )
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
@@ -274,6 +275,7 @@ class ChosenFrames:
     Attributes:
         numbers: of all chosen frames.
         first, n_frames: the frames that are chosen from: of a part of a file not all of them.
+        fps: their rate.
 
     Raises:
         MediaError: there are no frames.
@@ -282,15 +284,15 @@ class ChosenFrames:
     def __init__(self, path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]):
         span = span_of(path)
         with_times = timeline
-        if timeline.times is None and any(recipe.needs_times for recipe in recipes):
+        if timeline.times is None and (timeline.is_guessed or any(r.needs_times for r in recipes)):
             with_times = decoded_timeline(path, timeline)
-        self.first, part = timeline.part(*span)
+        self.first, part = (with_times if timeline.is_guessed else timeline).part(*span)
         if not part.n_frames:
             raise MediaError(path, "no video frames")
         if span[1] < math.inf:
             warn_if_truncated(path, part.seconds, span[1] - span[0], "seconds of this part")
-        self.n_frames, part_with_times = part.n_frames, with_times.part(*span)
-        self._recipes = recipes
+        self.n_frames, self.fps, part_with_times = part.n_frames, part.fps, with_times.part(*span)
+        self._path, self._recipes = path, recipes
         self._clips = [
             choose(recipe, *(part_with_times if recipe.needs_times else (self.first, part)))
             for recipe in recipes
@@ -304,6 +306,8 @@ class ChosenFrames:
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Prepare a frame for the recipes that chose it."""
+        if not any(self._prepared):
+            warn_if_mirrored(self._path, frame)
         for recipe, wanted, prepared in zip(self._recipes, self._wanted, self._prepared, strict=True):
             if number in wanted:
                 prepared[number] = recipe.prepare(frame)

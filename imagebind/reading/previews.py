@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from imagebind.data.frames import quarter_turns
 from imagebind.data.media import ONE_THREAD, MediaError, decode, hold_open, media_errors, open_stream
 from imagebind.reading.cache import hash_file
 from imagebind.reading.loader import fingerprint
@@ -143,7 +144,7 @@ def add_video(copy: av.container.OutputContainer, path: str) -> Packets:
     first, frames = peek(decoded(path, "video"), path, "video")
     with open_stream(path, "video") as source:
         wide = float(source.sample_aspect_ratio or 1)  # of a pixel
-    turns = round(first.rotation / 90) % 4
+    turns = quarter_turns(first)
     size = np.array([first.width * wide, first.height])
     scale = min(SHORT_SIDE / size.min(), MAX_LONG_SIDE / size.max(), 1)
     width, height = np.maximum(2 * np.round(size * scale / 2), 2).astype(int).tolist()
