@@ -164,9 +164,9 @@ def test_windows_of_a_part_are_those_of_its_own_rate(tmp_path, small_checkpoint)
     results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "javisscore"))
     part, whole = results["pair_scores"]
     assert part["javisscore"] == whole["javisscore"]
-    ends = [[window.end for window in windows] for windows in results["windows"]]
-    assert ends[0] == pytest.approx(ends[1])
-    assert len(ends[0]) == 9
+    starts = [[window.start for window in windows] for windows in results["windows"]]
+    assert starts[0] == pytest.approx(starts[1])
+    assert len(starts[0]) == 9
 
 
 def test_parts_of_one_file_are_found_in_the_cache_each(tmp_path, small_checkpoint):
