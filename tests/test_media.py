@@ -26,7 +26,7 @@ from conftest import (
     write_video,
 )
 
-from batch_inference import batch_inference_av_consistency
+from batch_inference import Evaluator, batch_inference_av_consistency
 from imagebind import data
 from imagebind.data.frames import packet_timeline, read_frames, to_rgb
 from imagebind.data.media import open_stream
@@ -476,3 +476,23 @@ def test_a_file_that_never_stays_the_same_is_skipped(with_hour):
         program.process.join(0.2)
     assert failures(with_hour) == {"audio/long.wav": "it changed while it was read"}
     assert n_cached(with_hour) == 9
+
+
+def test_equal_bytes_that_their_names_make_other_sounds_are_no_copies(tmp_path, small_checkpoint):
+    """In one run, and through a cache."""
+    noise = np.random.default_rng(0).bytes(40_000)
+    names = ["x.al", "x.ul", "x.g722", "x.sb", "x.sw", "x.AL"]
+    for name in names:
+        (tmp_path / name).write_bytes(noise)
+    video = write_video(tmp_path / "x.mp4", [picture(i) for i in range(20)])
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+
+    def rows(names) -> list:
+        manifest = [{"audio": str(tmp_path / name), "video": str(video)} for name in names]
+        return list(evaluator.evaluate(manifest=manifest, output_dir=tmp_path / "out")["audio_embeddings"])
+
+    alone = [rows([name])[0] for name in names]
+    assert torch.equal(alone[0], alone[-1])
+    assert len({tuple(row.tolist()) for row in alone}) == 5
+    (tmp_path / "out" / "embeddings.sqlite").unlink()
+    assert torch.equal(torch.stack(rows(names)), torch.stack(alone))

@@ -31,6 +31,28 @@ DTS_SYNC_WORDS = (  # each as two words of 16 bits, the lower byte first
 )
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # what FFmpeg calls that format
 PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
+# Extensions by which FFmpeg decodes any bytes, each in its way, as there is nothing in them to tell
+NAMED_FORMATS = {
+    *(
+        "al",
+        "ub",
+        "ul",
+        "uw",
+        "sb",
+        "sln",
+        "sw",
+        "g722",
+        "722",
+        "g723_1",
+        "rco",
+        "tco",
+        "g728",
+        "g729",
+        "gsm",
+    ),
+    *("302", "daud", "afc", "aptx", "aptxhd", "bit", "dfpwm", "dtk", "msbc", "sbc"),
+    *("ans", "art", "asc", "cdg", "diz", "ice", "idf", "nfo", "vt", "yop"),  # pictures
+}
 PYAV = int(av.__version__.split(".")[0])
 # Text in a file that is not UTF-8 is no fault of its sound and picture; later PyAV knows that by itself.
 ANY_METADATA = {"metadata_errors": "replace"} if PYAV < 19 else {}
@@ -110,6 +132,12 @@ def open_file(path: Path) -> BinaryIO:
     else:
         held = file_of(path)
     return open(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags))
+
+
+def named_format(path: Path) -> str:
+    """Return what of a file's name decides how it is decoded, as "#al"; "" where its content does."""
+    suffix = os.path.splitext(file_of(path))[1][1:].lower()
+    return f"#{suffix}" if suffix in NAMED_FORMATS else ""
 
 
 def check_is_file(path: Path) -> None:

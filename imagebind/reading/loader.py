@@ -15,7 +15,7 @@ import numpy as np
 from imagebind import data
 from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
 from imagebind.data.inputs import ModelInput
-from imagebind.data.media import check_is_file, hold_open, media_errors
+from imagebind.data.media import check_is_file, hold_open, media_errors, named_format
 from imagebind.data.sequences import (
     PART_SIZE,
     FrameFacts,
@@ -357,14 +357,18 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
 
 
 def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:
-    """Hash a file; of a part of one, of which there may be many, its file once while that stays the same."""
+    """Hash a file; of a part of one, of which there may be many, its file once while that stays the same.
+
+    Returns:
+        the SHA-256 of the file, with what else decides what is read of it.
+    """
     if not isinstance(path, Segment):
-        return hash_file(file)
+        return hash_file(file) + named_format(path)
     if state not in HASHES:
         if len(HASHES) >= MAX_HASHES:
             HASHES.clear()
         HASHES[state] = hash_file(file)
-    return HASHES[state] + fragment_of(path)
+    return HASHES[state] + named_format(path) + fragment_of(path)
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:

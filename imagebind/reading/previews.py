@@ -13,7 +13,15 @@ import av
 import numpy as np
 
 from imagebind.data.frames import quarter_turns
-from imagebind.data.media import ONE_THREAD, MediaError, decode, hold_open, media_errors, open_stream
+from imagebind.data.media import (
+    ONE_THREAD,
+    MediaError,
+    decode,
+    hold_open,
+    media_errors,
+    named_format,
+    open_stream,
+)
 from imagebind.reading.cache import hash_file
 from imagebind.reading.loader import fingerprint
 from imagebind.segments import fragment_of, span_of
@@ -42,7 +50,7 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
         if not os.path.exists(target):
             with media_errors(path), hold_open(path) as file:
                 before = fingerprint(file)
-                if hash_file(file) + fragment_of(path) != content_hash:
+                if hash_file(file) + named_format(path) + fragment_of(path) != content_hash:
                     raise MediaError(path, "it changed since it was evaluated")
                 write_preview(modality, path, temporary)
                 if fingerprint(file) != before:
