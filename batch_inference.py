@@ -43,6 +43,15 @@ elif __name__ == "__main__":
 else:
     raise ImportError("batch_inference needs Linux or macOS, or WSL on Windows")
 
+from imagebind.packages import PackageError, require
+
+try:
+    require("numpy", "torch", "av", "einops", "tqdm", "filelock")
+except PackageError as e:
+    if __name__ == "__main__":
+        sys.exit(f"error: {e}; or activate the environment that has them, see README.md")
+    raise
+
 from imagebind.evaluation.embedding import start_workers
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.evaluator import Evaluator, evaluate
@@ -61,7 +70,6 @@ from imagebind.evaluation.terminal import (
     stopped_by_signals,
 )
 from imagebind.names import one_line
-from imagebind.packages import PackageError
 
 __all__ = [
     "EvaluationError",
@@ -379,7 +387,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ImportError as e:  # a library that does not fit says so in this way
         allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if allowed != resource.RLIM_INFINITY:
+        is_missing = isinstance(e, PackageError) and isinstance(e.__cause__, ModuleNotFoundError | None)
+        if allowed != resource.RLIM_INFINITY and not is_missing:
             print_error(f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})")
         elif isinstance(e, PackageError):
             print_error(str(e))

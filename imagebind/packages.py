@@ -1,26 +1,42 @@
-"""Packages that only some runs need, and that may not fit together: one line where one does not load."""
+"""Packages of others: where one is missing or does not load, one line says which, and what to do."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from types import ModuleType
 
 PIP_NAMES = {"PIL": "pillow", "open_clip": "open_clip_torch"}  # of modules that have another name
-# Packages that are built for one release of torch, and versions that fit: those of requirements.txt
-FITTING = {"torch": "2.11.0", "torchvision": "0.26.0", "open_clip_torch": "3.3.0"}
+FIT_A_TORCH = {"torchvision", "open_clip_torch", "timm"}  # packages whose releases are for some of torch
 
 
 class PackageError(ImportError):
     """A package that is missing or does not load; the message is one line that says what to do."""
 
 
-def load(module: str, otherwise: str = "") -> ModuleType:
-    """Import a module of another project.
+def require(*modules: str, otherwise: str = "") -> None:
+    """Check that modules are installed, without importing them.
 
     Args:
-        otherwise: what to do without it, for the message.
+        modules: of the top level.
+        otherwise: what to do without them, for the message.
+
+    Raises:
+        PackageError: some are not; it names them all.
+    """
+    missing = [package_of(module) for module in modules if not is_there(module)]
+    if missing:
+        verb = "are" if len(missing) > 1 else "is"
+        raise PackageError(f"{', '.join(missing)} {verb} missing: {pip_install(missing)}{otherwise}")
+
+
+def load(module: str, otherwise: str = "") -> ModuleType:
+    """Import a module.
+
+    Args:
+        otherwise: as in require.
 
     Raises:
         PackageError: it cannot be imported.
@@ -28,27 +44,43 @@ def load(module: str, otherwise: str = "") -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as e:  # a package that does not fit fails in any way
-        name = module.partition(".")[0]
-        package = PIP_NAMES.get(name, name)
-        if isinstance(e, ModuleNotFoundError) and e.name == name:
-            raise PackageError(f"{package} is missing: pip install {package}{otherwise}") from e
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise PackageError(f"{describe_misfit(package)} ({reason}): {cure(package)}{otherwise}") from e
+        if isinstance(e, ModuleNotFoundError) and e.name and "." not in e.name:
+            package = package_of(e.name)  # this one, or one that it needs
+            raise PackageError(f"{package} is missing: {pip_install([package])}{otherwise}") from e
+        package, reason = package_of(module), " ".join(str(e).split())[:200] or type(e).__name__
+        cure = pip_install([package], "--upgrade " if package != "torch" else "--force-reinstall ")
+        raise PackageError(f"{describe_misfit(package)} ({reason}): {cure}{otherwise}") from e
+
+
+def is_there(module: str) -> bool:
+    """Whether the package of a module is installed."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # it was put in the place of a module
+        return False
+
+
+def package_of(module: str) -> str:
+    """Return the name by which pip installs a module."""
+    name = module.partition(".")[0]
+    return PIP_NAMES.get(name, name)
 
 
 def describe_misfit(package: str) -> str:
     """Say which package does not load, and beside which torch where that is what it has to fit."""
     versions = versions_of([package, "torch"])
     line = " ".join([package, *([versions[package]] if package in versions else []), "does not load"])
-    is_beside = package in FITTING and package != "torch" and "torch" in versions
-    return f"{line} with torch {versions['torch']}" if is_beside else line
+    return (
+        f"{line} with torch {versions['torch']}" if package in FIT_A_TORCH and "torch" in versions else line
+    )
 
 
-def cure(package: str) -> str:
-    """Return the command that installs a package anew."""
-    if package in FITTING:
-        return "pip install " + " ".join(f"{name}=={version}" for name, version in FITTING.items())
-    return f"pip install --upgrade {package}"
+def pip_install(packages: Sequence[str], options: str = "") -> str:
+    """Return the command that installs packages; of torch with its version, or pip would replace it."""
+    torch = versions_of(["torch"]).get("torch") if {*packages} & {*FIT_A_TORCH, "torch"} else None
+    names = [name for name in packages if name != "torch" or torch is None]
+    line = f"pip install {options}" + " ".join([*names, *([f"torch=={torch}"] if torch else [])])
+    return f"{line}, from the index that torch came from" if torch and "+" in torch else line
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

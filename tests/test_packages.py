@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import DEMO, PROGRAM, TESTS
+from conftest import DEMO, PROGRAM
 
 from batch_inference import main
-from imagebind import packages
+from imagebind.data.text import clip_tokenizer
 
 MISSING = "raise ModuleNotFoundError('No module named ' + repr(__name__), name=__name__)"
 SOME_RUNS = ("torchvision", "PIL", "open_clip", "ftfy", "regex", "pyarrow", "safetensors", "huggingface_hub")
@@ -45,7 +46,6 @@ def captions(folder: Path) -> list[str]:
     return ["--captions", "captions.csv"]
 
 
-TOGETHER = f"pip install torch=={packages.FITTING['torch']} torchvision=={packages.FITTING['torchvision']}"
 TORCH = metadata.version("torch")
 
 
@@ -58,22 +58,30 @@ TORCH = metadata.version("torch")
             [],
             "plotly is missing: pip install plotly, or leave the page out with --no_html",
         ),
-        ("open_clip", MISSING, captions, "open_clip_torch is missing: pip install open_clip_torch"),
+        ("ftfy", MISSING, captions, "ftfy is missing: pip install ftfy"),
+        (
+            "av",
+            "raise ImportError('libavformat.so.61: cannot open shared object file')",
+            [],
+            f"av {metadata.version('av')} does not load (libavformat.so.61: cannot open shared object file): "
+            "pip install --upgrade av",
+        ),
         (
             "torchvision",
             "raise RuntimeError('operator torchvision::nms does not exist')",
             ["--protocol", "imagebind", "avhscore"],
             f"torchvision {metadata.version('torchvision')} does not load with torch {TORCH} "
-            f"(operator torchvision::nms does not exist): {TOGETHER}",
+            f"(operator torchvision::nms does not exist): pip install --upgrade torchvision torch=={TORCH}",
         ),
         (
             "torch",
             "raise OSError('libcudart.so.13: cannot open shared object file')",
             [],
-            f"torch {TORCH} does not load (libcudart.so.13: cannot open shared object file): {TOGETHER}",
+            f"torch {TORCH} does not load (libcudart.so.13: cannot open shared object file): "
+            f"pip install --force-reinstall torch=={TORCH}",
         ),
     ],
-    ids=["plotly", "open_clip", "torchvision", "torch"],
+    ids=["plotly", "ftfy", "av", "torchvision", "torch"],
 )
 def test_a_package_that_is_needed_says_so_in_one_line(pairs, module, code, options, message):
     options = options(pairs) if callable(options) else options
@@ -94,7 +102,23 @@ def test_a_table_in_parquet_needs_pyarrow(pairs, monkeypatch, capsys):
     assert err[-1] == "error: pyarrow is missing: pip install pyarrow"
 
 
-def test_what_is_recommended_is_what_is_tested():
-    locked = (TESTS.parent / "requirements.txt").read_text().splitlines()
-    for package, version in packages.FITTING.items():
-        assert f"{package.replace('_', '-')}=={version}" in locked
+def test_all_that_captions_need_is_named_at_once(pairs, monkeypatch, capsys):
+    for name in ("open_clip", "regex"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(pairs)
+    checkpoint = ["--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu", "--num_workers", "0"]
+    dirs = ["--audio_dir", "audio", "--video_dir", "video"]
+    clip_tokenizer.cache_clear()
+    assert main([*dirs, *captions(pairs), *checkpoint]) == 1
+    err = capsys.readouterr().err.splitlines()
+    versions = f"torch=={metadata.version('torch')}"
+    assert (
+        err[-1] == f"error: open_clip_torch, regex are missing: pip install open_clip_torch regex {versions}"
+    )
+
+
+def test_a_program_without_its_packages_says_which(tmp_path):
+    """Python as it comes, such as that of a terminal in which no environment is active."""
+    done = subprocess.run([sys.executable, "-E", "-S", PROGRAM[1], "--help"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: numpy, torch, .* are missing: pip install .*; or activate .*\n", done.stderr)

@@ -49,6 +49,7 @@ def clip_tokenizer(bpe_path: str | None = None) -> SimpleTokenizer:
     Args:
         bpe_path: of another vocabulary than CLIP's.
     """
+    packages.require("open_clip", "ftfy", "regex")
     regex = packages.load("regex")
     made = packages.load("open_clip.tokenizer").SimpleTokenizer(bpe_path or return_bpe_path())
     pattern = made.pat.pattern

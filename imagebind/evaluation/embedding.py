@@ -597,9 +597,10 @@ def open_file_embedder(
     Raises:
         EvaluationError: the weights cannot be had, or there is no such device.
         OptionError: the cache is no cache.
-        PackageError: torch does not load.
+        PackageError: torch or PyAV does not load.
     """
-    packages.load("torch")
+    for module in ("torch", "av"):
+        packages.load(module)
     return FileEmbedder(
         RunModel(holder, n_files),
         options.batch_size,

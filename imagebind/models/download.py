@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -101,20 +102,38 @@ def hub_checkpoint(name: str, **options: Any) -> Path:
         hub, errors = packages.load("huggingface_hub"), packages.load("huggingface_hub.utils")
     except packages.PackageError as e:
         raise CheckpointError(f"{HUB}{name}: {e}") from e
-    missing, wanted = None, [file] if file else HUB_NAMES
-    for candidate in wanted:
-        try:
-            return Path(hub.hf_hub_download(f"{owner}/{repository}", candidate, **options))
-        except errors.EntryNotFoundError as e:
-            missing = missing if isinstance(missing, errors.LocalEntryNotFoundError) else e
-        except Exception as e:  # of whatever the hub's client is made of
-            reason = " ".join(str(e).split())[:300] or type(e).__name__
-            raise CheckpointError(f"{HUB}{name}: {reason}") from e
-    if isinstance(missing, errors.LocalEntryNotFoundError):
-        reason = "not in the Hub's cache, and the Hub cannot be reached, or HF_HUB_OFFLINE is set"
+    wanted, own_log = [file] if file else HUB_NAMES, logging.getLogger("huggingface_hub")
+    level = own_log.level
+    own_log.setLevel(logging.ERROR)  # it tells of every try
+    try:
+        for candidate in wanted:
+            try:
+                return Path(hub.hf_hub_download(f"{owner}/{repository}", candidate, **options))
+            except errors.LocalEntryNotFoundError:  # the Hub cannot be reached: no need to try again
+                options["local_files_only"] = True
+            except errors.EntryNotFoundError:
+                continue
+    except Exception as e:  # of whatever the Hub's client is made of
+        raise CheckpointError(f"{HUB}{name}: {describe_refusal(e, errors)}") from e
+    finally:
+        own_log.setLevel(level)
+    endpoint = options.get("endpoint") or hub.constants.ENDPOINT
+    if hub.constants.HF_HUB_OFFLINE:
+        reason = "not in the Hub's cache, and HF_HUB_OFFLINE is set"
+    elif options.get("local_files_only"):
+        reason = f"not in the Hub's cache, and {endpoint} cannot be reached; HF_ENDPOINT names a mirror"
     else:
         reason = f"has no {' or '.join(wanted)}" + ("" if file else f"; name its file: {HUB}{name}/FILE")
-    raise CheckpointError(f"{HUB}{name}: {reason}") from missing
+    raise CheckpointError(f"{HUB}{name}: {reason}")
+
+
+def describe_refusal(error: Exception, errors: ModuleType) -> str:
+    """Say why the Hub does not give a file, and what to do."""
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner has to give access; then set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private and HF_TOKEN is not set"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 # From an address
@@ -141,9 +160,8 @@ def download(url: str, path: Path) -> None:
         if part.version is None:  # the rest alone cannot be had
             part.remove()
         again = f"run again to go on from {part.size / 1e6:.0f} MB, " if part.size else ""
-        raise CheckpointError(
-            f"cannot download {url} ({e}); {again}put the file at {path}, or name one with --checkpoint PATH"
-        ) from e
+        cure = f"{again}put the file at {path}, or name one with --checkpoint: PATH or hf:OWNER/NAME"
+        raise CheckpointError(f"cannot download {url} ({e}); {cure}") from e
 
 
 class Part:
