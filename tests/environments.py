@@ -4,9 +4,10 @@
     python tests/environments.py                        all of them: a quarter of an hour, 10 GB of disk
     python tests/environments.py --tests lowest newest  these two, with the tests that hold recorded numbers
 
-The Python that runs this is the one to compare with: its demo is run first. Each environment is made by uv,
-which has to be on PATH, from nothing, in a temporary directory. It fails where the demo does, where a test
-does, or where an embedding of the demo is further from those of this Python than TOLERANCE.
+The Python that runs this is the one to compare with: its demo is run first. Each environment is made by uv
+(`pip install uv`), from nothing, in a temporary directory. It fails where the demo does, where a test does,
+or where an embedding of the demo is further from those of this Python than TOLERANCE. That of `cpu` needs a
+torch for the CPU, which is not on PyPI: a directory or page that has it is named by PIP_FIND_LINKS.
 """
 
 from __future__ import annotations
@@ -196,10 +197,15 @@ def main(argv: Iterable[str] | None = None) -> int:
     if unknown := set(args.names) - set(ENVIRONMENTS):
         parser.error(f"there is no environment {', '.join(sorted(unknown))}")
     pythons = [*find_pythons().values()]
-    of_age = {OLDEST: pythons[0], NEWEST: pythons[-1], THIS: sys.executable} if pythons else {}
-    if len(pythons) < 2:
-        print("a second Python is needed, of " + ", ".join(PYTHONS), file=sys.stderr)
-        return 1
+    of_age = {
+        OLDEST: [*pythons, sys.executable][0],
+        NEWEST: [sys.executable, *pythons][-1],
+        THIS: sys.executable,
+    }
+    if len(pythons) < 2 and os.environ.get("CI"):
+        parser.error(f"a second Python is needed, of {', '.join(PYTHONS)}")
+    if shutil.which("uv") is None:
+        parser.error("uv is not on PATH: pip install uv")
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as work:
         expected = run_demo(sys.executable, ROOT, Path(work, "outputs"))
