@@ -353,12 +353,13 @@ def test_clips_that_differ_show(run, pairs):
 
 def test_no_cell_of_the_table_is_a_formula(run, pairs):
     for side, suffix in (("audio", ".wav"), ("video", ".mp4")):
-        for old, new in (("a", "=1+1"), ("b", "@x"), ("c", "-y"), ("d", '+,"z"')):
+        for old, new in (("a", "=1+1"), ("b", "@x"), ("c", "-1pR_y-2.x"), ("d", '+,"z"')):
             (pairs / side / f"{old}{suffix}").rename(pairs / side / f"{new}{suffix}")
+        shutil.copy(pairs / side / f"=1+1{suffix}", pairs / side / f"-1+1{suffix}")
     _, outputs, _, _ = run()
     assert (outputs.folder / "pair_scores.csv").read_bytes().startswith(b'\xef\xbb\xbf"name","audio",')
     table = pair_scores(outputs)
-    assert {row["name"] for row in table} == {"'=1+1", "'@x", "'-y", '\'+,"z"'}
+    assert {row["name"] for row in table} == {"'=1+1", "'@x", "-1pR_y-2.x", '\'+,"z"', "'-1+1"}
     assert all(not value.startswith(("=", "@", "+")) for row in table for value in row.values())
 
 

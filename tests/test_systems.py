@@ -14,6 +14,7 @@ import torch
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
+from imagebind.evaluation.outputs import cell, read_cell
 from imagebind.models.imagebind_model import load_model, save_model
 
 
@@ -209,3 +210,8 @@ def test_all_differences_of_protocols_are_named(systems):
     path.write_text(json.dumps(metrics))
     with pytest.raises(EvaluationError, match=r"follow other definitions.*; one and two differ in precision"):
         compare_systems(["one", "two"])
+
+
+@pytest.mark.parametrize("name", ["-1pR_x", "'-1pR", "=1+1", "'=1", "''@x", "-1+1", "'x", "a\\tb\nc"])
+def test_a_name_is_read_as_it_was_before_it_was_written(name):
+    assert read_cell(cell(name)) == name

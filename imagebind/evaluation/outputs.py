@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections import defaultdict
@@ -31,7 +32,7 @@ from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Op
 from imagebind.evaluation.report import format_report, report_sections
 from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
 from imagebind.evaluation.tables import PARQUET, load_pyarrow, write_rows
-from imagebind.names import field
+from imagebind.names import field, read_field
 from imagebind.reading.cache import find_parts
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
 KEPT_NAMES = [f"kept{suffix}" for suffix in (".txt", *MANIFEST_SUFFIXES)]
 TABLE_NAME = "pair_scores.parquet"
 OPTIONAL_NAMES = (TABLE_NAME, *KEPT_NAMES)  # of files that may be the user's where no run wrote them
-FORMULA_STARTS = ("=", "+", "-", "@")  # of a spreadsheet
+# Starts of cells that a spreadsheet takes for formulas; a name such as -x_1 is none. One with an apostrophe
+# is none either, but gets one more, so that it can be read back.
+FORMULA = re.compile(r"[=+@]|-(?![\w.-]*$)|'+[=+@-]")
 
 Writer = Callable[[Any, BinaryIO], None]
 
@@ -214,7 +217,12 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = field(value)
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def read_cell(text: str) -> str:
+    """Return the text that cell() formatted; earlier versions had an apostrophe before each -."""
+    return read_field(text[1:] if re.match(r"'+[=+@-]", text) else text)
 
 
 def write_pair_scores(results: Results, file: BinaryIO) -> None:

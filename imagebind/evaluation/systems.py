@@ -22,16 +22,16 @@ from imagebind.evaluation.groups import group_names, number_groups
 from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import (
-    FORMULA_STARTS,
     METRICS_NAME,
     check_can_draw,
     exclusive_use,
+    read_cell,
     write_csv,
     write_files,
 )
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.words import PAGE_WORDS
-from imagebind.names import one_line, read_field
+from imagebind.names import one_line
 from imagebind.segments import Segment, file_of
 
 COMPARISON_NAME = "comparison.csv"
@@ -438,7 +438,7 @@ def read_pair(row: dict[str, str]) -> Pair:
         row.get("audio_key", row["name"]),
         row.get("video_key", row["name"]),
         row.get("caption") or "",
-        read_text(row["name"]),
+        read_cell(row["name"]),
         *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
         similarities,
@@ -447,17 +447,12 @@ def read_pair(row: dict[str, str]) -> Pair:
 
 def part_of_file(row: dict[str, str], modality: str) -> str:
     """Return the path of a file of a pair, or the part of it that was judged."""
-    path = read_text(row.get(modality) or "")
+    path = read_cell(row.get(modality) or "")
     try:
         start, end = float(row.get("start") or 0), float(row.get("end") or "inf")
     except ValueError:  # of the user's, with another meaning
         return path
     return path if (start, end) == (0, math.inf) else Segment(path, start, end)
-
-
-def read_text(cell: str) -> str:
-    """Return the text of a cell of pair_scores.csv as it was before it was made safe for spreadsheets."""
-    return read_field(cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA_STARTS) else cell)
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:
