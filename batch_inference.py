@@ -389,11 +389,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
         is_missing = isinstance(e, PackageError) and isinstance(e.__cause__, ModuleNotFoundError | None)
         if allowed != resource.RLIM_INFINITY and not is_missing:
-            print_error(f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})")
+            message = f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})"
         elif isinstance(e, PackageError):
-            print_error(str(e))
+            message = str(e)
         else:
             raise
+        if is_first:
+            print_error(message)
         return 1
 
 

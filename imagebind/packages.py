@@ -43,7 +43,7 @@ def load(module: str, otherwise: str = "") -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except Exception as e:  # a package that does not fit fails in any way
+    except (Exception, SystemExit) as e:  # a package that does not fit fails in any way
         if isinstance(e, ModuleNotFoundError) and e.name and "." not in e.name:
             package = package_of(e.name)  # this one, or one that it needs
             raise PackageError(f"{package} is missing: {pip_install([package])}{otherwise}") from e

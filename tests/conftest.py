@@ -196,7 +196,7 @@ class Server(http.server.ThreadingHTTPServer):
         etag: its version; None states none.
         most: bytes that each connection brings before it breaks, the last number all further ones.
         stalls: what a connection waits for before it breaks.
-        knows_versions: whether another version is sent whole.
+        knows_versions, sends_parts: whether another version is sent whole, and parts at all.
         status: of the answers; None is that of HTTP.
         ranges: what the requests asked for, in order; None is everything.
         headers: beside the usual ones.
@@ -205,7 +205,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, handler: type | None = None):
         super().__init__(("127.0.0.1", 0), handler or Handler)
         self.body, self.etag, self.most, self.status = b"", '"1"', [None], None
-        self.stalls, self.knows_versions = None, True
+        self.stalls, self.knows_versions, self.sends_parts = None, True, True
         self.ranges, self.headers = [], {}
 
     @property
@@ -222,13 +222,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, wanted = self.server, self.headers["Range"]
         server.ranges.append(wanted)
         is_same = self.headers["If-Range"] in (None, server.etag) or not server.knows_versions
-        first = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and is_same else 0
+        can_part = wanted and is_same and server.sends_parts
+        first = int(wanted.removeprefix("bytes=").split("-")[0]) if can_part else 0
         self.send_response(server.status or (416 if first >= len(server.body) > 0 else 206 if first else 200))
-        self.send_header("Content-Length", str(max(len(server.body) - first, 0)))
+        length = str(max(len(server.body) - first, 0))
         if first:
             span = f"{first}-{len(server.body) - 1}" if first < len(server.body) else "*"
             self.send_header("Content-Range", f"bytes {span}/{len(server.body)}")
-        for name, value in {"ETag": server.etag, **server.headers}.items():
+        for name, value in {"Content-Length": length, "ETag": server.etag, **server.headers}.items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()

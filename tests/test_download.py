@@ -123,6 +123,58 @@ def test_another_version_of_the_file_is_downloaded_whole(server, path, monkeypat
     assert path.read_bytes() == BODY
 
 
+def test_a_part_that_is_not_of_the_file_is_not_joined_to_it(server, path, monkeypatch):
+    """A 206 that does not say of which version it is, and brings other bytes."""
+    server.body, server.most = BODY, [N_FIRST, None]
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "WAITS", ())
+        fault(server, path)
+    server.body, server.etag, server.knows_versions = bytes(len(BODY)), None, False
+    assert "the server sends another part" in fault(server, path) or not path.exists()
+    server.body, server.etag = BODY, '"1"'
+    download.download(server.url, path)
+    assert path.read_bytes() == BODY
+
+
+def test_what_came_damaged_is_no_checkpoint(server, path):
+    """A tensor with another byte than the file's own sums tell."""
+    place = len(BODY) // 2
+    server.body = BODY[:place] + bytes([BODY[place] ^ 255]) + BODY[place + 1 :]
+    assert "what came is damaged, and is removed" in fault(server, path)
+    assert os.listdir(path.parent) == []
+
+
+def test_a_server_that_sends_no_parts_repeats_what_is_there(server, path):
+    server.body, server.most, server.sends_parts = BODY, [N_FIRST, None], False
+    download.download(server.url, path)
+    assert path.read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={N_FIRST}-"]
+
+
+@pytest.mark.parametrize("answer", [{"status": 204}, {"headers": {"Content-Type": "text/plain"}}])
+def test_something_else_does_not_replace_what_is_there(server, path, monkeypatch, answer):
+    server.body, server.most = BODY, [N_FIRST, None]
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "WAITS", ())
+        fault(server, path)
+    server.body, server.etag, server.knows_versions = b"busy", '"2"', True
+    vars(server).update(answer)
+    assert "run again to go on from" in fault(server, path)
+    assert download.Part(path).size == N_FIRST
+
+
+def test_without_a_length_the_end_of_the_file_tells(server, path):
+    server.body, server.most, server.headers = BODY, [N_FIRST, None], {"Content-Length": None}
+    download.download(server.url, path)
+    assert path.read_bytes() == BODY
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, path):
+    (path.parent / f"{path.name}.part").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"cannot download .* put the file at {path}"):
+        download.download("http://127.0.0.1:1/x.pth", path)
+
+
 @pytest.mark.parametrize("n_extra", [0, 1000])
 def test_a_part_with_nothing_left_to_send(server, path, n_extra):
     """The server answers 416: the part is whole, or longer than the file is now."""

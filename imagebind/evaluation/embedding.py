@@ -599,7 +599,7 @@ def open_file_embedder(
         OptionError: the cache is no cache.
         PackageError: torch or PyAV does not load.
     """
-    for module in ("torch", "av"):
+    for module in ("torch", "av", "einops"):
         packages.load(module)
     return FileEmbedder(
         RunModel(holder, n_files),

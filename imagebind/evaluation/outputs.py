@@ -98,7 +98,8 @@ def find_optional(output_dir: str | os.PathLike) -> set[str]:
 
 def check_can_draw() -> None:
     """Raise a PackageError where the charts of a page cannot be drawn."""
-    packages.load("plotly.graph_objects", ", or leave the page out with --no_html")
+    for module in ("plotly.graph_objects", "plotly.offline"):
+        packages.load(module, ", or leave the page out with --no_html")
 
 
 def check_inputs(options: Options) -> None:
