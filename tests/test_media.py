@@ -28,6 +28,7 @@ from conftest import (
 
 from batch_inference import Evaluator, batch_inference_av_consistency
 from imagebind import data
+from imagebind.data.audio import decode_audio
 from imagebind.data.frames import packet_timeline, read_frames, to_rgb
 from imagebind.data.media import open_stream
 
@@ -35,6 +36,7 @@ RNG = np.random.default_rng(0)
 
 
 BAD_DATA = "Invalid data found when processing input"
+NO_INDEX = r"an MP4 file without its index \(moov\): it was not written, or downloaded, to its end"
 
 
 def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
@@ -134,18 +136,21 @@ class Sources:
 SOUNDS = {
     "empty.wav": (lambda p, s: p.touch(), "the file is empty"),
     "text.wav": (lambda p, s: p.write_text("not a sound\n" * 50), BAD_DATA),
-    "zeros.mp3": (lambda p, s: p.write_bytes(bytes(5000)), BAD_DATA),
+    "zeros.mp3": (
+        lambda p, s: p.write_bytes(bytes(5000)),
+        "it begins with zeros, where there should be media",
+    ),
     "folder.wav": (lambda p, s: p.mkdir(), "Is a directory; --audio_dir and --video_dir search one"),
     "pipe.wav": (lambda p, s: os.mkfifo(p), "not a regular file"),
     "loop.wav": (lambda p, s: p.symlink_to(p), "Too many levels of symbolic links"),
     "unreadable.wav": (lambda p, s: p.symlink_to("/proc/self/mem"), "Input/output error"),
     "header.wav": (lambda p, s: p.write_bytes(s.wav.read_bytes()[:20]), BAD_DATA),
     "header.flac": (lambda p, s: p.write_bytes(s.flac.read_bytes()[:20]), BAD_DATA),
-    "header.m4a": (lambda p, s: p.write_bytes(s.m4a.read_bytes()[:20]), BAD_DATA),
+    "header.m4a": (lambda p, s: p.write_bytes(s.m4a.read_bytes()[:20]), NO_INDEX),
     "middle.wav": (lambda p, s: cut(p, s.wav, 0.5), None),
     "middle.flac": (lambda p, s: cut(p, s.flac, 0.5), None),
     "middle.mp3": (lambda p, s: cut(p, s.mp3, 0.5), None),
-    "middle.m4a": (lambda p, s: cut(p, s.m4a, 0.5), BAD_DATA),
+    "middle.m4a": (lambda p, s: cut(p, s.m4a, 0.5), NO_INDEX),
     "last.wav": (lambda p, s: cut(p, s.wav, -1), None),
     "last.flac": (lambda p, s: cut(p, s.flac, -1), None),
     "last.mp3": (lambda p, s: cut(p, s.mp3, -1), None),
@@ -201,9 +206,9 @@ VIDEOS = {
     "empty.mp4": (lambda p, s: p.touch(), "the file is empty"),
     "text.mp4": (lambda p, s: p.write_text("not a video\n" * 50), BAD_DATA),
     "folder.mp4": (lambda p, s: p.mkdir(), "Is a directory; --audio_dir and --video_dir search one"),
-    "header.mp4": (lambda p, s: p.write_bytes(s.mp4.read_bytes()[:20]), BAD_DATA),
+    "header.mp4": (lambda p, s: p.write_bytes(s.mp4.read_bytes()[:20]), NO_INDEX),
     "header.mkv": (lambda p, s: p.write_bytes(s.mkv.read_bytes()[:20]), BAD_DATA),
-    "middle.mp4": (lambda p, s: cut(p, s.mp4, 0.5), BAD_DATA),  # its index is at the end
+    "middle.mp4": (lambda p, s: cut(p, s.mp4, 0.5), NO_INDEX),  # its index is at the end
     "middle_of_faststart.mp4": (lambda p, s: cut(p, s.faststart, 0.7), None),
     "middle.mkv": (lambda p, s: cut(p, s.mkv, 0.5), None),
     "middle.avi": (lambda p, s: cut(p, s.avi, 0.8), None),
@@ -341,7 +346,7 @@ def test_what_is_missing_of_a_file_is_said(tmp_path, caplog):
     data.load_video(tmp_path / "cut.mp4")
     messages = "\n".join(record.getMessage() for record in caplog.records)
     assert re.search(r"cut\.flac: ends early: 2\.\d+ of 5 seconds of sound are there", messages)
-    assert re.search(r"cut\.flac: 1 of \d+ packets are damaged and left out", messages)
+    assert re.search(r"cut\.flac: ends early: the last 1 of \d+ packets cannot be decoded", messages)
     assert re.search(r"cut\.mp4: ends early: \d+ of 60 frames are there", messages)
 
 
@@ -496,3 +501,72 @@ def test_equal_bytes_that_their_names_make_other_sounds_are_no_copies(tmp_path, 
     assert len({tuple(row.tolist()) for row in alone}) == 5
     (tmp_path / "out" / "embeddings.sqlite").unlink()
     assert torch.equal(torch.stack(rows(names)), torch.stack(alone))
+
+
+# What ends early, and what is no media
+
+SOUND = 0.3 * np.stack([tone(5, 440, 44100), tone(5, 880, 44100)])
+
+
+def test_what_comes_behind_a_sound_costs_nothing_of_it(tmp_path, caplog):
+    """An APE tag behind WavPack, at which FFmpeg fails."""
+    plain = write_audio(tmp_path / "x.wv", SOUND, 44100, "wavpack")
+    expected = data.load_audio(plain)
+    tagged = tmp_path / "tagged.wv"
+    tagged.write_bytes(plain.read_bytes() + b"APETAGEX" + bytes(200))
+    assert torch.equal(data.load_audio(tagged), expected)
+    assert "cannot be read on" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.35, 0.7, 0.97])
+def test_a_sound_that_is_cut_is_read_up_to_there(tmp_path, caplog, share):
+    plain = write_audio(tmp_path / "x.wv", SOUND, 44100, "wavpack").read_bytes()
+    cut = tmp_path / "cut.wv"
+    cut.write_bytes(plain[: int(share * len(plain))])
+    n_samples = sum(piece.shape[1] for piece, _ in decode_audio(cut))
+    assert share - 0.15 < n_samples / SOUND.shape[1] < share + 0.05
+    assert caplog.messages
+
+
+def test_a_cut_end_of_a_few_packets_is_no_damage(tmp_path, caplog):
+    whole = write_audio(tmp_path / "x.flac", SOUND[:, :22050], 44100, "flac").read_bytes()
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole[:-300])
+    assert sum(piece.shape[1] for piece, _ in decode_audio(cut)) >= 16_000
+    assert any("ends early" in message for message in caplog.messages)
+
+
+def test_24_valid_bits_of_32_are_whole_numbers(tmp_path):
+    """In WAVE_FORMAT_EXTENSIBLE, which FFmpeg takes for floats."""
+    samples = (tone(0.5) * 0.6 * 2**31).astype("<i4") & ~255
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, 4 * RATE, 4, 32, 22, 24, 4) + guid
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form
+    body += b"data" + struct.pack("<I", samples.nbytes) + samples.tobytes()
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    (found,) = (piece for piece, _ in decode_audio(tmp_path / "x.wav"))
+    assert torch.equal(found[0], torch.from_numpy(samples.astype(np.float32) / 2**31))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.wav",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "a Git LFS pointer, not the file",
+        ),
+        ("x.mp4", b"<!DOCTYPE html>\n<html></html>", "an HTML page, not media"),
+        ("x.mp4", bytes(100_000), "it begins with zeros, where there should be media"),
+        (
+            "x.mp4",
+            b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\x10\0mdat" + bytes(50),
+            "an MP4 file without its index",
+        ),
+    ],
+    ids=["lfs", "html", "zeros", "moov"],
+)
+def test_what_is_no_media_says_what_it_is(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    load = data.load_audio if name == "x.wav" else data.load_video
+    assert reason(load, tmp_path / name).startswith(message)

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import (
+    DEMO,
+    DIRS,
     FORKSERVER,
     LONG,
     Program,
@@ -30,6 +32,9 @@ from conftest import (
     write_video,
 )
 
+from batch_inference import main
+from imagebind import data
+from imagebind.data import audio
 from imagebind.reading.workers import Workers
 
 
@@ -230,3 +235,25 @@ def test_a_caller_without_standard_files_has_workers(tmp_path):
     process.join(60)
     assert process.exitcode == 0
     assert (tmp_path / "done").exists()
+
+
+def test_an_error_of_the_program_shows_its_traceback_once_and_costs_its_files(pairs, monkeypatch, capsys):
+    """Here a name that is gone while two of the sounds are read."""
+    monkeypatch.chdir(pairs)
+    read_audio = data.read_audio
+
+    def read(path):
+        with monkeypatch.context() as patched:
+            if path[-5] in "ab":
+                patched.delattr(audio, "hann_window")
+            return read_audio(path)
+
+    monkeypatch.setattr(data, "read_audio", read)
+    checkpoint = ["--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu"]
+    assert main([*DIRS, *checkpoint, "--num_workers", "0", "--no_cache"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "evaluated 2 pairs, skipped 2 files, unmatched 0 files"
+    assert err.count("Traceback (most recent call last)") == 1
+    assert "error: this is an error of the program, at audio/a.wav; please report it:" in err
+    assert "NameError: name 'hann_window' is not defined" in err
+    assert failures(pairs)["audio/b.wav"].startswith("an unexpected error, NameError: ")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
@@ -28,6 +28,7 @@ from imagebind.data.media import (
     MediaError,
     Path,
     decode,
+    demux,
     media_errors,
     open_stream,
     warn_if_truncated,
@@ -80,7 +81,8 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
             if kept.numel():
                 yield kept, form[0]
 
-        for frame in decode(stream, is_enough):
+        decoded = whole_numbers if stream.codec_context.name == "pcm_f24le" else decode
+        for frame in decoded(stream, is_enough):
             if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                 raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
             if form is None:
@@ -98,6 +100,19 @@ def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
         elif n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
             stated = float(stream.duration * stream.time_base)
             warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")
+
+
+def whole_numbers(stream: av.AudioStream, is_enough: Callable[[], bool]) -> Iterator[av.AudioFrame]:
+    """Decode WAV samples of 32 bits of which 24 are valid: whole numbers, which FFmpeg takes for floats."""
+    context = stream.codec_context
+    for packet in demux(stream):
+        n_samples = packet.size // (4 * context.channels)
+        if is_enough() or not n_samples:
+            return
+        samples = np.frombuffer(bytes(packet), "<i4", n_samples * context.channels)
+        frame = av.AudioFrame.from_ndarray(samples[None].copy(), "s32", context.layout.name)
+        frame.sample_rate = context.sample_rate
+        yield frame
 
 
 class MergedFrames:

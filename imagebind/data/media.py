@@ -29,6 +29,7 @@ DTS_SYNC_WORDS = (  # each as two words of 16 bits, the lower byte first
     *((0xFF1F, 0x00E8), (0x1FFF, 0xE800)),  # of 14
     (0x5864, 0x2520),  # of an extension
 )
+SEEN_BYTES, MAX_BOXES = 1 << 12, 10_000  # of a file that is no media: at its start, and in an MP4
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # what FFmpeg calls that format
 PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
 # Extensions by which FFmpeg decodes any bytes, each in its way, as there is nothing in them to tell
@@ -61,6 +62,8 @@ ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
 # Where an edit list ends a sound within a packet, FFmpeg 9 ends it there. Before, and so in published scores,
 # it ended with the packet.
 ENDS_WITHIN_PACKETS = av.library_versions["libavformat"][0] >= 63
+FAULTS = (NameError, AttributeError, TypeError, AssertionError)  # of a program, and not of a file
+PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 Path = str | os.PathLike
 
@@ -85,7 +88,7 @@ class UnsupportedError(ValueError):
 
 @contextmanager
 def media_errors(path: Path) -> Iterator[None]:
-    """Turn any exception inside into a MediaError that names the file."""
+    """Turn any exception inside into a MediaError that names the file; but not a fault of this program."""
     try:
         yield
     except (MediaError, PackageError):
@@ -98,8 +101,18 @@ def media_errors(path: Path) -> Iterator[None]:
         no_memory = e.errno == errno.EAGAIN  # for a thread
         raise MediaError(path, OUT_OF_MEMORY if no_memory else e.strerror or str(e)) from e
     except Exception as e:  # a decoder can raise anything, and that must cost one file only
+        if isinstance(e, FAULTS) and is_of_this_package(e):
+            raise
         no_memory = "can't allocate memory" in str(e)  # as torch puts it
         raise MediaError(path, OUT_OF_MEMORY if no_memory else f"{type(e).__name__}: {e}") from e
+
+
+def is_of_this_package(error: Exception) -> bool:
+    """Whether an error was raised by a line of this package, or in what that called of compiled code."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    return last.tb_frame.f_code.co_filename.startswith(PACKAGE_FOLDER)
 
 
 _held_open = threading.local()  # its `descriptors`: path -> descriptor
@@ -169,13 +182,47 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
             raise MediaError(path, "the file is empty")
         file.seek(0)
         options |= PLAIN_WAV if is_plain_wav(file) else {}
-        with av.open(file, container_options=options, **ANY_METADATA) as container:
+        try:
+            opened = av.open(file, container_options=options, **ANY_METADATA)
+        except (av.InvalidDataError, av.EOFError) as e:
+            file.seek(0)
+            raise MediaError(path, describe_no_media(file) or e.strerror) from e
+        with opened as container:
             stream = container.streams.best(kind)
             if stream is None or is_cover(stream):
                 raise MediaError(path, f"no {kind} stream")
             if stream.codec_context is None:
                 raise MediaError(path, f"no decoder for its {kind}")
             yield stream
+
+
+def describe_no_media(file: BinaryIO) -> str | None:
+    """Say what a file is that FFmpeg cannot open, by its first bytes; None where they do not tell."""
+    head = file.read(SEEN_BYTES)
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file: git lfs pull"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not media"
+    if not head.strip(b"\0"):
+        return "it begins with zeros, where there should be media"
+    if head[4:8] == b"ftyp" and not any(kind == b"moov" for kind in box_kinds(file)):
+        return "an MP4 file without its index (moov): it was not written, or downloaded, to its end"
+    return None
+
+
+def box_kinds(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the kinds of the outer boxes of an MP4 file."""
+    place, end = 0, os.fstat(file.fileno()).st_size
+    for _ in range(MAX_BOXES):
+        file.seek(place)
+        head = file.read(16)
+        if len(head) < 8 or place >= end:
+            return
+        yield head[4:8]
+        size = int.from_bytes(head[:4], "big")
+        place += int.from_bytes(head[8:16], "big") if size == 1 else size or end
+        if size != 1 and size < 8:
+            return
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
@@ -212,13 +259,32 @@ def has_dts(words: np.ndarray) -> bool:
 
 
 def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """Yield a stream's packets from the current position on; the last, empty one flushes the decoder."""
+    """Yield a stream's packets from the current position on; the last, empty one flushes the decoder.
+
+    Where the file cannot be read on, they end there, with a warning.
+
+    Raises:
+        av.FFmpegError: it cannot be read at all.
+    """
+    n_packets = 0
     while True:
         try:
-            yield from stream.container.demux(stream)
+            for packet in stream.container.demux(stream):
+                n_packets += packet.size > 0
+                yield packet
             return
         except IndexError:  # PyAV raises it for a stream that appears in mid-file: skip that packet
             continue
+        except av.FFmpegError as e:
+            if not n_packets or isinstance(e, MemoryError):
+                raise
+            log.warning(
+                "%s: cannot be read on (%s); what comes before is used", stream.container.name, e.strerror
+            )
+            flush = av.Packet()
+            flush.stream = stream
+            yield flush
+            return
 
 
 def never() -> bool:
@@ -232,10 +298,11 @@ def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> I
         is_enough: tells before each packet whether to end; by default the stream is decoded to its end.
 
     Raises:
-        MediaError: more than MAX_DAMAGED_SHARE of the packets cannot be decoded.
+        MediaError: more than MAX_DAMAGED_SHARE of the packets, or all, cannot be decoded. Those at the end,
+            behind which nothing can be, are no damage but a file that ends early.
     """
     stream.codec_context.thread_count = 1
-    path, n_packets, n_damaged = stream.container.name, 0, 0
+    path, n_packets, n_damaged, n_at_end = stream.container.name, 0, 0, 0
     is_cut = ENDS_WITHIN_PACKETS and stream.type == "audio" and stream.container.format.name == MP4
     for packet in demux(stream):
         if is_enough():
@@ -244,16 +311,21 @@ def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> I
             keep_end(packet)
         n_packets += packet.size > 0
         try:
-            yield from packet.decode()
+            frames = packet.decode()
         except av.FFmpegError as e:
             if isinstance(e, MemoryError):
                 raise
-            n_damaged += 1
-    n_damaged = min(n_damaged, n_packets)  # the empty packet at the end can fail as well
-    if n_damaged > MAX_DAMAGED_SHARE * n_packets:
-        raise MediaError(path, f"damaged: {n_damaged} of {n_packets} packets cannot be decoded")
+            n_at_end += packet.size > 0  # unless a later one can be decoded
+            continue
+        if frames and packet.size:
+            n_damaged, n_at_end = n_damaged + n_at_end, 0
+        yield from frames
+    if n_damaged > MAX_DAMAGED_SHARE * n_packets or n_at_end == n_packets > 0:
+        raise MediaError(path, f"damaged: {n_damaged + n_at_end} of {n_packets} packets cannot be decoded")
     if n_damaged:
         log.warning("%s: %d of %d packets are damaged and left out", path, n_damaged, n_packets)
+    if n_at_end:
+        log.warning("%s: ends early: the last %d of %d packets cannot be decoded", path, n_at_end, n_packets)
 
 
 def keep_end(packet: av.Packet) -> None:

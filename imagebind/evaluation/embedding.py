@@ -176,6 +176,7 @@ class FileEmbedder:
         self.failures: list[Failure] = []
         self.truncated_texts: set[str] = set()
         self.progress = Progress({})
+        self._has_met_fault = False
         self._launched: LaunchedBatch | None = None
         self._writer = Writer()
 
@@ -331,6 +332,10 @@ class FileEmbedder:
         self.timing.seconds["reading"] += file.seconds
         for warning in file.warnings:
             log.warning("%s", warning)
+        if file.fault is not None and not self._has_met_fault:
+            self._has_met_fault = True
+            shown = {"traceback": file.fault}
+            log.error("this is an error of the program, at %s; please report it:", file.path, extra=shown)
         if file.is_truncated:
             self.truncated_texts.add(file.path)
         if file.thumbnail is not None:

@@ -24,6 +24,8 @@ class StderrHandler(logging.Handler):
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         with suppress(OSError):  # a terminal that is gone must not end the run
             tqdm.write(level + one_line(record.getMessage()), file=sys.stderr)
+            if hasattr(record, "traceback"):  # of a fault of the program
+                tqdm.write(record.traceback.rstrip(), file=sys.stderr)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -29,6 +30,7 @@ from imagebind.data.sequences import (
 )
 from imagebind.data.thumbnails import make_thumbnail
 from imagebind.data.video import DroppedError, read_clips
+from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
 from imagebind.segments import Segment, fragment_of
@@ -103,6 +105,7 @@ class LoadedFile:
     content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
     features: dict[str, LoadedFeature] = field(default_factory=dict)  # by name
     reason: str | None = None
+    fault: str | None = None  # the traceback of an error that is the program's and not the file's
     lost_reason: str | None = None  # why what is missing in `features` cannot be had
     thumbnail: bytes | None = None  # JPEG
     is_truncated: bool = False  # a text with more tokens than fit
@@ -191,10 +194,20 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
     results, warnings, seconds = _look_up_or_read(reading, *file), [], 0.0
     while True:
         start = time.perf_counter()
-        with collected_warnings(warnings), settings_for_inputs():
-            loaded = next(results, None)
-            if isinstance(loaded, LoadedFile) and reading.half:
-                loaded = loaded.with_inputs(lambda input: input.half())
+        try:
+            with collected_warnings(warnings), settings_for_inputs():
+                loaded = next(results, None)
+                if isinstance(loaded, LoadedFile) and reading.half:
+                    loaded = loaded.with_inputs(lambda input: input.half())
+        except PackageError:
+            raise
+        except Exception as e:
+            modality, path, _ = file
+            reason = " ".join(f"an unexpected error, {type(e).__name__}: {e}".split())
+            loaded, results = (
+                LoadedFile(modality, path, reason=reason, fault=traceback.format_exc()),
+                iter(()),
+            )
         seconds += time.perf_counter() - start
         if loaded is None:
             return
