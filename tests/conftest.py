@@ -366,9 +366,10 @@ def failures(folder) -> dict[str, str]:
 
 
 def contents(folder) -> dict[str, bytes]:
-    """Read all outputs but the cache."""
+    """Read all outputs but the cache, and the record of them."""
+    others = (CACHE.name, ".written.json")
     return {
-        path.name: path.read_bytes() for path in (folder / "outputs").iterdir() if path.name != CACHE.name
+        path.name: path.read_bytes() for path in (folder / "outputs").iterdir() if path.name not in others
     }
 
 

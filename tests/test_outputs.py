@@ -149,3 +149,39 @@ def test_one_long_caption_does_not_make_all_of_them_long():
     scores = PairScores(captions, [("", "")] * len(captions), {"caption": captions})
     assert scores.columns["caption"].nbytes < 1_000_000
     assert scores[0]["caption"] == "x" * 10_000
+
+
+def test_only_what_a_run_wrote_is_removed(pairs, caplog):
+    """A directory of the user's with files of these names; then one that a run wrote to."""
+    (pairs / "outputs").mkdir()
+    own = ("report.html", "similarity_matrix.npy", "text_embeddings.npy", "window_scores.csv", "kept.txt")
+    for name in own:
+        (pairs / "outputs" / name).write_text("mine")
+    assert Program(pairs, "--no_html", "--max_matrix_gb", "0").wait()[0] == 0
+    assert all((pairs / "outputs" / name).read_text() == "mine" for name in own)
+    for path in (pairs / "outputs").glob("*.*"):
+        path.unlink()
+    assert Program(pairs, "--keep_above", "-1").wait()[0] == 0
+    (pairs / "outputs" / "similarity_matrix.npy").write_text("mine")
+    status, _, err = Program(pairs, "--no_html", "--max_matrix_gb", "0").wait()
+    assert status == 0
+    assert not {"report.html", "kept.txt"} & set(os.listdir(pairs / "outputs"))
+    assert (pairs / "outputs" / "similarity_matrix.npy").read_text() == "mine"
+    assert any("similarity_matrix.npy: is not of a run, and stays" in line for line in err)
+
+
+def test_no_link_in_an_output_directory_is_followed(pairs):
+    (pairs / "outputs").mkdir()
+    (pairs / "mine").write_text("mine")
+    for name in (".pair_scores.csv.tmp", ".audio_embeddings.npy.tmp", "metrics.json", "..written.json.tmp"):
+        (pairs / "outputs" / name).symlink_to(pairs / "mine")
+    assert Program(pairs).wait()[0] == 0
+    assert (pairs / "mine").read_text() == "mine"
+
+
+def test_a_pipe_where_an_earlier_run_would_have_its_metrics_is_replaced(pairs):
+    (pairs / "outputs").mkdir()
+    os.mkfifo(pairs / "outputs" / "metrics.json")
+    os.mkfifo(pairs / "outputs" / ".written.json")
+    assert Program(pairs).wait()[0] == 0
+    assert (pairs / "outputs" / "metrics.json").is_file()

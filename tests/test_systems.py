@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -215,3 +216,24 @@ def test_all_differences_of_protocols_are_named(systems):
 @pytest.mark.parametrize("name", ["-1pR_x", "'-1pR", "=1+1", "'=1", "''@x", "-1+1", "'x", "a\\tb\nc"])
 def test_a_name_is_read_as_it_was_before_it_was_written(name):
     assert read_cell(cell(name)) == name
+
+
+def test_a_run_whose_table_is_cut_or_a_pipe_is_refused(tmp_path, pairs, small_checkpoint):
+    for name in "ab":
+        batch_inference_av_consistency(
+            pairs / "audio", pairs / "video", "cpu", output_dir=tmp_path / name, checkpoint=small_checkpoint
+        )
+    table = tmp_path / "a" / "pair_scores.csv"
+    whole = table.read_bytes()
+    header, first, *rest = csv.reader(whole.decode("utf-8-sig").splitlines())
+    first[header.index("similarity")] = "0.123"
+    changed = io.StringIO()
+    csv.writer(changed).writerows([header, first, *rest])
+    for content in (whole.rstrip(b"\r\n")[:-2], changed.getvalue().encode(), b""):
+        table.write_bytes(content)
+        with pytest.raises(EvaluationError, match="no finished run"):
+            compare_systems([tmp_path / "a", tmp_path / "b"])
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(EvaluationError, match=r"pair_scores\.csv is no regular file"):
+        compare_systems([tmp_path / "a", tmp_path / "b"])

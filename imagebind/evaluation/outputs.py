@@ -30,7 +30,13 @@ from imagebind.evaluation.manifest import suffix_of
 from imagebind.evaluation.media import PageMedia, check_copies
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.report import format_report, report_sections
-from imagebind.evaluation.store import OutputArrays, ensure_directory, temporary_path, write_npy_header
+from imagebind.evaluation.store import (
+    OutputArrays,
+    create,
+    ensure_directory,
+    temporary_path,
+    write_npy_header,
+)
 from imagebind.evaluation.tables import PARQUET, load_pyarrow, write_rows
 from imagebind.names import field, read_field
 from imagebind.reading.cache import find_parts
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from imagebind.evaluation.results import Results
 
 LOCK_NAME = ".in_use"
+RECORD_NAME = ".written.json"  # of the outputs that were written
 REPORT_PAGE = "report.html"
 METRICS_NAME = "metrics.json"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
@@ -64,10 +71,7 @@ def write_outputs(
     Raises:
         EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
     """
-    outputs, of_earlier_run = output_writers(options, media), find_optional(options.output_dir)
-    for name in OPTIONAL_NAMES:
-        if outputs[name] is None and name not in of_earlier_run:  # it may be the user's
-            del outputs[name]
+    outputs = output_writers(options, media)
     absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
     absent |= set() if "text_names" in results else {"text_names.txt"}
     absent |= set() if results["windows"] is not None else {"window_scores.csv"}
@@ -84,16 +88,6 @@ def write_page_again(results: Results, options: Options, media: PageMedia) -> No
         EvaluationError: it cannot be written; the one without them stays.
     """
     write_files({REPORT_PAGE: output_writers(options, media)[REPORT_PAGE]}, results, options.output_dir)
-
-
-def find_optional(output_dir: str | os.PathLike) -> set[str]:
-    """Name those of OPTIONAL_NAMES that an earlier run wrote to a directory."""
-    try:
-        metrics = json.loads(Path(output_dir, METRICS_NAME).read_bytes())
-        found = {metrics.get("kept", {}).get("file")}
-        return found | ({TABLE_NAME} if metrics.get("pairing_rule") == "manifest" else set())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return set()
 
 
 def check_can_draw() -> None:
@@ -337,39 +331,84 @@ def write_files(
 ) -> None:
     """Write files: first each to a temporary one, then, when all are whole, rename them.
 
-    metrics.json is removed first and renamed last: where it exists, all outputs are of one run.
+    metrics.json is removed first and renamed last: where it exists, all outputs are of one run. A record
+    tells what was written, so that nothing else is ever removed.
 
     Args:
-        files: name -> what writes it; None removes it.
+        files: name -> what writes it; None removes it, if it was written here before.
         in_temporary_files: names of those that are written already.
 
     Raises:
         EvaluationError: one cannot be written; those of an earlier run stay as they were.
     """
-    name = "outputs"
+    name, sizes = "outputs", {}
     try:
         ensure_directory(output_dir)
+        record = read_record(output_dir)
         for name, write in files.items():
             if write is None:
                 continue
             path = temporary_path(output_dir, name)
             is_written = name in in_temporary_files and path.exists()
-            with open(path, "r+b" if is_written else "wb") as file:
+            with open(path, "r+b") if is_written else create(path) as file:
                 if not is_written:
                     write(results, file)
                 file.flush()
                 os.fsync(file.fileno())
+                sizes[name] = os.fstat(file.fileno()).st_size
+        both = {name: [*record.get(name, []), size] for name, size in sizes.items()}  # until all are renamed
+        write_record(output_dir, record | both)
         if METRICS_NAME in files:
             Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
         for name, write in files.items():
-            if write is None:
-                Path(output_dir, name).unlink(missing_ok=True)
-            else:
+            if write is not None:
                 os.replace(temporary_path(output_dir, name), Path(output_dir, name))
+            elif os.path.lexists(path := Path(output_dir, name)):
+                if os.lstat(path).st_size in record.get(name, ()):
+                    path.unlink()
+                    del record[name]
+                else:
+                    log.warning("%s: is not of a run, and stays", path)
+        write_record(output_dir, record | {name: [size] for name, size in sizes.items()})
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
         remove_temporary_files(output_dir, files)
+
+
+def read_record(output_dir: str | os.PathLike) -> dict[str, list[int]]:
+    """Read what runs wrote to a directory: name -> the sizes that the file may have.
+
+    Earlier versions kept none: where their metrics.json is, all that is called as their outputs is theirs.
+    """
+    found = read_json(Path(output_dir, RECORD_NAME))
+    if isinstance(found, dict) and all(isinstance(sizes, list) for sizes in found.values()):
+        return found
+    metrics = read_json(Path(output_dir, METRICS_NAME))
+    if not isinstance(metrics, dict) or not {"protocol", "counts"} <= set(metrics):
+        return {}
+    optional = {metrics.get("kept", {}).get("file")}
+    optional |= {TABLE_NAME} if metrics.get("pairing_rule") == "manifest" else set()
+    names = {*output_writers(Options(None, "", output_dir=output_dir)), *optional} - (
+        {*OPTIONAL_NAMES} - optional
+    )
+    paths = {name: Path(output_dir, name) for name in names if name}
+    return {name: [path.stat().st_size] for name, path in paths.items() if path.is_file()}
+
+
+def write_record(output_dir: str | os.PathLike, record: dict[str, list[int]]) -> None:
+    path = temporary_path(output_dir, RECORD_NAME)
+    with create(path) as file:
+        file.write(json.dumps(record, sort_keys=True).encode())
+    os.replace(path, Path(output_dir, RECORD_NAME))
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON; None where there is none, or something that could block."""
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:

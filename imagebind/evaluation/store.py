@@ -282,7 +282,7 @@ class OutputArrays:
             return np.empty(shape, np.float32)
         try:
             ensure_directory(self.output_dir)
-            with open(temporary_path(self.output_dir, name), "w+b") as file:
+            with create(temporary_path(self.output_dir, name)) as file:
                 write_npy_header(file, shape)
                 offset = file.tell()
                 file.flush()
@@ -305,6 +305,12 @@ def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(
         file, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
     )
+
+
+def create(path: Path) -> BinaryIO:
+    """Create a file to write and read, in the place of what is there; a link there is not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "x+b")
 
 
 def temporary_path(output_dir: str | os.PathLike, name: str) -> Path:

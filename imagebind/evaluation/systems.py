@@ -46,6 +46,7 @@ COMPARED = {  # column of comparison.csv -> where it is in metrics.json
     "suspects": ("suspects",),
     "skipped": ("counts", "failed"),
 }
+TABLE = "pair_scores.csv"
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high"),
@@ -397,13 +398,21 @@ def read_run(name: str) -> Run:
     if not os.path.isdir(name):
         raise EvaluationError(f"{name}: no such directory")
     try:
+        for file_name in (METRICS_NAME, TABLE):
+            if os.path.exists(Path(name, file_name)) and not os.path.isfile(Path(name, file_name)):
+                raise ValueError(f"{file_name} is no regular file")
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
-        with open(Path(name, "pair_scores.csv"), encoding="utf-8-sig", newline="") as file:
+        with open(Path(name, TABLE), "rb") as file:
+            file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            if file.read() != b"\n":
+                raise ValueError(f"{TABLE} is cut off")
+        with open(Path(name, TABLE), encoding="utf-8-sig", newline="") as file:
             pairs = [read_pair(row) for row in csv.DictReader(file) if row.get("status", "ok") == "ok"]
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])
-        if len(pairs) != len(similarities):
+        known = np.array([pair.similarities["audio_video"] for pair in pairs])
+        if len(pairs) != len(similarities) or not np.allclose(known, similarities, rtol=0, atol=1e-6):
             raise ValueError("its files are of different runs")
         if not isinstance(metrics["protocol"].get("protocols", {}), dict):
             raise ValueError("its protocols are no names")

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-RECIPE = 3  # raised by whatever changes the embedding that a file should have
+RECIPE = 4  # raised by whatever changes the embedding that a file should have
 SCHEMA = 2
 APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
 SQLITE_MAGIC = b"SQLite format 3\0"

@@ -47,11 +47,14 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
     modality, path, content_hash, target = task
     temporary = Path(target).with_name(f".{Path(target).name}.tmp")
     try:
+        if os.path.islink(target):
+            os.unlink(target)
         if not os.path.exists(target):
             with media_errors(path), hold_open(path) as file:
                 before = fingerprint(file)
                 if hash_file(file) + named_format(path) + fragment_of(path) != content_hash:
                     raise MediaError(path, "it changed since it was evaluated")
+                temporary.unlink(missing_ok=True)  # a link there would be followed
                 write_preview(modality, path, temporary)
                 if fingerprint(file) != before:
                     raise MediaError(path, "it changed while it was copied")
