@@ -320,8 +320,6 @@ def released_model(path: Path) -> ImageBindModel:
 
 def embed_pair(how: str, checkpoint: Path, sound: Path, video: Path, home: Path) -> tuple[float, float]:
     """Load a model and embed a pair; return the seconds, without those for imports, and the peak in GB."""
-    import timm.layers  # noqa: F401
-
     os.environ["XDG_CACHE_HOME"] = str(home)
     inputs = data.read_audio(sound), data.read_video(video)
 
