@@ -282,7 +282,10 @@ CASES = TESTS / "fuzz" / "cases"
 
 @pytest.mark.parametrize(
     ("name", "fps", "last"),
-    [("norate_jitter30.mkv", 30.246, (181, 240)), ("norate_30fps_then_2fps.webm", 3.6715, (28, 34))],
+    [
+        ("video_norate_jitter30.mkv", 30.246, (181, 240)),
+        ("video_norate_30fps_then_2fps.webm", 3.6715, (28, 34)),
+    ],
 )
 def test_where_no_rate_is_stated_clips_are_spread_by_the_times_of_frames(name, fps, last):
     """FFmpeg guesses 1000 and 30, by which all clips would be the first and the last frame."""

@@ -41,7 +41,7 @@ from torchaudio.compliance import kaldi
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from conftest import children, open_files, tone, write_audio  # noqa: E402
+from conftest import open_files, readers, tone, write_audio  # noqa: E402
 from test_model import released_state_dict  # noqa: E402
 
 from batch_inference import Options, batch_inference_av_consistency  # noqa: E402
@@ -484,10 +484,7 @@ def run_until_first_file(argv: list[str], folder: Path) -> tuple[float, float]:
     )
     media = tuple(f"{folder}/{side}/" for side in ("audio", "video"))
     while run.poll() is None and not any(
-        path.startswith(media)
-        for server in children(run.pid)
-        for worker in children(server)
-        for path in open_files(worker)
+        path.startswith(media) for worker in readers(run.pid) for path in open_files(worker)
     ):
         time.sleep(0.005)
     first_file = time.perf_counter() - began
