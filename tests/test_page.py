@@ -573,7 +573,7 @@ def test_the_pairs_of_two_systems_are_listed_and_play(browser, systems):
 def test_no_html_leaves_the_comparison_page_out(systems):
     compare_systems(systems, "compared")
     compare_systems(systems, "compared", no_html=True)
-    assert sorted(os.listdir("compared")) == ["comparison.csv", "comparison_pairs.csv"]
+    assert sorted(os.listdir("compared")) == [".written.json", "comparison.csv", "comparison_pairs.csv"]
 
 
 # Listen and look
