@@ -43,6 +43,8 @@ def load(module: str, otherwise: str = "") -> ModuleType:
     """
     try:
         return importlib.import_module(module)
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as e:  # a package that does not fit fails in any way
         if isinstance(e, ModuleNotFoundError) and e.name and "." not in e.name:
             package = package_of(e.name)  # this one, or one that it needs

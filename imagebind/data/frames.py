@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -108,9 +109,10 @@ class Timeline:
         if not times or len(times) != self.n_frames:
             return self.n_frames / self.fps
         last, duration = times[-1]
-        return float((last - times[0][0]) * self.time_base) + (
-            float(duration * self.time_base) if duration else 1 / self.fps
-        )
+        until_last = float((last - times[0][0]) * self.time_base)
+        if until_last < 0:  # a clock that begins anew
+            return self.n_frames / self.fps
+        return until_last + (float(duration * self.time_base) if duration else 1 / self.fps)
 
     @property
     def own_fps(self) -> float:
@@ -196,6 +198,8 @@ def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
     with open_stream(path, "video") as stream:
         shown = [(frame.pts, duration_of(frame, listed)) for frame in decode(stream)]
         times = tuple((pts, duration) for pts, duration in shown if pts is not None)
+        if any(later < earlier for (earlier, _), (later, _) in pairwise(times)):  # a clock that begins anew
+            times = ()
         timeline = Timeline(1, len(shown), time_base=time_base_of(stream), decoded_times=times)
         return with_rate(timeline, stream)
 

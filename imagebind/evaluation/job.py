@@ -41,6 +41,7 @@ from imagebind.evaluation.model import ModelHolder
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.plan import plan_run
 from imagebind.evaluation.store import EmbeddingStore, SequenceStore
+from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers
 from imagebind.segments import file_of
@@ -284,7 +285,7 @@ def open_together(
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
             # Processes can come to share the first card unasked; other cards were numbered, or asked for.
             gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
-        except (EvaluationError, OptionError) as e:
+        except (EvaluationError, OptionError, PackageError) as e:
             error = str(e)
         states = job.all_gather((error, facts, gpu))
         n_of_gpu = Counter(gpu for _, _, gpu in states if gpu is not None)

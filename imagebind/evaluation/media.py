@@ -21,6 +21,7 @@ import numpy as np
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.files import COPIES_LIST
 from imagebind.evaluation.progress import Progress
+from imagebind.evaluation.store import create
 from imagebind.names import one_line
 from imagebind.segments import file_of, fragment_of, span_of
 
@@ -145,8 +146,11 @@ class PageMedia:
 
     def _listed(self) -> set[str]:
         """Name the copies that runs have written."""
+        path = Path(self.folder, FOLDER, COPIES_LIST)
+        if path.is_symlink() or not path.is_file():  # a pipe would block
+            return set()
         try:
-            names = Path(self.folder, FOLDER, COPIES_LIST).read_text(encoding="utf-8").splitlines()
+            names = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
             return set()
         return {name for name in names if COPY.fullmatch(name)}
@@ -154,7 +158,8 @@ class PageMedia:
     def _write_list(self, names: Iterable[str]) -> None:
         path = Path(self.folder, FOLDER, COPIES_LIST)
         temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
+        with create(temporary) as file:
+            file.write("".join(f"{name}\n" for name in sorted(names)).encode())
         os.replace(temporary, path)
 
 

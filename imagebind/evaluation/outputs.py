@@ -328,15 +328,17 @@ def write_files(
     results: Any,
     output_dir: str | os.PathLike,
     in_temporary_files: Iterable[str] = (),
+    marker: str = METRICS_NAME,
 ) -> None:
     """Write files: first each to a temporary one, then, when all are whole, rename them.
 
-    metrics.json is removed first and renamed last: where it exists, all outputs are of one run. A record
+    The marker is removed first and renamed last: where it exists, all outputs are of one run. A record
     tells what was written, so that nothing else is ever removed.
 
     Args:
         files: name -> what writes it; None removes it, if it was written here before.
         in_temporary_files: names of those that are written already.
+        marker: name of one of them.
 
     Raises:
         EvaluationError: one cannot be written; those of an earlier run stay as they were.
@@ -358,9 +360,9 @@ def write_files(
                 sizes[name] = os.fstat(file.fileno()).st_size
         both = {name: [*record.get(name, []), size] for name, size in sizes.items()}  # until all are renamed
         write_record(output_dir, record | both)
-        if METRICS_NAME in files:
-            Path(output_dir, METRICS_NAME).unlink(missing_ok=True)
-        for name, write in files.items():
+        if marker in files:
+            Path(output_dir, marker).unlink(missing_ok=True)
+        for name, write in sorted(files.items(), key=lambda item: item[0] == marker):
             if write is not None:
                 os.replace(temporary_path(output_dir, name), Path(output_dir, name))
             elif os.path.lexists(path := Path(output_dir, name)):
@@ -369,7 +371,8 @@ def write_files(
                     del record[name]
                 else:
                     log.warning("%s: is not of a run, and stays", path)
-        write_record(output_dir, record | {name: [size] for name, size in sizes.items()})
+        with suppress(OSError):  # all is written, and the record of before says so too
+            write_record(output_dir, record | {name: [size] for name, size in sizes.items()})
     except OSError as e:
         raise EvaluationError(f"{output_dir}: cannot write {name} ({e.strerror or e})") from e
     finally:
@@ -387,7 +390,8 @@ def read_record(output_dir: str | os.PathLike) -> dict[str, list[int]]:
     metrics = read_json(Path(output_dir, METRICS_NAME))
     if not isinstance(metrics, dict) or not {"protocol", "counts"} <= set(metrics):
         return {}
-    optional = {metrics.get("kept", {}).get("file")}
+    kept = metrics.get("kept")
+    optional = {name for name in KEPT_NAMES if isinstance(kept, dict) and kept.get("file") == name}
     optional |= {TABLE_NAME} if metrics.get("pairing_rule") == "manifest" else set()
     names = {*output_writers(Options(None, "", output_dir=output_dir)), *optional} - (
         {*OPTIONAL_NAMES} - optional
@@ -413,7 +417,7 @@ def read_json(path: Path) -> Any:
 
 def remove_temporary_files(output_dir: str | os.PathLike, names: Iterable[str]) -> None:
     """Remove the temporary files of these outputs, which a run that was killed may have left."""
-    leftovers = [temporary_path(output_dir, name) for name in names]
+    leftovers = [temporary_path(output_dir, name) for name in (*names, RECORD_NAME)]
     with suppress(OSError):  # where no more files can be opened, a directory cannot be listed
         leftovers += [
             *find_parts(Path(output_dir, TEMPORARY_CACHE_NAME)),
@@ -474,6 +478,8 @@ class OutputLock:
         held_by = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
         try:
             os.makedirs(self.output_dir, exist_ok=True)
+            if self.path.is_symlink():  # it would be followed
+                self.path.unlink()
             self.lock.acquire(blocking=False)
             self.path.write_text(held_by)
         except Timeout as e:

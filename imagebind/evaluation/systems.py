@@ -220,7 +220,7 @@ def compare_systems(
         outputs = {COMPARISON_NAME: write_comparison, PAIRS_NAME: write_pairs}
         outputs[COMPARISON_PAGE] = None if no_html else write_page
         with exclusive_use(output_dir, outputs):
-            write_files(outputs, rows, output_dir)
+            write_files(outputs, rows, output_dir, marker=COMPARISON_NAME)
     return rows
 
 

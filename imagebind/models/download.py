@@ -160,7 +160,8 @@ def download(url: str, path: Path) -> None:
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{part.size / 1e6:.0f} MB of the weights are kept") from None
+        kept = f"{part.size / 1e6:.0f} MB" if part.version is not None else "nothing"
+        raise KeyboardInterrupt(f"{kept} of the weights' download is kept") from None
     except (OSError, ValueError, http.client.HTTPException) as e:
         if isinstance(e, urllib.error.HTTPError):
             e.close()  # the error is also the open answer

@@ -144,6 +144,8 @@ class Workers:
                             result = finish(result)
                         done.put((task, result))
                         self._room.acquire()  # for the next result, of this task or another
+                        if self._closing:  # results may lie ready in the socket, for which there is no room
+                            return
                     task = fall_back(task) if worker is None else None
             except Exception as e:
                 done.put(e)
@@ -188,8 +190,9 @@ class Workers:
         except OSError as e:
             raise no_process(e) from e
         try:
-            with theirs, self._lock:
-                socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
+            with self._lock:
+                with theirs:  # closed at once: a fork of this process would hold it open
+                    socket.send_fds(self._control, [REQUEST.pack(0)], [theirs.fileno()])
                 pid = self._answer()
             _send(ours, context)
         except (OSError, EOFError) as e:
@@ -221,10 +224,17 @@ class Workers:
             if result is not None:
                 raise result
             return
-        with worker.socket, self._lock:
-            os.kill(worker.pid, signal.SIGKILL)  # not yet waited for, so the pid cannot be another process
-            self._control.sendall(REQUEST.pack(worker.pid))
-            status = self._answer()
+        try:
+            with worker.socket, self._lock:
+                if self._closing:  # the server ends it
+                    return
+                os.kill(
+                    worker.pid, signal.SIGKILL
+                )  # not waited for yet, so the pid is that of no other process
+                self._control.sendall(REQUEST.pack(worker.pid))
+                status = self._answer()
+        except (OSError, EOFError) as e:  # the server is gone
+            raise no_process(e) from e
         yield Lost(reason or describe_end(status))
 
 
@@ -260,7 +270,7 @@ class Starter:
         Raises:
             OSError: no process can be started.
         """
-        request, folder = pickle.dumps((work, memory_bytes)), os.open(".", os.O_RDONLY)
+        request, folder = pickle.dumps((work, memory_bytes)), os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
         try:
             with cls._lock:
                 if cls._running is not None:

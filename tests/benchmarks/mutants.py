@@ -149,7 +149,7 @@ BEHAVIOURS = (
     Behaviour(
         "metrics.json is gone before another output is replaced",
         "imagebind/evaluation/outputs.py",
-        "            Path(output_dir, METRICS_NAME).unlink(missing_ok=True)\n",
+        "            Path(output_dir, marker).unlink(missing_ok=True)\n",
         "            pass\n",
         "tests/test_outputs.py::test_no_figures_of_an_earlier_run_lie_beside_the_files_of_a_later_one",
     ),
