@@ -411,12 +411,9 @@ def read_run(name: str) -> Run:
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])
-        known = sorted(
-            pair.similarities["audio_video"] for pair in pairs
-        )  # somebody may have sorted the table
-        if len(known) != len(similarities) or not np.allclose(
-            known, np.sort(similarities), rtol=0, atol=1e-6
-        ):
+        # Somebody may have sorted the table.
+        known, expected = (np.sort(x) for x in ([p.similarities["audio_video"] for p in pairs], similarities))
+        if known.shape != expected.shape or not np.allclose(known, expected, rtol=0, atol=1e-6):
             raise ValueError("its files are of different runs")
         if not isinstance(metrics["protocol"].get("protocols", {}), dict):
             raise ValueError("its protocols are no names")
