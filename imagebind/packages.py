@@ -72,9 +72,8 @@ def describe_misfit(package: str) -> str:
     """Say which package does not load, and beside which torch where that is what it has to fit."""
     versions = versions_of([package, "torch"])
     line = " ".join([package, *([versions[package]] if package in versions else []), "does not load"])
-    return (
-        f"{line} with torch {versions['torch']}" if package in FIT_A_TORCH and "torch" in versions else line
-    )
+    is_beside = package in FIT_A_TORCH and "torch" in versions
+    return f"{line} with torch {versions['torch']}" if is_beside else line
 
 
 def pip_install(packages: Sequence[str], options: str = "") -> str:

@@ -130,9 +130,8 @@ class TimelineError(MediaError):
 
 def stated_fps(stream: av.VideoStream) -> float | None:
     """Return the average frame rate that the container states; None where it states none."""
-    is_dv = (
-        stream.codec_context.name == "dvvideo"
-    )  # of which FFmpeg takes the clock's rate for the average one
+    # Of DV, FFmpeg gives the rate of the clock as the average one.
+    is_dv = stream.codec_context.name == "dvvideo"
     stated = stream.guessed_rate if is_dv else stream.average_rate
     return float(stated) if stated else None
 
@@ -148,8 +147,7 @@ def with_rate(timeline: Timeline, stream: av.VideoStream) -> Timeline:
     own = timeline.own_fps
     if stated is None:
         return replace(timeline, fps=own, is_guessed=timeline.times is None)
-    times = max(stated / own, own / stated)
-    if times > MAX_RATE_RATIO:
+    if max(stated / own, own / stated) > MAX_RATE_RATIO:
         log.warning(
             "%s: states %.4g frames per second, but they come at %.4g; clips are 2 s of stated frames",
             *(stream.container.name, stated, own),

@@ -228,9 +228,8 @@ class Workers:
             with worker.socket, self._lock:
                 if self._closing:  # the server ends it
                     return
-                os.kill(
-                    worker.pid, signal.SIGKILL
-                )  # not waited for yet, so the pid is that of no other process
+                # It was not waited for yet, so its pid is that of no other process.
+                os.kill(worker.pid, signal.SIGKILL)
                 self._control.sendall(REQUEST.pack(worker.pid))
                 status = self._answer()
         except (OSError, EOFError) as e:  # the server is gone
