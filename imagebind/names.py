@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -48,6 +49,14 @@ def escape(characters: str, text: str) -> str:
     if text.isprintable() and "\\" not in text:  # nearly all are, and a million names take a while
         return text
     return re.sub(f"[{characters}]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def can_be_path(text: str) -> bool:
+    """Whether a file can have a path: it has no NUL, and no half of a pair of surrogates."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def shorten(names: Sequence[str], n_shown: int = NAMES_SHOWN) -> str:

@@ -10,11 +10,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 _LOCK = threading.RLock()
 REDUCED = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")  # of sums
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make tensors on the CPU where no device is named, whatever the caller has set for that."""
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
 
 
 @contextmanager
@@ -24,9 +32,8 @@ def settings_for_inputs() -> Iterator[None]:
         n_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
-        on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
         try:
-            with torch.autocast("cpu", enabled=False), on_cpu:
+            with torch.autocast("cpu", enabled=False), on_cpu():
                 yield
         finally:
             torch.set_num_threads(n_threads)
@@ -40,17 +47,36 @@ def settings_for_model(device: torch.device, precision: str) -> Iterator[None]:
     Sums of 16-bit products are kept in float32 in any case.
     """
     with _LOCK:
-        matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+        matmul, allowed = torch.backends.cuda.matmul, precision == "tf32"
         reduced = [getattr(matmul, name) for name in REDUCED]
-        allowed = precision == "tf32"
+        newer = [(backend, backend.fp32_precision) for backend in backends_by_precision()]
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError:  # the caller has set it by its newer names alone
+            before = None
         torch.set_float32_matmul_precision("high" if allowed else "highest")
+        for backend, _ in newer:
+            backend.fp32_precision = "tf32" if allowed else "ieee"
         for name in REDUCED:
             setattr(matmul, name, False)
+        older = nullcontext() if newer else torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
         try:
-            tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
-            with tf32, torch.autocast(device.type, enabled=False):
+            with older, torch.autocast(device.type, enabled=False):
                 yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            if before is not None:
+                torch.set_float32_matmul_precision(before)
+            for backend, value in newer:
+                backend.fp32_precision = value
             for name, value in zip(REDUCED, reduced, strict=True):
                 setattr(matmul, name, value)
+
+
+def backends_by_precision() -> list[Any]:
+    """List what multiplies in float32 by a precision of its own; before torch 2.9 nothing does."""
+    backends = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return []
+    by_library = (backends.cudnn, backends.mkldnn)
+    operations = (operation for library in by_library for operation in (library.conv, library.rnn))
+    return [backends.cuda.matmul, backends.mkldnn.matmul, *operations]

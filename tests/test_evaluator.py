@@ -19,6 +19,7 @@ from conftest import FORKSERVER, RATE, picture, tone, write_audio, write_video
 from test_job import address
 
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency
+from imagebind import data
 from imagebind.data import MediaError
 from imagebind.evaluation import model as model_module
 from imagebind.models.imagebind_model import ImageBindModel, load_model
@@ -294,6 +295,39 @@ def test_half_precision_reads_every_file_each_time(small_checkpoint, pairs):
         results = evaluator.evaluate(pairs / "audio", pairs / "video", timeout=30)
         assert results["failures"] == []
         assert len(results["pairs"]) == 4
+
+
+def test_where_a_caller_makes_tensors_does_not_count(pairs, small_checkpoint, lossless):
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    paths = str(pairs / "audio" / "a.wav"), str(pairs / "video" / "a.mp4")
+    expected = evaluator.evaluate(*paths), evaluator.score(*lossless[2:])
+    torch.set_default_device("meta")
+    try:
+        found = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(*paths, num_workers=0)
+        score = evaluator.score(*lossless[2:])
+        sound = data.load_and_transform_audio_data(paths[:1], "cpu")
+        clips = data.load_and_transform_video_data(paths[1:], "cpu")
+        tokens = data.load_and_transform_text(["a dog"], "cpu")
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found["similarity_matrix"], expected[0]["similarity_matrix"])
+    assert score.similarity == expected[1].similarity
+    assert {x.device.type for x in (sound, clips, tokens)} == {"cpu"}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch before 2.9")
+def test_precisions_by_their_newer_names_stay_the_callers(evaluator, lossless):
+    expected, backends = evaluator.score(*lossless[2:]).similarity, torch.backends
+    owners = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+    before = [owner.fp32_precision for owner in owners]
+    try:
+        for owner, chosen in zip(owners, ("tf32", "ieee", "bf16", "bf16"), strict=True):
+            owner.fp32_precision = chosen
+        assert evaluator.score(*lossless[2:]).similarity == expected
+        assert [owner.fp32_precision for owner in owners] == ["tf32", "ieee", "bf16", "bf16"]
+    finally:
+        for owner, value in zip(owners, before, strict=True):
+            owner.fp32_precision = value
 
 
 def test_threads_that_score_leave_no_settings_behind(evaluator, lossless):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -391,6 +392,128 @@ def test_values_of_a_data_frame(pairs, small_checkpoint, monkeypatch):
     first, second = results["pair_scores"]
     assert (first["start"], second["start"], first["n"], second["n"]) == (None, 0.25, 1, None)
     assert second["rows"].shape == (2, 2)
+
+
+FRAMES = {
+    "pandas": pd.DataFrame,
+    "pandas NA": lambda values: pd.DataFrame(values).convert_dtypes(),
+    "polars": polars.DataFrame,
+    "Arrow": pyarrow.table,
+    "rows": lambda values: pd.DataFrame(values).to_dict("records"),
+}
+
+
+@pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
+def test_what_a_data_frame_lacks_is_missing_in_and_out(pairs, small_checkpoint, monkeypatch, caplog, make):
+    monkeypatch.chdir(pairs)
+    frame = make(
+        {
+            "video": [f"video/{name}.mp4" for name in "abcd"],
+            "audio": [*(f"audio/{name}.wav" for name in "abc"), None],
+            "caption": ["a dog", None, None, None],
+            "group": ["x", None, None, "x"],
+            "start": [None, 0.25, None, None],
+            "n": [1.5, None, 2.5, None],
+        }
+    )
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    results = evaluator.evaluate(manifest=frame, keep_above=-1, output_dir="out")
+    assert [failure["path"] for failure in results["failures"]] == ["video/d.mp4"]
+    assert results["metrics"]["groups"] == 3
+    assert [pair["caption"] for pair in results["pair_scores"]] == ["a dog", None, None]
+    assert "nan" not in Path("out/pair_scores.csv").read_text().lower()
+    kept = table(Path("out/kept.csv"))
+    assert [[row[name] for name in ("caption", "group", "start", "n")] for row in kept] == [
+        ["a dog", "x", "", "1.5"], ["", "", "0.25", ""], ["", "", "", "2.5"],
+    ]  # fmt: skip
+    again = evaluator.evaluate(manifest="out/kept.csv")
+    for name in ("caption", "group", "similarity", "text_video_similarity"):
+        assert [p[name] for p in again["pair_scores"]] == [p[name] for p in results["pair_scores"]]
+
+
+def test_rows_with_either_name_of_a_column_are_kept_alike(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    rows = [
+        {"video": "video/a.mp4", "audio": "audio/b.wav", "path": "no video"},
+        {"path": "video/c.mp4", "audio_path": "audio/d.wav", "audio": None},
+    ]
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    expected = evaluator.evaluate(manifest=rows)["pair_scores"]
+    assert len(expected) == 2
+    assert [pair["path"] for pair in evaluator.evaluate(manifest=rows[:1])["pair_scores"]] == ["no video"]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    evaluator.evaluate(manifest="rows.jsonl", keep_above=-1, output_dir="deep/out")
+    again = evaluator.evaluate(manifest="deep/out/kept.jsonl")["pair_scores"]
+    assert [pair["similarity"] for pair in again] == [pair["similarity"] for pair in expected]
+
+
+@pytest.mark.parametrize("path", ["a\0.mp4", "a\ud800.mp4", "no\0/a.mp4", "\ud801/a.mp4"], ids=ascii)
+def test_paths_that_no_file_can_have_cost_their_rows(pairs, small_checkpoint, monkeypatch, caplog, path):
+    monkeypatch.chdir(pairs)
+    rows = [{"video": "video/a.mp4", "audio": "audio/a.wav"}, {"video": "video/b.mp4", "audio": path}]
+    Path("pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    for manifest in (rows, "pairs.jsonl"):
+        results = evaluator.evaluate(manifest=manifest, output_dir="out")
+        assert [row["line"] for row in results["skipped_pairs"]] == [2]
+        assert results["skipped_pairs"][0]["status"] == "skipped: a path that no file can have"
+    results = evaluator.evaluate(["audio/a.wav", path], ["video/a.mp4", path], retrieval_mode=True)
+    assert {failure["reason"] for failure in results["failures"]} == {"a path that no file can have"}
+    for option in ("output_dir", "cache"):
+        with pytest.raises(OptionError, match=f"^{option} must be a path that a file can have"):
+            evaluator.evaluate("audio", "video", **{option: path})
+
+
+def test_odd_names_of_columns_and_odd_values_are_written(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    names = ["of the \ud800 user", "n\0", "=x", "line\nend"]
+    values = ["a \ud800 value", "v\0", "=1", "x\ny"]
+    row = {"video": "video/a.mp4", "audio": "audio/a.wav"} | dict(zip(names, values, strict=True))
+    Path("pairs.jsonl").write_text(json.dumps(row))
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    for manifest, kept in (([row], "kept.csv"), ("pairs.jsonl", "kept.jsonl")):
+        evaluator.evaluate(manifest=manifest, output_dir="out", keep_above=-1)
+        written = Path("out/pair_scores.csv").read_bytes() + Path("out", kept).read_bytes()
+        assert written.count(rb"of the \ud800 user") == written.count(rb"a \ud800 value") == 2
+    assert json.loads(Path("out/kept.jsonl").read_text())["n\0"] == "v\0"
+
+
+@pytest.mark.parametrize("time", ["0_1", "1" * 401, 10**400, "nan", "1e400", "\u0661", True, "-1"])
+def test_what_is_no_time_costs_its_row(caplog, time):
+    rows = [{"video": "a.mp4"}, {"video": "b.mp4", "start": time}, {"video": "c.mp4", "end": time}]
+    assert read_manifest(rows).pairs == [("a.mp4", "a.mp4")]
+    assert "manifest: a start or an end that is no time in seconds: skipped row 2, 3" in caplog.messages
+
+
+def test_times_in_the_usual_forms():
+    rows = [{"video": "a.mp4", "start": start} for start in ("1", " 1.0 ", "1.", "+1e0", 1, np.float32(1))]
+    assert {video.start for _, video in read_manifest(rows).pairs} == {1.0}
+
+
+def test_parquet_columns_of_extension_types_are_handed_on(run):
+    tensor, flag = pyarrow.fixed_shape_tensor(pyarrow.int8(), [2, 2], permutation=[1, 0]), pyarrow.bool8()
+    storage = pyarrow.array([[1, 2, 3, 4], [5, 6, 7, 8]], pyarrow.list_(pyarrow.int8(), 4))
+    columns = {
+        "tensor": pyarrow.ExtensionArray.from_storage(tensor, storage),
+        "flag": pyarrow.ExtensionArray.from_storage(flag, pyarrow.array([1, None], pyarrow.int8())),
+        "uuid": pyarrow.ExtensionArray.from_storage(
+            pyarrow.uuid(), pyarrow.array([bytes(16)] * 2, pyarrow.binary(16))
+        ),
+    }
+    paths = {"video": ["video/a.mp4", "video/b.mp4"], "audio": ["audio/a.wav", "audio/b.wav"]}
+    given = pyarrow.table(paths | columns)
+    pyarrow.parquet.write_table(given, "pairs.parquet")
+    run("--manifest", "pairs.parquet", "--keep_above=-1")
+    for name in ("pair_scores.parquet", "kept.parquet"):
+        written = pyarrow.parquet.read_table(f"outputs/{name}")
+        for column in columns:
+            assert written[column].type == given[column].type
+            assert written[column].to_pylist() == given[column].to_pylist()
+
+
+def test_one_for_true_passes_no_check(pairs):
+    with pytest.raises(OptionError, match=r"^pairs_only is not for retrieval_mode"):
+        batch_inference_av_consistency(pairs / "audio", pairs / "video", retrieval_mode=1, pairs_only=1)
 
 
 def test_repeated_pairs_of_systems_match_by_their_captions(run, capsys):

@@ -47,8 +47,10 @@ from imagebind.data.video import (
     normalize_rgb,
     read_video,
 )
+from imagebind.torch_settings import on_cpu
 
 
+@on_cpu()
 def load_and_transform_audio_data(
     audio_paths: Sequence[Path] | None,
     device: str | torch.device,
@@ -74,6 +76,7 @@ def load_and_transform_audio_data(
     return torch.stack([load_audio(path, *options) for path in audio_paths]).to(device)
 
 
+@on_cpu()
 def load_and_transform_video_data(
     video_paths: Sequence[Path] | None,
     device: str | torch.device,
@@ -96,6 +99,7 @@ def load_and_transform_video_data(
     return torch.stack([load_video(path, clip_duration, clips_per_video) for path in video_paths]).to(device)
 
 
+@on_cpu()
 def load_and_transform_vision_data(
     image_paths: Sequence[Path] | None, device: str | torch.device
 ) -> torch.Tensor | None:
@@ -117,6 +121,7 @@ def load_and_transform_vision_data(
     return torch.stack(images).to(device)
 
 
+@on_cpu()
 def load_and_transform_text(text: Sequence[str] | None, device: str | torch.device) -> torch.Tensor | None:
     """Tokenize texts into one batch on a device.
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 
+from imagebind.names import can_be_path
 from imagebind.packages import PackageError
 from imagebind.segments import file_of
 
@@ -156,6 +157,8 @@ def named_format(path: Path) -> str:
 def check_is_file(path: Path) -> None:
     """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
     file = os.fspath(file_of(path))
+    if not can_be_path(file):
+        raise MediaError(path, "a path that no file can have")
     if os.path.isdir(file):
         raise MediaError(path, "Is a directory; --audio_dir and --video_dir search one")
     if os.path.exists(file) and not os.path.isfile(file):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
 from imagebind.evaluation.errors import OptionError
@@ -58,6 +62,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
     n_processes = job.n_local if job else 1
     with (
         ONE_AT_A_TIME,
+        tensors_on_cpu(),
         exclusive_use(options.output_dir, output_writers(options)) as lock,
     ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
@@ -85,6 +90,15 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
                     write_page_again(results, options, media)
                 media.remove_other_copies()
     return results
+
+
+def tensors_on_cpu() -> AbstractContextManager:
+    """As torch_settings.on_cpu; a caller that has not imported torch has set nothing in it."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from imagebind.torch_settings import on_cpu
+
+    return on_cpu()
 
 
 @dataclass(frozen=True)
@@ -225,9 +239,10 @@ class Evaluator:
             list_rates(rate, len(videos), name, of)
             for rate, name, of in ((fps, "fps", float), (sample_rate, "sample_rate", int))
         ]
-        rows = self.holder.embed_tensors(videos, rates[0], audios, rates[1])
-        index = torch.arange(len(videos)).repeat(2, 1).T.numpy()
-        cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
+        with tensors_on_cpu():
+            rows = self.holder.embed_tensors(videos, rates[0], audios, rates[1])
+            index = np.stack([np.arange(len(videos))] * 2, axis=1)
+            cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
         similarity = torch.from_numpy(from_keys(cells.keys))
         if is_batch:
             return Score(similarity, rows["audio"], rows["video"])

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.names import shorten
+from imagebind.names import can_be_path, shorten
 from imagebind.segments import file_of, fragment_of
 
 SUFFIXES = {
@@ -123,7 +123,8 @@ def gather_files(modality: str, source: Source) -> MediaFiles:
 
 def unify_spelling(paths: Iterable[str]) -> tuple[str, ...]:
     """Give paths of one name in one directory, such as a.wav and ./a.wav, the spelling of the first."""
-    folder_of, spellings = cache(os.path.realpath), {}
+    folder_of = cache(lambda folder: os.path.realpath(folder) if can_be_path(folder) else folder)
+    spellings: dict[tuple[str, str], str] = {}
     return tuple(
         spellings.setdefault((folder_of(folder), name), path)
         for path in paths

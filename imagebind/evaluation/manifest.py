@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,10 @@ from imagebind.evaluation.tables import (
     read_schema,
     read_table,
     spelt,
+    typed_array,
     warn_of_skipped,
 )
-from imagebind.names import shorten
+from imagebind.names import can_be_path, shorten
 from imagebind.segments import Segment, file_of
 
 SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
@@ -54,8 +56,11 @@ COLUMNS = {
 KNOWN = [name for names in COLUMNS.values() for name in names]
 PATHS_TRIED = 100
 TEXTS = ("video", "audio", "caption", "audio_caption")
+SECONDS = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+# Of a data frame of polars, a table of Arrow, and a data frame of pandas: what gives their rows
+TABLE_METHODS = {"to_dicts": (), "to_pylist": (), "to_dict": ("records",)}
 
-Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, rows, or a data frame of pandas
+Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, rows, or a data frame
 
 log = logging.getLogger(__name__)
 
@@ -75,27 +80,37 @@ class Manifest:
 
     @cached_property
     def column_of(self) -> dict[str, str]:
-        """Meaning -> name of its column, for those that are there."""
+        """Meaning -> name of its column, for those that are there; of two names the first."""
         found = {meaning: [n for n in names if n in self.columns] for meaning, names in COLUMNS.items()}
         return {meaning: names[0] for meaning, names in found.items() if names}
 
-    @property
+    @cached_property
     def other_columns(self) -> list[str]:
-        """Names of the columns without a meaning here."""
-        return [name for name in self.columns if name and name not in self.column_of.values()]
+        """Names of the columns without a meaning here, such as `path` beside a `video` in every row."""
+        known = set(self.column_of.values())
+        for meaning, names in COLUMNS.items():
+            if len(names) > 1 and self.columns.keys() >= set(names):
+                known |= {self.name_in(row, meaning) for row in range(len(self.lines))}
+        return [name for name in self.columns if name and name not in known]
 
     @property
     def suffix(self) -> str:
         return suffix_of(self.source)
 
-    def get(self, meaning: str, row: int) -> Any:
-        """Return the value of a row, None where there is none; of rows without a table, by either name."""
+    def name_in(self, row: int, meaning: str) -> str | None:
+        """Return the name under which a row has a value, None where it has none; blanks are none."""
         for name in COLUMNS[meaning]:
             value = self.columns[name][row] if name in self.columns else None
-            if not is_missing(value):
-                is_path = meaning in ("audio", "video") and isinstance(value, os.PathLike)
-                return os.fspath(value) if is_path else value
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                return name
         return None
+
+    def get(self, meaning: str, row: int) -> Any:
+        """Return the value of a row, None where there is none."""
+        name = self.name_in(row, meaning)
+        value = None if name is None else self.columns[name][row]
+        is_path = meaning in ("audio", "video") and isinstance(value, os.PathLike)
+        return os.fspath(value) if is_path else value
 
     def based_on(self, folder: str | os.PathLike) -> dict[str, list[Any]]:
         """Return all columns, with relative paths so that they lead from a folder to the same files.
@@ -107,24 +122,24 @@ class Manifest:
         way = os.path.relpath(own, os.path.realpath(folder))
         columns = dict(self.columns)
         for meaning in ("audio", "video"):
-            if (name := self.column_of.get(meaning)) is not None:
-                columns[name] = [
-                    os.path.join(way, path) if path and isinstance(path, str | os.PathLike) else path
-                    for path in columns[name]
-                ]
+            for name in columns.keys() & set(COLUMNS[meaning]):
+                columns[name] = list(columns[name])
+                for row in self.rows:
+                    if self.name_in(row, meaning) == name:
+                        columns[name][row] = os.path.join(way, columns[name][row])
         return columns
 
     def path(self, meaning: str, row: int) -> str:
         """Return the path of a sound or a video; "" where there is none."""
         value = self.get(meaning, row)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str):
             return os.path.join(self.folder, value)
         return "" if value is None else str(value)
 
     @cached_property
     def ids(self) -> list[str | None]:
         """The id of each pair."""
-        return [None if (value := self.get("id", row)) in (None, "") else str(value) for row in self.rows]
+        return [None if (value := self.get("id", row)) is None else str(value) for row in self.rows]
 
     @property
     def has_unique_ids(self) -> bool:
@@ -134,7 +149,7 @@ class Manifest:
     def groups(self) -> list[str | None] | None:
         """Return the group of each pair; None where no pair has one."""
         values = [self.get("group", row) for row in self.rows]
-        groups = [None if value in (None, "") else str(value) for value in values]
+        groups = [None if value is None else str(value) for value in values]
         return groups if any(group is not None for group in groups) else None
 
     def captions(self, names: Sequence[str]) -> MatchedCaptions | None:
@@ -148,7 +163,7 @@ class Manifest:
             key = None
             for modality, meaning in (("video", "caption"), ("audio", "audio_caption")):
                 text = self.get(meaning, row)
-                if text is not None and text.strip():
+                if text is not None:
                     key = f"{row} {meaning}"
                     texts[key] = text
                     labels[key] = name if meaning == "caption" else f"{name} (audio_caption)"
@@ -184,9 +199,10 @@ def read_manifest(source: Source) -> Manifest:
             manifest.schema = read_schema(source, KNOWN)
     else:
         manifest = Manifest("manifest")
-        records = source.to_dict("records") if hasattr(source, "to_dict") else source
-        rows = (spelt(Row(f"{i}", row), KNOWN) for i, row in enumerate(records, 1))
+        rows = (spelt(Row(f"{i}", row), KNOWN) for i, row in enumerate(records_of(source), 1))
     collect(manifest, rows)
+    if manifest.schema is not None:
+        check_can_write(manifest)
     own = find_pairs(manifest)
     warn_of_skipped(manifest.source, [(fault, manifest.lines[row]) for row, fault in manifest.faults.items()])
     if not manifest.pairs:
@@ -198,6 +214,19 @@ def read_manifest(source: Source) -> Manifest:
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
     return manifest
+
+
+def is_table(source: Any) -> bool:
+    """Whether something is a data frame or a table that gives its rows as mappings."""
+    return not isinstance(source, Mapping) and any(hasattr(source, name) for name in TABLE_METHODS)
+
+
+def records_of(source: Any) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a data frame, or those that are given as such."""
+    for name, arguments in TABLE_METHODS.items() if is_table(source) else ():
+        if hasattr(source, name):
+            return getattr(source, name)(*arguments)
+    return source
 
 
 def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
@@ -218,7 +247,7 @@ def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
 
 
 def collect(manifest: Manifest, rows: Iterable[Row]) -> None:
-    """Keep the rows, column by column."""
+    """Keep the rows, column by column; what stands for no value, such as NaN, is None."""
     for number, row in enumerate(rows):
         manifest.lines.append(row.line)
         if row.fault:
@@ -226,10 +255,28 @@ def collect(manifest: Manifest, rows: Iterable[Row]) -> None:
         for name, value in row.values.items():
             if name not in manifest.columns:
                 manifest.columns[name] = [None] * number
-            manifest.columns[name].append(value)
+            manifest.columns[name].append(without_nan(value))
         for values in manifest.columns.values():
             if len(values) == number:
                 values.append(None)
+
+
+def check_can_write(manifest: Manifest) -> None:
+    """Check that the columns of a Parquet file can be handed on in their types.
+
+    Raises:
+        EvaluationError: one of them cannot.
+    """
+    for column in manifest.schema:
+        name, type = column.name, column.type
+        try:
+            typed_array(manifest.columns.get(name, ()), type)
+        except Exception as e:  # types are many, and what each raises too
+            reason = " ".join(str(e).split())[:100]
+            raise EvaluationError(
+                f"{manifest.source}: column {name}: values of type {type} cannot be written ({reason}); "
+                "leave it out"
+            ) from e
 
 
 def find_pairs(manifest: Manifest) -> list[str]:
@@ -285,11 +332,14 @@ def read_row(manifest: Manifest, row: int) -> tuple[str, str, tuple[float, float
         if len(value or "") > MAX_CAPTION:
             raise RowError(f"{meaning} of over {MAX_CAPTION} characters")
     audio, video = (manifest.path(meaning, row) for meaning in ("audio", "video"))
-    if not video.strip():
+    if not video:
         raise RowError("no video")
+    for path in (audio, video):
+        if not can_be_path(path):
+            raise RowError("a path that no file can have")
     try:
         start, end = (read_seconds(manifest.get(meaning, row)) for meaning in ("start", "end"))
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise RowError("a start or an end that is no time in seconds") from e
     span = start or 0.0, math.inf if end is None else end
     if span[1] <= span[0]:
@@ -301,12 +351,14 @@ def read_seconds(value: Any) -> float | None:
     """Read a time; None where there is none.
 
     Raises:
-        TypeError, ValueError: it is no time.
+        TypeError, ValueError, OverflowError: it is no time.
     """
     if value is None or value == "":
         return None
+    if isinstance(value, bool) or (isinstance(value, str) and not SECONDS.fullmatch(value)):
+        raise ValueError(value)
     seconds = float(value)
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
+    if not 0 <= seconds < math.inf:
         raise ValueError(value)
     return seconds
 
@@ -315,7 +367,7 @@ def is_missing(value: Any) -> bool:
     """Whether a value stands for none: None, NaN, or pandas' NA and NaT."""
     try:
         return value is None or bool(value != value)
-    except TypeError:  # NA, of which nothing can be said
+    except (TypeError, ArithmeticError):  # NA, and a signalling NaN, of which nothing can be said
         return True
     except ValueError:  # an array
         return False

@@ -16,11 +16,12 @@ from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.files import Source
 from imagebind.evaluation.groups import compile_group_by
 from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from imagebind.evaluation.manifest import suffix_of
+from imagebind.evaluation.manifest import is_table, suffix_of
 from imagebind.evaluation.protocols import LEADING
 from imagebind.evaluation.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.tables import TEXT_SUFFIXES
 from imagebind.evaluation.words import LANGUAGES
+from imagebind.names import can_be_path
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
 MAX_SHOWN = 500  # characters of a wrong value
@@ -112,8 +113,8 @@ def read_captions_path(text: str) -> str:
 def is_manifest(value: Any) -> bool:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
-    if hasattr(value, "to_dict"):  # a data frame
-        return not isinstance(value, Mapping)
+    if is_table(value):
+        return True
     return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
 
 
@@ -336,13 +337,17 @@ class Options:
             is_other = f.name in ("audio_paths", "video_paths", "captions") and value is not None
             if is_other and self.manifest is not None:
                 raise OptionError("is not for a run with a manifest, which names its files", f.name)
-            if f.name in ("output_dir", "cache", "checkpoint") and str(value).startswith("~/"):
-                raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
+            if f.name in ("output_dir", "cache", "checkpoint", "manifest", "captions"):
+                is_path = isinstance(value, str | os.PathLike)
+                if is_path and os.fspath(value).startswith("~/"):
+                    raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
+                if is_path and not can_be_path(os.fspath(value)):
+                    raise OptionError(f"must be a path that a file can have, not {value!r}", f.name)
             if f.name == "checkpoint" and value is not None and not os.fspath(value):
                 raise OptionError("is empty", f.name)
-            if f.name == "pairs_only" and value is True and self.retrieval_mode:
+            if f.name == "pairs_only" and value and self.retrieval_mode:
                 raise OptionError("is not for retrieval_mode, which compares all files", f.name)
-            if f.name == "copy_media" and value is True and self.no_html:
+            if f.name == "copy_media" and value and self.no_html:
                 raise OptionError("is for the page, which no_html leaves out", f.name)
             if f.default is False and value not in (True, False):
                 raise OptionError(f"must be True or False, not {value!r}", f.name)

@@ -37,7 +37,7 @@ from imagebind.evaluation.store import (
     temporary_path,
     write_npy_header,
 )
-from imagebind.evaluation.tables import PARQUET, load_pyarrow, write_rows
+from imagebind.evaluation.tables import PARQUET, load_pyarrow, typed_array, write_rows
 from imagebind.names import field, read_field
 from imagebind.reading.cache import find_parts
 
@@ -189,7 +189,7 @@ def write_csv(
     """
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # so that a spreadsheet splits at no other mark
-    writer.writerow(columns)
+    writer.writerow(map(decodable, columns))
     formats = [as_given if column in of_user else cell for column in columns]
     writer.writerows([form(value) for form, value in zip(formats, row, strict=True)] for row in rows)
     text.detach()
@@ -242,7 +242,7 @@ def write_parquet(results: Results, file: BinaryIO) -> None:
     for name, values in scores.table().items():
         rest = [pair.get(name) for pair in skipped]
         if name in given:
-            columns[name] = pyarrow.array([*values, *rest], type=given[name])
+            columns[name] = typed_array([*values, *rest], given[name])
         elif name == "suspect":  # also where there are too few pairs to tell
             known = values.tolist() if values.dtype == bool else [None] * len(values)
             columns[name] = pyarrow.array([*known, *rest], pyarrow.bool_())

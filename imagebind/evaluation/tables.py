@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
+from uuid import UUID
 
 from imagebind import packages
 from imagebind.evaluation.errors import EvaluationError
@@ -184,6 +185,19 @@ def read_schema(path: str | os.PathLike, known: Sequence[str]) -> Any:
     return pyarrow.schema([field.with_name(name) for name, field in fields])
 
 
+def typed_array(values: Sequence[Any], type: Any) -> Any:
+    """Make an Arrow array of values that were read from one of this type.
+
+    Raises:
+        ArrowException: they cannot be turned back.
+    """
+    pyarrow, _ = load_pyarrow()
+    if isinstance(type, pyarrow.BaseExtensionType):  # not all of these take what they give
+        plain = pyarrow.array([value.bytes if isinstance(value, UUID) else value for value in values])
+        return pyarrow.ExtensionArray.from_storage(type, plain.cast(type.storage_type))
+    return pyarrow.array(values, type=type)
+
+
 def describe_arrow_error(error: Exception) -> str:
     """Say in one line what is wrong with a Parquet file."""
     strerror = getattr(error, "strerror", None)
@@ -200,7 +214,7 @@ def write_rows(columns: Mapping[str, Sequence[Any]], suffix: str, schema: Any, f
     """
     if suffix == PARQUET:
         pyarrow, parquet = load_pyarrow()
-        arrays = [pyarrow.array(values, type=schema.field(name).type) for name, values in columns.items()]
+        arrays = [typed_array(values, schema.field(name).type) for name, values in columns.items()]
         parquet.write_table(pyarrow.table(arrays, names=list(columns)), file)
         return
     rows = zip(*columns.values(), strict=True)

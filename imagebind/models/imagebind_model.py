@@ -22,6 +22,7 @@ from torch import nn
 
 from imagebind.models import checkpoints, download, released, state_dicts
 from imagebind.models.views import PartsView
+from imagebind.torch_settings import on_cpu
 
 MAX_SIZE = 1 << 20  # of anything in a tower
 
@@ -491,6 +492,7 @@ def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | Non
     return load_model(download.find_checkpoint(checkpoint))
 
 
+@on_cpu()
 def load_model(path: str | os.PathLike) -> ImageBindModel:
     """Load a model from a checkpoint file, in eval mode and on the CPU.
 
