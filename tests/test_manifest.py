@@ -450,6 +450,7 @@ def test_rows_with_either_name_of_a_column_are_kept_alike(pairs, small_checkpoin
 @pytest.mark.parametrize("path", ["a\0.mp4", "a\ud800.mp4", "no\0/a.mp4", "\ud801/a.mp4"], ids=ascii)
 def test_paths_that_no_file_can_have_cost_their_rows(pairs, small_checkpoint, monkeypatch, caplog, path):
     monkeypatch.chdir(pairs)
+    caplog.set_level("CRITICAL", "imagebind")  # reports of pytest-xdist are UTF-8
     rows = [{"video": "video/a.mp4", "audio": "audio/a.wav"}, {"video": "video/b.mp4", "audio": path}]
     Path("pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
