@@ -342,7 +342,11 @@ def test_one_more_file_of_the_same_name_leaves_the_pairs_in_common(pairs, small_
         {"auc": "high"},
         {"auc": 10**400},
         {"recall_at_1": float("nan")},
+        {"scores": None},
+        {"scores": {"imagebind": {"n_scored": 4, "n_pairs": 4, "mean": "high"}}},
+        {"scores": {"imagebind": {"n_scored": 3, "n_pairs": 4, "mean": 0.5}}},
     ],
+    ids=str,
 )
 def test_odd_metrics_are_one_line(two_runs, changes):
     metrics = read_metrics()
@@ -351,15 +355,38 @@ def test_odd_metrics_are_one_line(two_runs, changes):
         compare_systems(["one", "two"])
 
 
+@pytest.mark.parametrize("column", [3, 4], ids=["status", "similarity"])
 @pytest.mark.parametrize("value", ["7e300", "nan", "x", ""])
-def test_odd_similarities_are_one_line(two_runs, value):
+def test_odd_similarities_are_one_line(two_runs, column, value):
     def change(lines: list[list[str]]) -> list[list[str]]:
-        lines[0][3] = value
+        lines[0][column] = value
         return lines
 
     rewrite("one/pair_scores.csv", change)
     with pytest.raises(EvaluationError, match=r"^one: no finished run of this version"):
         compare_systems(["one", "two"])
+
+
+@pytest.mark.parametrize("value", ["nan", "1e400", "0_1", "9" * 401, "-1", "soon"])
+def test_a_time_of_the_users_own_is_no_part_of_a_file(two_runs, value):
+    expected = compare_systems(["one", "two"])
+    table = Path("one/pair_scores.csv")
+    header, *lines = table.read_text(encoding="utf-8-sig").splitlines()
+    text = "".join(f"{line}\n" for line in (f'{header},"start"', *(f'{x},"{value}"' for x in lines)))
+    table.write_text(text, encoding="utf-8-sig")
+    assert compare_systems(["one", "two"], "compared") == expected
+
+
+@pytest.mark.parametrize("path", [r"a\x00b.wav", r"a\ud800.wav", r"\udcff\ud800/b.wav"])
+def test_paths_that_no_file_can_have_are_shown_in_a_comparison(two_runs, path):
+    def change(lines: list[list[str]]) -> list[list[str]]:
+        lines[0][1] = path
+        return lines
+
+    rewrite("one/pair_scores.csv", change)
+    assert len(compare_systems(["one", "two"], "compared")) == 3
+    shown = path.rpartition("/")[2].replace("\\", "\\\\")
+    assert shown in Path("compared/comparison.html").read_text()
 
 
 def test_runs_of_other_definitions_are_refused_in_one_line(two_runs):

@@ -9,6 +9,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_mapping_is_held_to_the_same_rules(caplog):
     captions = read_captions({"a": "a dog", "b": " ", "cafe\u0301": "x", 7: "y"})
-    assert captions.texts == {"a": "a dog", "caf\u00e9": "x"}
+    assert captions.texts == {"a": "a dog", "cafe\u0301": "x"}
     assert caplog.messages == [
         "captions: an empty caption: skipped row 'b'",
         "captions: a name or a caption that is no text: skipped row 7",
@@ -453,3 +454,23 @@ def test_the_released_example_gives_the_published_figures():
     ):
         shares = torch.softmax(rows[side] @ rows[other].T, dim=-1)
         assert shares.diag().tolist() == pytest.approx(expected, abs=5e-3), (side, other)
+
+
+@pytest.mark.parametrize("with_both", [False, True])
+def test_names_that_differ_in_spelling_alone_all_have_their_caption(pairs, small_checkpoint, with_both):
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    for name, letter in ((composed, "a"), (decomposed, "b")):
+        shutil.copy(pairs / "audio" / f"{letter}.wav", pairs / "audio" / f"{name}.wav")
+        shutil.copy(pairs / "video" / f"{letter}.mp4", pairs / "video" / f"{name}.mp4")
+    captions = {decomposed: "a car", composed: "a horn"} if with_both else {composed: "a horn"}
+    results = batch_inference_av_consistency(
+        pairs / "audio", pairs / "video", "cpu", retrieval_mode=True, checkpoint=small_checkpoint,
+        captions=captions,
+    )  # fmt: skip
+    assert len(results["text_names"]) == len(captions)
+    for modality in ("audio", "video"):
+        rows = {
+            results[f"{modality}_names"][j]: results["text_names"][i]
+            for i, j in results[f"text_{modality}"]["pair_rows"].tolist()
+        }
+        assert rows == {composed: composed, decomposed: decomposed if with_both else composed}

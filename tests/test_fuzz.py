@@ -1,10 +1,14 @@
-"""Damaged media: a few hundred cases by seed, and those that once broke the rule."""
+"""Damaged media: a few hundred cases by seed, and those that once broke the rule; and odd media."""
 
 from __future__ import annotations
+
+import os
+import shutil
 
 import pytest
 from conftest import TESTS
 from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
+from fuzz.media_sweep import sweep
 
 from imagebind.data.features import AUDIO, VIDEO
 from imagebind.reading.loader import Reading, read_file
@@ -31,3 +35,11 @@ def test_what_was_found_stays_mended(path):
 def test_a_case_is_made_again_by_its_seed():
     files = whole_files()
     assert damaged(files, 7) == damaged(files, 7) != damaged(files, 8)
+
+
+def test_odd_files_are_read_as_is_right(tmp_path):
+    """Held to what ffmpeg decodes too, where it is installed."""
+    ffmpeg = shutil.which("ffmpeg")
+    assert ffmpeg or "CI" not in os.environ
+    faults = {name: wrong for name, _, wrong in sweep(tmp_path, ffmpeg) if wrong}
+    assert not faults

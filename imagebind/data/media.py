@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import struct
@@ -135,7 +136,17 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
             del held[os.fspath(path)]
 
 
-def open_file(path: Path) -> BinaryIO:
+class File(io.BufferedReader):
+    """A file for FFmpeg, which takes a failing seek for a false size in a header, and PyAV for its own."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as e:
+            return -e.errno
+
+
+def open_file(path: Path) -> File:
     """Open a file, or the one that is held open under this path, at its start.
 
     Its name is that of the file, by whose extension FFmpeg knows some formats.
@@ -145,7 +156,7 @@ def open_file(path: Path) -> BinaryIO:
         held = f"/proc/self/fd/{descriptor}"
     else:
         held = file_of(path)
-    return open(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags))
+    return File(io.FileIO(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags)))
 
 
 def named_format(path: Path) -> str:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from unicodedata import normalize
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Captions:
     """Texts by name, as they were read."""
 
-    texts: dict[str, str]  # name, in Unicode's NFC -> text, in the order of the source
+    texts: dict[str, str]  # name -> text, in the order of the source
     groups: dict[str, str]  # name -> its group, where it has one
     n_skipped: int = 0  # rows that could not be used
 
@@ -70,7 +70,7 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
     for row in rows:
         name, caption, group = (row.values.get(column) for column in (*COLUMNS, GROUP))
         fault = row.fault or find_fault(name, caption)
-        name = None if fault else unicodedata.normalize("NFC", name.strip())
+        name = None if fault else name.strip()
         if name in texts:
             fault = "a name that has a caption already"
         if fault:
@@ -154,18 +154,31 @@ def match_names(captions: Iterable[str], files: MediaFiles) -> dict[str, str]:
     """Match captions with files by name: path -> name of its caption.
 
     A caption has a file's name as it is in the outputs, with or without extension. It may have folders before
-    that name which are not needed to tell the files apart, unless two captions then fit one file.
+    that name which are not needed to tell the files apart, unless two captions then fit one file. Names are
+    compared in Unicode's NFC: files of one name in it share a caption, unless one is spelt as the file is.
     """
-    paths = {unicodedata.normalize("NFC", files.names[path]): path for path in files.distinct}
-    exact, other_suffix, with_folders = {}, {}, defaultdict(list)
+    paths = defaultdict(list)
+    for path in files.distinct:
+        paths[normalize("NFC", files.names[path])].append(path)
+    found = defaultdict(list)  # path -> how badly a caption fits, and its name
     for name in captions:
         bare = without_media_suffix(name)
-        if path := paths.get(name) or paths.get(bare):
-            fits = bare == name or name.endswith(os.path.splitext(path)[1])
-            (exact if fits else other_suffix).setdefault(path, name)
-        elif path := paths.get(os.path.basename(bare)):
-            with_folders[path].append(name)
-    return {path: names[0] for path, names in with_folders.items() if len(names) == 1} | other_suffix | exact
+        for shown in (name, bare, os.path.basename(bare)):
+            if of_name := paths.get(normalize("NFC", shown), []):
+                break
+        has_folders = shown not in (name, bare)
+        for path in of_name:
+            is_other_suffix = (
+                not has_folders and bare != name and not name.endswith(os.path.splitext(path)[1])
+            )
+            found[path].append(((has_folders, is_other_suffix, shown != files.names[path]), name))
+    matched = {}
+    for path, captions_of in found.items():
+        best = min(captions_of)[0]
+        names = [name for fit, name in captions_of if fit == best]
+        if len(names) == 1 or not best[0]:
+            matched[path] = names[0]
+    return matched
 
 
 def without_media_suffix(name: str) -> str:

@@ -73,7 +73,11 @@ class EmbeddedFiles:
         """Say why a file has no such feature; None if it has it."""
         if path in self.features[feature.name]:
             return None
-        return self.dropped.get((feature.name, path), "it was skipped")
+        reason = self.dropped.get((feature.name, path))
+        of_file = self.reasons.get((feature.modality, path))
+        if of_file is not None and reason in (None, of_file):
+            return f"{feature.modality} file: {of_file}"
+        return reason or "it was skipped"
 
     def why_skipped(self, pair: tuple[str, str]) -> str:
         """Say why files of a pair (audio path, video path) were skipped; "" where none was."""
@@ -283,12 +287,18 @@ class FileEmbedder:
 
     def _drop_changed(self) -> None:
         """Skip files that were read for their sound and for their picture, and were not the same then."""
-        audio, video = stores = [self.main_store(modality) for modality in MEDIA_MODALITIES]
-        changed = [p for p in audio.row_of if p in video and audio.hash_of(p) != video.hash_of(p)]
-        for path in changed:
-            for modality, store in zip(MEDIA_MODALITIES, stores, strict=True):
-                store.discard(path)
-                self._report_failure(Failure(path, modality, "it changed between reading sound and picture"))
+        audio, video = (
+            dict(found for feature in self.wanted[m] for found in self.stores[feature.name].hashes())
+            for m in MEDIA_MODALITIES
+        )
+        failed = {(failure.modality, failure.path) for failure in self.failures}
+        for path in [path for path in audio if path in video and audio[path] != video[path]]:
+            for modality in MEDIA_MODALITIES:
+                for feature in self.wanted[modality]:
+                    self.stores[feature.name].discard(path)
+                if (modality, path) not in failed:
+                    reason = "it changed between reading sound and picture"
+                    self._report_failure(Failure(path, modality, reason))
 
     def summary(self) -> str:
         """Say how many files are embedded, and where they are kept."""

@@ -22,7 +22,7 @@ from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.files import COPIES_LIST
 from imagebind.evaluation.progress import Progress
 from imagebind.evaluation.store import create
-from imagebind.names import one_line
+from imagebind.names import can_be_path, one_line
 from imagebind.segments import file_of, fragment_of, span_of
 
 if TYPE_CHECKING:
@@ -250,6 +250,8 @@ def base_name(path: str) -> str:
 
 def address(path: str, folder: str | os.PathLike) -> str:
     """Return the address of a file for a page in a folder: relative, so that both can move together."""
+    if not can_be_path(path):  # leads nowhere
+        return quote(path.encode("utf-8", "backslashreplace"))
     if os.pardir in path.split(os.sep):  # after a link it leads elsewhere than its text says
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         folder = os.path.realpath(folder)

@@ -228,7 +228,12 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
         values.tolist() if isinstance(values, np.ndarray) and values.dtype != np.float32 else values
         for values in table.values()
     ]
-    rows = itertools.chain(zip(*found, strict=True), ([pair[c] for c in table] for pair in skipped))
+    similarities = scores.similarity_columns
+    rest = (
+        [np.float32(pair[c]) if c in similarities and pair[c] is not None else pair[c] for c in table]
+        for pair in skipped
+    )
+    rows = itertools.chain(zip(*found, strict=True), rest)
     of_user = set() if scores.manifest is None else set(scores.manifest.names)
     write_csv(list(table), rows, file, of_user)
 
@@ -285,18 +290,23 @@ def kept_writer(options: Options) -> Writer:
 def write_window_scores(results: Results, file: BinaryIO) -> None:
     """Write window_scores.csv: a line for each window of each pair, in the order of time."""
     columns = ("name", "start", "end", "score", "weakest", "audio_start", "audio_end", "audio_is_silent")
-    scores = results["pair_scores"]
-    lines = scores.columns["line"].tolist() if scores.manifest is not None else None
+    scores, skipped = results["pair_scores"], results["skipped_pairs"]
+    pairs = list(zip(scores.names, results["windows"], strict=True))
+    pairs += [(p["name"], windows) for p, windows in zip(skipped, results["skipped_windows"], strict=True)]
+    lines = None
+    if scores.manifest is not None:
+        columns = (*columns, "line")
+        lines = scores.columns["line"].tolist() + [pair["line"] for pair in skipped]
 
     def rows() -> Iterator[Sequence[Any]]:
-        for i, (name, windows) in enumerate(zip(scores.names, results["windows"], strict=True)):
+        for i, (name, windows) in enumerate(pairs):
             lowest = min((window.score for window in windows), default=None)
             for w in windows:
                 score, of_audio = np.float32(w.score), (w.audio_start, w.audio_end, w.is_silent)
                 of_line = () if lines is None else (lines[i],)
                 yield name, w.start, w.end, score, w.score == lowest, *of_audio, *of_line
 
-    write_csv(columns if lines is None else (*columns, "line"), rows(), file)
+    write_csv(columns, rows(), file)
 
 
 def write_top_matches(results: Results, file: BinaryIO) -> None:

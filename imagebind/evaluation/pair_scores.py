@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -71,36 +71,65 @@ class ManifestRows:
 
 
 def list_skipped(
-    plan: Plan, embedded: EmbeddedFiles, numbers: Sequence[int], columns: Sequence[str]
-) -> list[dict[str, Any]]:
-    """List the pairs without scores, and the rows of a manifest that are no pairs, each with its reason.
+    plan: Plan,
+    embedded: EmbeddedFiles,
+    numbers: Sequence[int],
+    columns: Sequence[str],
+    scores: dict[str, np.ndarray],
+) -> list[tuple[int | None, dict[str, Any]]]:
+    """List the pairs without a similarity, and the rows of a manifest that are no pairs, with the reasons.
 
     Args:
-        numbers: of the pairs that have scores.
+        numbers: of the pairs that have one.
         columns: of these, which each of the others has too.
+        scores: of all pairs by the protocols; further ones score pairs that the first one drops.
+
+    Returns:
+        the number of each pair, None of a row that is none, and its columns.
     """
-    scored, found = set(numbers), []
+    with_similarity, found = set(numbers), []
     for number, pair in enumerate(plan.pairing.pairs):
-        if number not in scored:
+        if number not in with_similarity:
             row = number if plan.manifest is None else plan.manifest.rows[number]
-            found.append((row, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
+            found.append((row, number, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
     if plan.manifest is not None:
         for row, fault in plan.manifest.faults.items():
             name = plan.manifest.get("id", row)
             paths = (plan.manifest.path(meaning, row) for meaning in MEDIA_MODALITIES)
-            found.append((row, "" if name is None else str(name), *paths, fault))
+            found.append((row, None, "" if name is None else str(name), *paths, fault))
         found.sort(key=itemgetter(0))
     skipped = [
         dict.fromkeys(columns)
         | {"name": name, "audio": audio, "video": video, "status": f"skipped: {reason}"}
-        for _, name, audio, video, reason in found
+        for _, _, name, audio, video, reason in found
     ]
+    for values, (_, number, *_) in zip(skipped, found, strict=True):
+        known = {} if number is None else {name: of_pairs[number] for name, of_pairs in scores.items()}
+        if known := {name: float(score) for name, score in known.items() if not np.isnan(score)}:
+            values |= known | describe_pair(plan, number, columns)
     if plan.manifest is not None:
         given = ManifestRows(plan.manifest, [row for row, *_ in found]).columns()
         given["line"] = given["line"].tolist()
         for i, values in enumerate(skipped):
             values |= {name: of_rows[i] for name, of_rows in given.items()}
-    return skipped
+    return [(number, values) for (_, number, *_), values in zip(found, skipped, strict=True)]
+
+
+def describe_pair(plan: Plan, number: int, columns: Container[str]) -> dict[str, Any]:
+    """Return what is known of a pair without its embeddings, under those names that are columns."""
+    known = {}
+    for modality, files, path in zip(
+        MEDIA_MODALITIES, (plan.audio, plan.video), plan.pairing.pairs[number], strict=True
+    ):
+        has_id = plan.manifest is not None and plan.manifest.has_unique_ids
+        known[f"{modality}_key"] = plan.names[number] if has_id else files.stable_key(path)
+    if plan.groups is not None:
+        known["group"] = plan.groups[number]
+    if plan.captions is not None:
+        texts = plan.captions.texts
+        captions = {m: texts.get(plan.captions.of_pairs[m][number]) for m in MEDIA_MODALITIES}
+        known |= {"caption": captions["video"], "audio_caption": captions["audio"]}
+    return {name: value for name, value in known.items() if name in columns}
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:

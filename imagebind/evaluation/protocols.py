@@ -7,7 +7,7 @@ frames, W windows, E embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,11 @@ class Protocol:
         path_of = {"audio": audio, "video": video}
         reasons = (embedded.why_missing(feature, path_of[feature.modality]) for feature in self.features)
         return next((reason for reason in reasons if reason is not None), None)
+
+    def contents(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[Hashable, ...]:
+        """Return what is the same for pairs of the same content, of those that have all features."""
+        path_of = {"audio": audio, "video": video}
+        return tuple(embedded.features[f.name].content_of(path_of[f.modality]) for f in self.features)
 
 
 class ClipProtocol(Protocol):

@@ -90,8 +90,8 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     if pairs:
         interval = metrics["paired_similarity_interval"]
         leading = compared.scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
-    protocol_scores = score_protocols(plan, embedded, numbers, leading, options.seed, compared.groups)
-    columns = compared.scores | protocol_scores.columns
+    of_protocols = score_protocols(plan, embedded, numbers, leading, options.seed)
+    columns = compared.scores | {name: scores[numbers] for name, scores in of_protocols.columns.items()}
     columns |= describe_best_others(compared, best_others, dict(zip(MEDIA_MODALITIES, names, strict=True)))
     columns |= describe_files(plan, embedded, embeddings, rows, pair_cells)
     if plan.groups is not None:
@@ -118,12 +118,14 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "definitions": DEFINITIONS,
         "counts": counts,
         **metrics,
-        "scores": protocol_scores.metrics,
+        "scores": of_protocols.metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "working_directory": os.getcwd(),
         "protocol": embedded.protocol | {"suspects": describe_sample(compared, options.seed)},
     }
+    skipped = list_skipped(plan, embedded, numbers, pair_scores.row_columns, of_protocols.columns)
+    windows = of_protocols.windows
     return {
         **{f"{modality}_embeddings": torch.from_numpy(array) for modality, array in embeddings.items()},
         **of_captions,
@@ -140,8 +142,9 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "histograms": compared.histograms,
         "candidates": compared.candidates,
         "pair_scores": pair_scores,
-        "skipped_pairs": list_skipped(plan, embedded, numbers, pair_scores.row_columns),
-        "windows": protocol_scores.windows,
+        "skipped_pairs": [pair for _, pair in skipped],
+        "windows": windows and [windows[number] for number in numbers],
+        "skipped_windows": windows and [[] if number is None else windows[number] for number, _ in skipped],
         "failures": failures,
     }
 

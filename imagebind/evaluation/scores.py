@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.embedding import EmbeddedFiles
+from imagebind.evaluation.groups import number_groups
 from imagebind.evaluation.intervals import Mean, bootstrap_mean
 from imagebind.evaluation.plan import Plan
-from imagebind.evaluation.protocols import Scores, Window
+from imagebind.evaluation.protocols import Protocol, Scores, Window
 from imagebind.names import shorten
 
 WEAKEST_COLUMNS = ("weakest_start", "weakest_end", "weakest_score")  # of the windows of a pair
@@ -27,7 +28,7 @@ class ProtocolScores:
     """The scores of a run's pairs by all protocols."""
 
     metrics: dict[str, dict[str, Any]]  # by name
-    columns: dict[str, Sequence[Any]]  # of pair_scores.csv
+    columns: dict[str, np.ndarray]  # of pair_scores.csv, (P,); NaN where a pair has no score
     windows: list[list[Window]] | None  # of each pair, if a protocol has any
 
 
@@ -37,42 +38,33 @@ def score_protocols(
     numbers: Sequence[int],
     leading: tuple[np.ndarray, Mean] | None,
     seed: int,
-    groups: Sequence[int] | None,
 ) -> ProtocolScores:
-    """Score the pairs by each protocol, and say which pairs it drops.
+    """Score the P pairs of the plan by each protocol, and say which pairs it drops.
 
     Args:
-        numbers: of the P pairs that have an embedding; the others of the plan are dropped by every protocol.
-        leading: the similarities (P,) by the first protocol, and their mean; None: there are no pairs.
-        groups: (P,) as in Comparison.compare_modalities.
+        numbers: of the N pairs that have an embedding by the first protocol; the others score all they can.
+        leading: the similarities (N,) by the first protocol, and their mean; None: there are no such pairs.
     """
-    metrics, columns, windows = {}, {}, None
-    row_of = {number: i for i, number in enumerate(numbers)}
-    pairs = [plan.pairing.pairs[number] for number in numbers]
-
+    metrics, columns, windows, pairs = {}, {}, None, plan.pairing.pairs
     for i, protocol in enumerate(embedded.protocols):
-        leads = i == 0 and leading is not None
-        found = Scores(leading[0]) if leads else protocol.score(embedded, pairs)
+        if i == 0 and leading is not None:
+            found, mean = Scores(np.full(len(pairs), np.nan)), leading[1]
+            found.values[numbers] = leading[0]
+            rest = set(range(len(pairs))).difference(numbers)
+            found.reasons |= {number: embedded.why_skipped(pairs[number]) for number in sorted(rest)}
+        else:
+            found = protocol.score(embedded, pairs)
+            mean = mean_of(found.values, plan, embedded, protocol, seed)
         columns[protocol.name] = found.values
-        dropped = [
-            {"name": plan.names[number], "reason": reason}
-            for number, pair in enumerate(plan.pairing.pairs)
-            if (
-                reason := found.reasons.get(row_of[number])
-                if number in row_of
-                else embedded.why_skipped(pair)
-            )
-            is not None
-        ]
+        dropped = [{"name": plan.names[n], "reason": reason} for n, reason in sorted(found.reasons.items())]
         if dropped:
             log.warning(
                 "%s gives %d of %d pairs no score: %s",
-                *(protocol.name, len(dropped), len(plan.pairing.pairs)),
+                *(protocol.name, len(dropped), len(pairs)),
                 shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
             )
         values = found.values[~np.isnan(found.values)]
-        mean = leading[1] if leads else mean_of(found.values, groups, seed)
-        metrics[protocol.name] = describe_scores(values, mean, len(plan.pairing.pairs))
+        metrics[protocol.name] = describe_scores(values, mean, len(pairs))
         metrics[protocol.name] |= {"dropped": dropped, "published_as": protocol.published_as}
         if found.windows is not None:
             windows = found.windows
@@ -80,11 +72,18 @@ def score_protocols(
     return ProtocolScores(metrics, columns, windows)
 
 
-def mean_of(scores: np.ndarray, groups: Sequence[int] | None, seed: int) -> Mean | None:
-    """Estimate the mean of scores (P,), NaN where a pair has none; None: no pair has one."""
-    chosen = ~np.isnan(scores)
-    of_groups = None if groups is None else np.asarray(groups)[chosen]
-    return bootstrap_mean(scores[chosen], seed, of_groups, most=1) if chosen.any() else None
+def mean_of(
+    scores: np.ndarray, plan: Plan, embedded: EmbeddedFiles, protocol: Protocol, seed: int
+) -> Mean | None:
+    """Estimate the mean of the scores (P,) of the pairs, NaN where one has none; None: no pair has one."""
+    scored = np.flatnonzero(~np.isnan(scores)).tolist()
+    if not scored:
+        return None
+    if plan.groups is not None:
+        groups = [plan.groups[number] for number in scored]
+    else:  # copies of a pair say no more than one
+        groups = [protocol.contents(embedded, *plan.pairing.pairs[number]) for number in scored]
+    return bootstrap_mean(scores[scored], seed, np.asarray(number_groups(groups)), most=1)
 
 
 def describe_scores(values: np.ndarray, mean: Mean | None, n_pairs: int) -> dict[str, Any]:

@@ -72,8 +72,8 @@ class EmbeddingStore:
         return self.array[self.row_of[path]]
 
     def discard(self, path: str) -> None:
-        """Forget a file."""
-        del self.row_of[path]
+        """Forget a file, if it is here."""
+        self.row_of.pop(path, None)
 
     def hash_of(self, path: str) -> str:
         """Return the content hash of a file."""
@@ -153,6 +153,14 @@ class SequenceStore:
     def abandon(self, path: str) -> None:
         """Forget what is there of a file that is not complete."""
         self.growing.pop(path, None)
+
+    def discard(self, path: str) -> None:
+        """Forget a file, if it is here."""
+        self.content_hashes.pop(path, None)
+
+    def content_of(self, path: str) -> str:
+        """Return what is the same for all files of one content."""
+        return self.content_hashes[path]
 
     def hashes(self) -> list[tuple[str, str]]:
         """List the files that are here, each with its content hash."""

@@ -20,6 +20,7 @@ import numpy as np
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.groups import group_names, number_groups
 from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
+from imagebind.evaluation.manifest import read_seconds
 from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.outputs import (
     METRICS_NAME,
@@ -207,7 +208,8 @@ def compare_systems(
         rows += of_kind
         common += pairs if kind.agreement == "audio_video" else []
     if output_dir is not None:
-        similarities = [np.array([p.similarities["audio_video"] for p in run.pairs]) for run in found]
+        leading = [(run, Kind("audio_video", run.first_protocol)) for run in found]
+        similarities = [values_of(run.having(kind), run.key(kind)) for run, kind in leading]
 
         def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
             from imagebind.evaluation import page  # plotly is slow to import
@@ -407,16 +409,20 @@ def read_run(name: str) -> Run:
             if file.read() != b"\n":
                 raise ValueError(f"{TABLE} is cut off")
         with open(Path(name, TABLE), encoding="utf-8-sig", newline="") as file:
-            pairs = [read_pair(row) for row in csv.DictReader(file) if row.get("status", "ok") == "ok"]
+            pairs = [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
         similarities = metrics.get("paired_similarities", [])
         # Somebody may have sorted the table.
-        known, expected = (np.sort(x) for x in ([p.similarities["audio_video"] for p in pairs], similarities))
+        known = [p.similarities["audio_video"] for p in pairs if "audio_video" in p.similarities]
+        known, expected = np.sort(known), np.sort(similarities)
         if known.shape != expected.shape or not np.allclose(known, expected, rtol=0, atol=1e-6):
             raise ValueError("its files are of different runs")
         if not isinstance(metrics["protocol"].get("protocols", {}), dict):
             raise ValueError("its protocols are no names")
+        for protocol in PROTOCOLS:
+            if values := [p.similarities[protocol] for p in pairs if protocol in p.similarities]:
+                check_score(metrics["scores"][protocol], values)
         for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
             compared_figures(metrics[agreement] if agreement else metrics)
         for agreement in AGREEMENTS:  # which texts are in pair_scores.csv, and not here?
@@ -427,21 +433,37 @@ def read_run(name: str) -> Run:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as e:
         raise EvaluationError(f"{name}: no finished run of this version ({e})") from e
-    if not pairs:
+    if not len(known):
         raise EvaluationError(f"{name}: has no pairs to compare")
     return Run(name, metrics, pairs)
+
+
+def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
+    """Check what metrics.json says of a protocol's score against the values of the pairs.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    n_scored, n_pairs, mean = (score[key] for key in ("n_scored", "n_pairs", "mean"))
+    if not (type(n_scored) is type(n_pairs) is int and 0 <= n_scored <= n_pairs):
+        raise ValueError("its numbers of pairs are none")
+    if n_scored != len(values) or not abs(mean - np.mean(values)) < 1e-6:
+        raise ValueError("its files are of different runs")
 
 
 def read_pair(row: dict[str, str]) -> Pair:
     """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys.
 
+    A pair that the first protocol dropped may have a score by another one.
+
     Raises:
-        ValueError: it has no similarity.
+        ValueError: it has no similarity, or one though it was skipped.
     """
     texts = {kind: row.get(column) for kind, column in AGREEMENTS.items()}
     texts |= {protocol: row.get(protocol) for protocol in PROTOCOLS}
     similarities = {kind: float(text) for kind, text in texts.items() if text}
-    if "audio_video" not in similarities or not all(-1 <= value <= 1 for value in similarities.values()):
+    has_its_own = ("audio_video" in similarities) == (row.get("status", "ok") == "ok")
+    if not has_its_own or not all(-1 <= value <= 1 for value in similarities.values()):
         raise ValueError(f"pair_scores.csv has no similarity of {row['name']}")
     similarities = {agreement: float(np.float32(value)) for agreement, value in similarities.items()}
     return Pair(
@@ -459,10 +481,10 @@ def part_of_file(row: dict[str, str], modality: str) -> str:
     """Return the path of a file of a pair, or the part of it that was judged."""
     path = read_cell(row.get(modality) or "")
     try:
-        start, end = float(row.get("start") or 0), float(row.get("end") or "inf")
+        start, end = (read_seconds(row.get(column)) for column in ("start", "end"))
     except ValueError:  # of the user's, with another meaning
         return path
-    return path if (start, end) == (0, math.inf) else Segment(path, start, end)
+    return path if not start and end is None else Segment(path, start or 0, math.inf if end is None else end)
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:
