@@ -131,7 +131,8 @@ def batch_inference_av_consistency(
             n_better, n_equal and n, each (P,).
         pair_scores: a sequence of dictionaries, one for each pair, with the columns of pair_scores.csv.
         windows: with the protocol javisscore, for each pair its windows: start, end, score, is_silent.
-        skipped_pairs: the same of the pairs that have no scores, with the reason under "status".
+        skipped_pairs, skipped_windows: the same of the pairs that have no similarity, with the reason under
+            "status".
         failures: dictionaries of path, side (the modality) and reason.
         With captions:
         text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.

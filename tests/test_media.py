@@ -154,10 +154,10 @@ SOUNDS = {
     "last.wav": (lambda p, s: cut(p, s.wav, -1), None),
     "last.flac": (lambda p, s: cut(p, s.flac, -1), None),
     "last.mp3": (lambda p, s: cut(p, s.mp3, -1), None),
-    "8_of_80_packets.mka": (lambda p, s: damage(p, s.mka, 8), None),
-    "9_of_80_packets.mka": (
-        lambda p, s: damage(p, s.mka, 9),
-        "damaged: 9 of 80 packets cannot be decoded",
+    "7_of_80_packets.mka": (lambda p, s: damage(p, s.mka, 7), None),
+    "8_of_80_packets.mka": (
+        lambda p, s: damage(p, s.mka, 8),
+        r"damaged: 0\.576 of 5\.7 s cannot be decoded",
     ),
     "no_samples.wav": (lambda p, s: write_audio(p, noise(0)), "no audio samples"),
     "silent_video.wav": (lambda p, s: shutil.copy(s.mp4, p), "no audio stream"),
@@ -346,7 +346,7 @@ def test_what_is_missing_of_a_file_is_said(tmp_path, caplog):
     data.load_video(tmp_path / "cut.mp4")
     messages = "\n".join(record.getMessage() for record in caplog.records)
     assert re.search(r"cut\.flac: ends early: 2\.\d+ of 5 seconds of sound are there", messages)
-    assert re.search(r"cut\.flac: ends early: the last 1 of \d+ packets cannot be decoded", messages)
+    assert re.search(r"cut\.flac: ends early: the last 0\.\d+ of \d\.\d+ s cannot be decoded", messages)
     assert re.search(r"cut\.mp4: ends early: \d+ of 60 frames are there", messages)
 
 
@@ -534,6 +534,36 @@ def test_a_cut_end_of_a_few_packets_is_no_damage(tmp_path, caplog):
     cut.write_bytes(whole[:-300])
     assert sum(piece.shape[1] for piece, _ in decode_audio(cut)) >= 16_000
     assert any("ends early" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "damaged", "expected"),
+    [
+        ([100, *[1000] * 7], 0, "0.006 of 0.443 s are damaged and left out"),
+        ([*[100] * 9, 1000, 100], 9, None),
+    ],
+    ids=["short", "long"],
+)
+def test_damage_is_measured_in_seconds(tmp_path, caplog, sizes, damaged, expected):
+    """One packet of eight, which lasts a moment, or one of eleven, which is most of the sound."""
+    path, written = tmp_path / "x.mka", 0
+    with av.open(str(path), "w") as target, av.open(str(Sources(tmp_path).flac)) as source:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for i, size in enumerate(sizes):
+            one = write_audio(tmp_path / "one.mka", noise(size / RATE), codec="flac")
+            with av.open(str(one)) as container:
+                (packet,) = (p for p in container.demux(audio=0) if p.size)
+                packet = av.Packet(b"\xff" * packet.size if i == damaged else bytes(packet))
+            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, RATE), size
+            packet.pts = packet.dts = written
+            target.mux(packet)
+            written += size
+    if expected is None:
+        with pytest.raises(data.MediaError, match=r"damaged: 0\.063 of 0\.125 s cannot be decoded"):
+            list(decode_audio(path))
+    else:
+        assert sum(piece.shape[1] for piece, _ in decode_audio(path)) == sum(sizes) - sizes[damaged]
+        assert caplog.messages == [f"{path}: {expected}"]
 
 
 def test_24_valid_bits_of_32_are_whole_numbers(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import logging
 import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import BinaryIO
 
 import av
@@ -20,7 +22,7 @@ from imagebind.names import can_be_path
 from imagebind.packages import PackageError
 from imagebind.segments import file_of
 
-MAX_DAMAGED_SHARE = 0.1  # of a stream's packets
+MAX_DAMAGED_SHARE = 0.1  # of a stream's length
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 OUT_OF_MEMORY = "needs more memory than it may have"
 MAX_FORM_OFFSET = 1 << 16  # in a WAV file, of its chunk that says what the samples are
@@ -312,34 +314,77 @@ def decode(stream: av.stream.Stream, is_enough: Callable[[], bool] = never) -> I
         is_enough: tells before each packet whether to end; by default the stream is decoded to its end.
 
     Raises:
-        MediaError: more than MAX_DAMAGED_SHARE of the packets, or all, cannot be decoded. Those at the end,
-            behind which nothing can be, are no damage but a file that ends early.
+        MediaError: more than MAX_DAMAGED_SHARE of its length, or all, cannot be decoded. What is lost at the
+            end, behind which nothing can be decoded, is no damage but a file that ends early.
     """
     stream.codec_context.thread_count = 1
-    path, n_packets, n_damaged, n_at_end = stream.container.name, 0, 0, 0
+    times, lost, end = [], [], 0  # of each packet; numbers of packets; behind the last good one
     is_cut = ENDS_WITHIN_PACKETS and stream.type == "audio" and stream.container.format.name == MP4
     for packet in demux(stream):
         if is_enough():
             break
         if is_cut and packet.has_sidedata("skip_samples"):
             keep_end(packet)
-        n_packets += packet.size > 0
+        if packet.size:
+            times.append(packet.pts)
+            duration = packet.duration
         try:
             frames = packet.decode()
         except av.FFmpegError as e:
             if isinstance(e, MemoryError):
                 raise
-            n_at_end += packet.size > 0  # unless a later one can be decoded
+            if packet.size:
+                lost.append(len(times) - 1)
             continue
         if frames and packet.size:
-            n_damaged, n_at_end = n_damaged + n_at_end, 0
+            end = len(times)
         yield from frames
-    if n_damaged > MAX_DAMAGED_SHARE * n_packets or n_at_end == n_packets > 0:
-        raise MediaError(path, f"damaged: {n_damaged + n_at_end} of {n_packets} packets cannot be decoded")
+    if lost:
+        length, unit = measure(stream, times, duration)
+        report_loss(stream.container.name, length, unit, lost, end)
+
+
+def measure(
+    stream: av.stream.Stream, times: Sequence[int | None], duration: int | None
+) -> tuple[list[Fraction | int], str]:
+    """Return the length of each packet of a stream: of a sound in seconds, if its packets have times.
+
+    Args:
+        times: of the packets.
+        duration: of the last one.
+    """
+    if stream.type == "audio" and None not in times:
+        lengths = [b - a for a, b in itertools.pairwise(times)]
+        lengths.append(duration or max(lengths, default=0))
+        if min(lengths) > 0:
+            return [length * stream.time_base for length in lengths], "s"
+    return [1] * len(times), "packets"
+
+
+def report_loss(
+    path: str, length: Sequence[Fraction | int], unit: str, lost: Sequence[int], end: int
+) -> None:
+    """Warn of the packets of a stream that cannot be decoded.
+
+    Args:
+        length, unit: of each packet.
+        lost: numbers of the packets.
+        end: behind the last one that can be decoded.
+
+    Raises:
+        MediaError: as decode.
+    """
+    damaged, at_end = [n for n in lost if n < end], [n for n in lost if n >= end]
+    total, n_damaged, n_at_end = (
+        float(sum(length[n] for n in some)) for some in (range(len(length)), damaged, at_end)
+    )
+    if n_damaged > MAX_DAMAGED_SHARE * total or n_at_end == total:
+        lost = f"{n_damaged + n_at_end:.4g} of {total:.4g} {unit}"
+        raise MediaError(path, f"damaged: {lost} cannot be decoded")
     if n_damaged:
-        log.warning("%s: %d of %d packets are damaged and left out", path, n_damaged, n_packets)
+        log.warning("%s: %.4g of %.4g %s are damaged and left out", path, n_damaged, total, unit)
     if n_at_end:
-        log.warning("%s: ends early: the last %d of %d packets cannot be decoded", path, n_at_end, n_packets)
+        log.warning("%s: ends early: the last %.4g of %.4g %s cannot be decoded", path, n_at_end, total, unit)
 
 
 def keep_end(packet: av.Packet) -> None:
