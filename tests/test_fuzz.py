@@ -1,4 +1,4 @@
-"""Damaged media: a few hundred cases by seed, and those that once broke the rule; and odd media."""
+"""Cases by seed: damaged media, and those that once broke the rule; manifests. And odd media."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import TESTS
+from fuzz import fuzz_manifest
 from fuzz.fuzz_media import damaged, fault, fuzz, whole_files
 from fuzz.media_sweep import sweep
 
@@ -43,3 +44,9 @@ def test_odd_files_are_read_as_is_right(tmp_path):
     assert ffmpeg or "CI" not in os.environ
     faults = {name: wrong for name, _, wrong in sweep(tmp_path, ffmpeg) if wrong}
     assert not faults
+
+
+def test_a_run_over_a_manifest_says_of_each_row_what_is_so(tmp_path):
+    outcomes, faults = fuzz_manifest.fuzz(0, 20, tmp_path)
+    assert not faults
+    assert sum(n for outcome, n in outcomes.items() if outcome.endswith("evaluated")) > 10

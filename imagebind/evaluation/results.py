@@ -329,10 +329,11 @@ def compare_captions(
     """
     metrics, agreements = {}, {}
     for axis, modality in enumerate(MEDIA_MODALITIES if captions.texts else ()):
-        cells = captions.cells[modality]
+        cells, span = captions.cells[modality], captions.spans[modality]
+        if not captions.texts[span]:  # where sounds alone have captions, or videos
+            continue
         if of_pairs is None:
             of_cells = groups and [groups[modality][file] for file in cells[:, 1].tolist()]
-            span = captions.spans[modality]
             compared = comparison.compare_modalities("text", modality, cells, of_cells, span=span)
         elif len(cells):
             files, pair_groups = of_pairs

@@ -142,7 +142,8 @@ def json_rows(file: Iterable[str], needed: Needed, known: Sequence[str]) -> Iter
         if row is not None and all(set(names) & set(row.values) for names in needed):
             yield row
         else:
-            yield Row(f"{line}", fault=f"no object with {' and '.join(names[0] for names in needed)}")
+            fault = f"no object with {' and '.join(names[0] for names in needed)}"
+            yield replace(row or Row(f"{line}"), fault=fault)
 
 
 def parquet_rows(path: str | os.PathLike, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
