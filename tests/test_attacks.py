@@ -120,6 +120,27 @@ def test_lists_of_other_encodings(tmp_path):
     assert read_list_file(tmp_path / "list") == ["a.wav", "b.wav"]
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("\u96e8\u58f0", "gb18030"), ("caf\u00e9", "cp1252"), ("\u96e8", "utf-8")]
+)
+def test_a_list_is_read_in_the_encoding_in_which_its_files_are_there(
+    pairs, monkeypatch, caplog, name, encoding
+):
+    monkeypatch.chdir(pairs)
+    os.rename("audio/a.wav", f"audio/{name}.wav")
+    lines = ["audio/b.wav", f"audio/{name}.wav", "audio/c.wav"]
+    Path("list.txt").write_bytes("\r\n".join(lines).encode(encoding))
+    assert read_list_file("list.txt") == lines
+    warning = f"list.txt: line 2 is not UTF-8; the list is read as {encoding.upper()}"
+    assert caplog.messages == ([] if encoding == "utf-8" else [warning])
+    os.rename(f"audio/{name}.wav", "audio/gone.wav")
+    found, expected = read_list_file("list.txt"), "\r\n".join(lines).encode(encoding).split(b"\r\n")
+    assert [os.fsencode(path) for path in found] == expected  # as they are: names may be any bytes
+    if encoding != "utf-8":
+        message = "list.txt: line 2 is not UTF-8, and its file is not there; save the list as UTF-8"
+        assert caplog.messages[1:] == [message]
+
+
 def test_lists_whose_paths_are_not_there_say_so(pairs, capsys, monkeypatch):
     monkeypatch.chdir(pairs / "audio")
     os.mkdir(pairs / "elsewhere")

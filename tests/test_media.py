@@ -36,6 +36,7 @@ RNG = np.random.default_rng(0)
 
 
 BAD_DATA = "Invalid data found when processing input"
+ENDS_EARLY = "it ends before its sound or video begins: it was not written, or downloaded, to its end"
 NO_INDEX = r"an MP4 file without its index \(moov\): it was not written, or downloaded, to its end"
 
 
@@ -216,7 +217,7 @@ VIDEOS = {
     "last_of_faststart.mp4": (lambda p, s: cut(p, s.faststart, -1), None),
     "last.mkv": (lambda p, s: cut(p, s.mkv, -1), None),
     "last.avi": (lambda p, s: cut(p, s.avi, -1), None),
-    "no_frames.mkv": (lambda p, s: remux(p, s.mkv, drop=60), "End of file"),
+    "no_frames.mkv": (lambda p, s: remux(p, s.mkv, drop=60), ENDS_EARLY),
     "sound.mp4": (lambda p, s: shutil.copy(s.m4a, p), "no video stream"),
     "cover.mp3": (lambda p, s: cover(p), "no video stream"),
     "one_frame.mp4": (lambda p, s: write_video(p, pictures(1)), None),
@@ -578,6 +579,23 @@ def test_24_valid_bits_of_32_are_whole_numbers(tmp_path):
     assert torch.equal(found[0], torch.from_numpy(samples.astype(np.float32) / 2**31))
 
 
+def test_encrypted_media_say_so(tmp_path):
+    key = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb", "encryption_kid": "a7" * 16}
+    options = {"encryption_scheme": "cenc-aes-ctr"} | key
+    for kind, source, load in (
+        ("video", write_video(tmp_path / "whole.mp4", pictures(12)), data.load_video),
+        ("audio", write_audio(tmp_path / "whole.m4a", noise(1), codec="aac"), data.load_audio),
+    ):
+        path = tmp_path / f"x{source.suffix}"
+        with av.open(str(source)) as whole, av.open(str(path), "w", options=options) as target:
+            stream = target.add_stream_from_template(whole.streams.best(kind))
+            for packet in whole.demux(whole.streams.best(kind)):
+                packet.stream = stream
+                if packet.size:
+                    target.mux(packet)
+        assert reason(load, path) == "encrypted"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -588,15 +606,17 @@ def test_24_valid_bits_of_32_are_whole_numbers(tmp_path):
         ),
         ("x.mp4", b"<!DOCTYPE html>\n<html></html>", "an HTML page, not media"),
         ("x.mp4", bytes(100_000), "it begins with zeros, where there should be media"),
+        ("x.mkv", b"\x1aE\xdf\xa3\x8bB\x82\x88matroska\x18S\x80g\x01\0\0\0\0\0\x10\0", ENDS_EARLY),
+        ("x.ogg", b"OggS", ENDS_EARLY),
         (
             "x.mp4",
             b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\x10\0mdat" + bytes(50),
             "an MP4 file without its index",
         ),
     ],
-    ids=["lfs", "html", "zeros", "moov"],
+    ids=["lfs", "html", "zeros", "mkv", "ogg", "moov"],
 )
 def test_what_is_no_media_says_what_it_is(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    load = data.load_audio if name == "x.wav" else data.load_video
+    load = data.load_audio if name in ("x.wav", "x.ogg") else data.load_video
     assert reason(load, tmp_path / name).startswith(message)

@@ -24,6 +24,7 @@ from imagebind.segments import file_of
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's length
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
+ENDS_EARLY = "it ends before its sound or video begins: it was not written, or downloaded, to its end"
 OUT_OF_MEMORY = "needs more memory than it may have"
 MAX_FORM_OFFSET = 1 << 16  # in a WAV file, of its chunk that says what the samples are
 MAX_SILENT_BYTES = 1 << 13  # at the start of samples that are plain
@@ -200,9 +201,14 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
         options |= PLAIN_WAV if is_plain_wav(file) else {}
         try:
             opened = av.open(file, container_options=options, **ANY_METADATA)
-        except (av.InvalidDataError, av.EOFError) as e:
+        except av.FFmpegError as e:
+            ends = (
+                isinstance(e, av.EOFError) or e.errno == errno.EIO
+            )  # as FFmpeg calls it; not that of a disk
+            if not ends and not isinstance(e, av.InvalidDataError):
+                raise
             file.seek(0)
-            raise MediaError(path, describe_no_media(file) or e.strerror) from e
+            raise MediaError(path, describe_no_media(file) or (ENDS_EARLY if ends else e.strerror)) from e
         with opened as container:
             stream = container.streams.best(kind)
             if stream is None or is_cover(stream):
@@ -281,11 +287,14 @@ def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
 
     Raises:
         av.FFmpegError: it cannot be read at all.
+        MediaError: it is encrypted.
     """
     n_packets = 0
     while True:
         try:
             for packet in stream.container.demux(stream):
+                if packet.has_sidedata("encryption_info"):
+                    raise MediaError(stream.container.name, "encrypted")
                 n_packets += packet.size > 0
                 yield packet
             return

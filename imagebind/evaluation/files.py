@@ -40,6 +40,8 @@ OTHER_SUFFIXES = {
     ),
 }
 
+OTHER_ENCODINGS = ("gb18030", "cp1252")  # of lists of paths
+LINES_TRIED = 100
 COPIES_LIST = ".copies.txt"  # in a directory of copies that a page plays: their names
 
 Source = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
@@ -199,7 +201,7 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
     """Read paths from a text file, one a line; blank lines and lines that start with # are ignored.
 
     The file is UTF-8, with or without a byte order mark, or UTF-16 with one. Bytes that are not UTF-8 are
-    kept, so that a list made by `find` names every file.
+    kept, so that a list made by `find` names every file, unless the files are there by another encoding.
 
     Raises:
         OSError: it cannot be read.
@@ -214,13 +216,43 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
     elif b"\0" in content:
         raise OptionError(f"{path}: is no text; a text file with one path a line is wanted")
     else:
-        text = content.decode("utf-8-sig", errors="surrogateescape")
+        text = decode_paths(content, path)
     lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
     paths = trim([line for line in lines if line.strip() and not line.startswith("#")], path)
     folder = os.path.dirname(os.path.abspath(path))
     if paths and not any(map(os.path.exists, paths)) and os.path.exists(os.path.join(folder, paths[0])):
         log.warning("%s: its paths start at the working directory, and lead nowhere from there", path)
     return paths
+
+
+def decode_paths(content: bytes, source: str | os.PathLike) -> str:
+    """Decode lines as UTF-8, or in the encoding in which most of those that are not name files."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = content.count(b"\n", 0, e.start) + 1
+    others = [x.strip() for x in content.splitlines() if not is_utf_8(x)][:LINES_TRIED]
+    n_files = {
+        encoding: sum(os.path.exists(x.decode(encoding, errors)) for x in others)
+        for encoding, errors in (("utf-8", "surrogateescape"), *((x, "replace") for x in OTHER_ENCODINGS))
+    }
+    encoding = max(n_files, key=n_files.get)
+    if encoding == "utf-8":
+        if not n_files[encoding]:
+            log.warning(
+                "%s: line %d is not UTF-8, and its file is not there; save the list as UTF-8", source, line
+            )
+        return content.decode("utf-8-sig", errors="surrogateescape")
+    log.warning("%s: line %d is not UTF-8; the list is read as %s", source, line, encoding.upper())
+    return content.decode(encoding, errors="replace")
+
+
+def is_utf_8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def trim(lines: list[str], source: str | os.PathLike) -> list[str]:
