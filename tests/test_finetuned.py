@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TESTS
-from test_model import TINY, released_state_dict
+from test_model import TINY, recorded_text, released_state_dict
 
 from batch_inference import Evaluator, batch_inference_av_consistency, main
 from imagebind.evaluation.model import ModelHolder
@@ -71,7 +71,7 @@ def compiled_inside(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 def ours(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     model = ImageBindModel(TINY)
     model.load_state_dict(tensors)
-    return dict(model.state_dict())
+    return model.state_dict(released_names=False)
 
 
 TRAINING = {
@@ -220,17 +220,49 @@ def test_the_released_weights_are_found_in_the_working_directory(bare, tmp_path,
 def test_the_released_state_dict_has_every_name_and_shape():
     with torch.device("meta"):
         model = ImageBindModel(IMAGEBIND_HUGE)
-    state_dict = model.state_dict(released_names=True)
+    state_dict = model.state_dict()
     assert {name: list(tensor.shape) for name, tensor in state_dict.items()} == HUGE_SHAPES
     for name in HUGE_SHAPES:
         assert name == released.CAUSAL_MASK or released.released_name(released.our_name(name)) == name
+
+
+class Wrapper(torch.nn.Module):
+    """A model of somebody's, which has this one inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.imagebind, self.head = ImageBindModel(TINY), torch.nn.Linear(32, 2)
+
+
+def test_a_model_inside_another_takes_the_released_names(tensors, bare, tmp_path):
+    wrapper, expected = Wrapper(), embed(load_model(bare))
+    whole = under("imagebind.", tensors) | under("head.", wrapper.head.state_dict())
+    assert not torch.equal(embed(wrapper.imagebind), expected)
+    assert wrapper.load_state_dict(whole, strict=True) == ([], [])
+    assert torch.equal(embed(wrapper.imagebind), expected)
+    assert set(wrapper.state_dict()) == set(whole)
+    torch.save(wrapper.state_dict(), tmp_path / "wrapper.pth")
+    again = Wrapper()
+    again.load_state_dict(torch.load(tmp_path / "wrapper.pth"))
+    assert torch.equal(embed(again.imagebind), expected)
+    ours_inside = under("imagebind.", ours(tensors)) | under("head.", wrapper.head.state_dict())
+    assert again.load_state_dict(ours_inside) == ([], [])
+
+
+def test_tensors_that_are_known_by_name_are_taken(tensors, bare):
+    """The usual way of loading a part of a checkpoint."""
+    model = ImageBindModel(TINY)
+    state = model.state_dict()
+    state.update({name: tensor for name, tensor in tensors.items() if name in state})
+    assert model.load_state_dict(state) == ([], [])
+    assert torch.equal(embed(model), embed(load_model(bare)))
 
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_released_state_dict_goes_in_and_comes_out(tensors, assign):
     model = ImageBindModel(TINY)
     assert model.load_state_dict(tensors, assign=assign) == ([], [])
-    found = model.state_dict(released_names=True)
+    found = model.state_dict()
     mask = torch.full((77, 77), -torch.inf).triu(1)
     assert set(found) == set(tensors)
     for name, tensor in {**tensors, released.CAUSAL_MASK: mask}.items():
@@ -242,10 +274,14 @@ def test_a_released_state_dict_goes_in_and_comes_out(tensors, assign):
 def test_released_names_that_do_not_fit_are_named(tensors):
     model = ImageBindModel(TINY)
     changed = {name: tensor for name, tensor in tensors.items() if name != NORM} | {"x": torch.ones(1)}
-    with pytest.raises(RuntimeError, match=f"lacks {re.escape(NORM)}; has unknown x$"):
-        model.load_state_dict(changed)
+    for said in (f'Missing key(s) in state_dict: "{NORM}"', 'Unexpected key(s) in state_dict: "x"'):
+        with pytest.raises(RuntimeError, match=re.escape(said)):
+            model.load_state_dict(changed)
     keys = model.load_state_dict(changed, strict=False)
     assert (keys.missing_keys, keys.unexpected_keys) == ([NORM], ["x"])
+    inside = torch.nn.ModuleDict({"a": model, "b": torch.nn.Linear(1, 1, bias=False)})
+    keys = inside.load_state_dict(under("a.", changed), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == ([f"a.{NORM}", "b.weight"], ["a.x"])
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.load_state_dict({**tensors, NORM: torch.ones(7)}, strict=False)
     with pytest.raises(RuntimeError, match="under its released name and under ours"):
@@ -290,7 +326,7 @@ def test_views_hold_every_tensor_under_its_released_name(model, tensors):
         seen |= {f"{part}.{name}": tensor for name, tensor in getattr(model, part).state_dict().items()}
     assert set(seen) | {released.CAUSAL_MASK} == set(tensors)
     for name, tensor in seen.items():
-        own = model.state_dict()[released.our_name(name)]
+        own = model.state_dict(released_names=False)[released.our_name(name)]
         assert tensor.data_ptr() == own.data_ptr()
     for modality, view in model.modality_trunks.items():
         assert view.blocks is model.towers[modality].blocks
@@ -309,16 +345,24 @@ def test_views_are_no_part_of_the_model(model):
         assert torch.equal(embed(copied), before)
 
 
-def test_the_parts_make_up_the_model(model):
-    tower = model.towers["audio"]
-    with torch.inference_mode():
-        tokens = tower.stem_norm(tower.tokens(audio_clips()))
-        tokens = torch.cat([tower.cls_token, tokens], dim=1) + tower.pos_embed
-        rows = model.modality_heads.audio(model.modality_trunks.audio(tokens))
-        rows = model.modality_postprocessors.audio(rows)
-    assert torch.equal(rows, embed(model))
-    with pytest.raises(NotImplementedError, match="call the model"):
-        model.modality_preprocessors.audio(audio_clips())
+INPUTS = {
+    "vision": lambda: torch.randn(2, 3, 2, 224, 224, generator=torch.Generator().manual_seed(0)),
+    "audio": lambda: torch.randn(2, 1, 128, 204, generator=torch.Generator().manual_seed(0)),
+    "text": lambda: recorded_text("any")[:2],
+    "depth": lambda: torch.randn(2, 1, 224, 224, generator=torch.Generator().manual_seed(0)),
+    "imu": lambda: torch.randn(2, 6, 2000, generator=torch.Generator().manual_seed(0)),
+}
+
+
+@pytest.mark.parametrize("modality", INPUTS)
+@torch.inference_mode()
+def test_the_parts_make_up_the_model(model, modality):
+    """Called as the released model calls them."""
+    clips = INPUTS[modality]()
+    inputs = model.modality_preprocessors[modality](**{modality: clips})
+    rows = model.modality_trunks[modality](**inputs["trunk"])
+    rows = model.modality_postprocessors[modality](model.modality_heads[modality](rows, **inputs["head"]))
+    assert torch.equal(rows, model({modality: clips})[modality])
 
 
 @pytest.mark.parametrize(
@@ -382,16 +426,43 @@ def test_a_patch_that_would_be_lost_is_refused(model):
         model.modality_trunks = torch.nn.ModuleDict()
 
 
+@torch.inference_mode()
 def test_attention_takes_a_mask_as_the_released_one_does(model):
-    text, audio = (model.towers[modality].blocks[0] for modality in ("text", "audio"))
-    causal = model.state_dict(released_names=True)[released.CAUSAL_MASK]
-    with torch.inference_mode():
-        x = torch.randn(2, 77, 16)
-        torch.testing.assert_close(text.attn(x, causal), text.attn(x))
-        assert not torch.allclose(text(x, attn_mask=torch.zeros(77, 77)), text(x))
-        x = torch.randn(2, 77, 24)  # beside it a learned key and value, which no mask hides
-        torch.testing.assert_close(audio.attn(x, torch.zeros(77, 77)), audio.attn(x))
-        assert not torch.allclose(audio.attn(x, causal), audio.attn(x))
+    audio, causal = model.towers["audio"].blocks[0], model.state_dict()[released.CAUSAL_MASK]
+    x = torch.randn(2, 77, 24)  # beside it a learned key and value, which no mask hides
+    torch.testing.assert_close(audio.attn(x, torch.zeros(77, 77)), audio.attn(x))
+    assert not torch.allclose(audio.attn(x, causal), audio.attn(x))
+
+
+class Plain(torch.nn.Module):
+    """An attention that knows of causality what its mask says."""
+
+    def __init__(self, attn: torch.nn.Module):
+        super().__init__()
+        self.attn = torch.nn.MultiheadAttention(attn.embed_dim, attn.num_heads, batch_first=True)
+        self.attn.load_state_dict(attn.state_dict())
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.attn(x, x, x, attn_mask=attn_mask, need_weights=False)[0]
+
+
+@torch.inference_mode()
+def test_the_causal_mask_of_texts_comes_with_the_call(model):
+    """A bare trunk has none; a patched attention gets it."""
+    clips, trunk = recorded_text("any"), model.modality_trunks["text"]
+    inputs = model.modality_preprocessors["text"](text=clips)["trunk"]
+    mask = torch.full((77, 77), -torch.inf).triu(1)
+    assert torch.equal(inputs["attn_mask"], mask)
+    with_mask, bare = trunk(**inputs), trunk(tokens=inputs["tokens"])
+    assert (with_mask - bare).abs().max() > 1e-3
+    changed = inputs["tokens"].clone()
+    changed[:, -1] += 1
+    assert torch.equal(trunk(changed, attn_mask=mask)[:, 0], with_mask[:, 0])
+    assert not torch.equal(trunk(changed)[:, 0], bare[:, 0])
+    expected = model({"text": clips})["text"]
+    for block in trunk.blocks:
+        block.attn = Plain(block.attn)
+    torch.testing.assert_close(model({"text": clips})["text"], expected, atol=1e-5, rtol=0)
 
 
 # Patched models and the cache
@@ -480,9 +551,18 @@ def test_views_are_used_as_the_released_sequences(tiny):
     assert [type(module).__name__ for module in head] == ["LayerNorm", "Linear"]
     attention = tiny.modality_trunks.vision.blocks[0].attn
     assert attention.num_heads * attention.head_dim == attention.embed_dim
-    for remove in (lambda views: views.pop("vision"), lambda views: views.__delitem__("vision")):
-        with pytest.raises(ValueError, match=r"del model\.towers\['vision'\] frees a tower"):
-            remove(tiny.modality_trunks)
+
+
+def test_a_tower_is_freed_as_in_the_released_model(tiny):
+    for views in (tiny.modality_preprocessors, tiny.modality_trunks, tiny.modality_heads):
+        del views["vision"]
+    assert tiny.modality_trunks.pop("text") is not None
+    assert list(tiny.towers) == list(tiny.modality_trunks) == ["audio", "depth", "thermal", "imu"]
+    assert not any(".text." in name for name in tiny.state_dict())
+    with pytest.raises(KeyError, match="smell"):
+        del tiny.modality_trunks["smell"]
+    with pytest.raises(ValueError, match="no 'vision' tower"):
+        tiny({"vision": torch.zeros(1, 3, 224, 224)})
 
 
 def test_a_trunk_takes_the_released_arguments(tiny):

@@ -14,6 +14,7 @@ from conftest import TESTS
 from reference.weights import fill
 
 import imagebind
+from imagebind.data import load_and_transform_text
 from imagebind.models import checkpoints, download, imagebind_model
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, ModalityType
 
@@ -149,6 +150,10 @@ def test_an_image_is_its_frame_twice(tiny):
         ("audio", (2, 1, 128, 200), r"audio input is \(B, \[S,\] \(1, 128, 204\)\), not \(2, 1, 128, 200\)"),
         ("audio", (1, 128, 204), "audio input is"),
         ("vision", (1, 1, 1, 3, 2, 224, 224), "vision input is"),
+        ("vision", (1, 3, 224, 200), "vision input is"),
+        ("vision", (1, 3, 8, 8), "vision input is"),
+        ("audio", (0, 1, 128, 204), r"audio input is empty: \(0, 1, 128, 204\)"),
+        ("vision", (2, 0, 3, 224, 224), r"vision input is empty: \(2, 0, 3, 224, 224\)"),
         ("text", (1, 76), r"text input is \(B, \[S,\] \(77,\)\), not \(1, 76\)"),
         ("smell", (1, 77), "no 'smell' tower in this model; it has vision, audio, text, depth, thermal, imu"),
     ],
@@ -173,8 +178,112 @@ def test_a_text_is_what_stands_before_its_end_mark(tiny):
 
 def test_the_package_exports_the_released_names():
     assert imagebind.imagebind_huge is imagebind_model.imagebind_huge
-    names = {"vision", "text", "audio", "thermal", "depth", "imu"}
-    assert {getattr(ModalityType, name.upper()) for name in names} == names
+    assert imagebind.imagebind_model is imagebind_model
+    assert imagebind.data.load_and_transform_text is load_and_transform_text
+    names = ("vision", "text", "audio", "thermal", "depth", "imu")
+    assert vars(ModalityType) == {name.upper(): name for name in names}
+    sampler = imagebind.data.ConstantClipsPerVideoSampler(clip_duration=2, clips_per_video=3)
+    assert len(imagebind.data.get_clip_timepoints(sampler, 10)) == 3
+    assert imagebind.data.transforms.Resize(8) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'smell'"):
+        imagebind.data.smell  # noqa: B018
+
+
+def test_the_released_constructor_builds_the_released_towers():
+    """With the sizes that the released imagebind_huge gives it; its defaults are others."""
+    with torch.device("meta"):
+        model = ImageBindModel(
+            vision_embed_dim=1280, vision_num_blocks=32, vision_num_heads=16, text_embed_dim=1024,
+            text_num_blocks=24, text_num_heads=16, out_embed_dim=1024, audio_num_blocks=12,
+        )  # fmt: skip
+        assert {m: tower.config for m, tower in model.towers.items()} == IMAGEBIND_HUGE
+        small = ImageBindModel(out_embed_dim=32, kernel_size=(2, 16, 16), imu_kernel_size=4)
+    assert small.towers["vision"].config.width == 1024
+    assert small.towers["vision"].config.n_tokens == 1 + 14 * 14
+    assert small.towers["imu"].config.n_tokens == 1 + 500
+    for wrong in ({"smell_embed_dim": 3}, {}):
+        with pytest.raises(TypeError, match=r"smell_embed_dim|give towers"):
+            ImageBindModel(**wrong)
+
+
+def test_a_drop_path_that_is_asked_for_is_said_to_be_missing(caplog):
+    with torch.device("meta"):
+        ImageBindModel(audio_drop_path=0.1, depth_drop_path=0.0)
+    assert caplog.messages == ["audio_drop_path has no effect: there is no drop path here"]
+
+
+@torch.inference_mode()
+def test_one_frame_stands_for_a_clip(tiny):
+    clips = recorded_input("any", (2, 3, 3, 2, 224, 224))
+    clips[:, :, :, 1] = clips[:, :, :, 0]
+    torch.testing.assert_close(tiny({"vision": clips[:, :, :, :1]}), tiny({"vision": clips}))
+
+
+@pytest.mark.parametrize(
+    ("modality", "shape", "n"),
+    [("vision", (2, 3, 112, 112), 8), ("vision", (1, 3, 2, 320, 320), 22), ("depth", (2, 1, 128, 128), 8)],
+)
+@torch.inference_mode()
+def test_squares_of_other_sizes_have_positions_in_between(tiny, modality, shape, n):
+    """As the released model has them: the learned grid, resampled with cubic convolution (Keys 1981)."""
+    tower = tiny.towers[modality]
+    side = tower.config.grid(tower.config.clip_shape[1:])[-1]
+    grid = tower.pos_embed[0, 1:].reshape(side, side, -1).double().numpy()
+    along = cubic_weights(side, n)
+    expected = np.einsum("ij,kl,jld->ikd", along, along, grid).reshape(n * n, -1)
+    found = tower.positions(shape[-1])[0]
+    np.testing.assert_allclose(found[1:], expected, atol=1e-5)
+    assert torch.equal(found[:1], tower.pos_embed[0, :1])
+    rows = tiny({modality: recorded_input("any", shape)})[modality]
+    assert rows.shape == (shape[0], 32)
+
+
+def cubic_weights(n: int, n_new: int) -> np.ndarray:
+    """(n_new, n) of cubic convolution with a = -0.75, the border repeated, samples at the middle of cells."""
+    weights = np.zeros((n_new, n))
+    for i in range(n_new):
+        place = (i + 0.5) * n / n_new - 0.5
+        for j in range(math.floor(place) - 1, math.floor(place) + 3):
+            x = abs(place - j)
+            inner = 1.25 * x**3 - 2.25 * x**2 + 1
+            outer = -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+            weights[i, min(max(j, 0), n - 1)] += inner if x <= 1 else outer if x < 2 else 0
+    return weights
+
+
+class OneModality(torch.nn.Module):
+    def __init__(self, model: ImageBindModel, modality: str):
+        super().__init__()
+        self.model, self.modality = model, modality
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model({self.modality: x})[self.modality]
+
+
+SHAPES = [
+    *(("vision", (4, 2, 3, 2, 224, 224)), ("audio", (4, 1, 128, 204)), ("text", (4, 77))),
+    *(("vision", (4, 3, 224, 224)), ("audio", (4, 3, 1, 128, 204)), ("depth", (4, 1, 224, 224))),
+    ("imu", (4, 6, 2000)),
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "modality", "shape"),
+    [*(("trace", *shape) for shape in SHAPES), *(("export", *shape) for shape in SHAPES[:3])],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")  # that tracing is deprecated, and what it took for constants
+@torch.no_grad()
+def test_a_traced_or_exported_model_takes_other_batches(tiny, how, modality, shape):
+    x = recorded_text("any")[[0, 1, 2, 1]] if modality == "text" else recorded_input("any", shape)
+    model = OneModality(tiny, modality)
+    if how == "trace":
+        found = torch.jit.trace(model, x[:1], check_trace=False)
+    else:
+        batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        found = torch.export.export(model, (x[:2],), dynamic_shapes=batch).module()
+    for n in (1, 3, 4):
+        torch.testing.assert_close(found(x[:n]), model(x[:n]), atol=1e-5, rtol=0)
 
 
 def test_a_new_model_can_be_trained():

@@ -15,6 +15,7 @@ the constants of these modules are the ones behind published scores. Nothing her
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -48,6 +49,21 @@ from imagebind.data.video import (
     read_video,
 )
 from imagebind.torch_settings import on_cpu
+
+# What the released module has because it imports it, and other code takes from there
+PASSED_ON = {
+    "ConstantClipsPerVideoSampler": ("pytorchvideo.data.clip_sampling", "ConstantClipsPerVideoSampler"),
+    "SimpleTokenizer": ("imagebind.models.multimodal_preprocessors", "SimpleTokenizer"),
+    "transforms": ("torchvision.transforms", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PASSED_ON:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, held = PASSED_ON[name]
+    module = packages.load(module)
+    return module if held is None else getattr(module, held)
 
 
 @on_cpu()

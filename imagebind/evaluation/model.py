@@ -247,7 +247,7 @@ class RunModel:
         from imagebind.models.imagebind_model import scale_of
 
         if self.embedder is not None:
-            note, tensors = self.embedder.model.note, self.embedder.model.state_dict()
+            note, tensors = self.embedder.model.note, self.embedder.model.state_dict(released_names=False)
         else:
             try:
                 checkpoint = checkpoints.read_checkpoint(self.path)
@@ -351,7 +351,7 @@ def load_model(path: Path) -> tuple[ImageBindModel, Weights]:
         weights = checkpoints.verify(path)
         model = imagebind_model.load_model(weights.path)
         if not weights.is_known:
-            checkpoints.check_finite(weights.path, model.state_dict())
+            checkpoints.check_finite(weights.path, model.state_dict(released_names=False))
             checkpoints.remember_digest(weights)
     except checkpoints.CheckpointError as e:
         raise EvaluationError(str(e)) from e

@@ -8,34 +8,33 @@ Letters in shapes: B files, S clips of a file, N tokens, D width, H heads, E emb
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange
 from torch import nn
 
-from imagebind.models import checkpoints, download, released, state_dicts
+from imagebind.models import checkpoints, download, released
 from imagebind.models.views import PartsView
 from imagebind.torch_settings import on_cpu
 
 MAX_SIZE = 1 << 20  # of anything in a tower
 
+log = logging.getLogger(__name__)
 
-class ModalityType:
-    """The names of the modalities: the keys of the model's inputs and outputs."""
 
-    VISION = "vision"
-    TEXT = "text"
-    AUDIO = "audio"
-    THERMAL = "thermal"
-    DEPTH = "depth"
-    IMU = "imu"
+# The names of the modalities: the keys of the model's inputs and outputs; vars() lists them
+ModalityType = SimpleNamespace(
+    VISION="vision", TEXT="text", AUDIO="audio", THERMAL="thermal", DEPTH="depth", IMU="imu"
+)
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,39 @@ class TowerConfig:
 
     @property
     def is_text(self) -> bool:
-        """Whether clips are token ids: attention is causal, and the end token gives the embedding."""
+        """Whether clips are token ids, which come with a causal mask; the end token gives the embedding."""
         return self.vocabulary is not None
+
+    @property
+    def is_square(self) -> bool:
+        """Whether clips are square pictures, of one step in time; those of other sizes are taken too."""
+        grid = self.grid(self.clip_shape[1:])
+        sides = (self.clip_shape[-2:], self.kernel[-2:], self.stride[-2:])
+        return len(grid) > 1 and math.prod(grid[:-2]) == 1 and all(a == b for a, b in sides)
+
+    def grid(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return how many tokens a clip of these sizes, without channels, gives along each axis."""
+        axes = zip(sizes, self.kernel, self.stride, strict=True)
+        return tuple((size - kernel) // stride + 1 for size, kernel, stride in axes)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tower takes clips of a shape: its own, one frame of a video, squares of other sizes."""
+        if shape == self.clip_shape:
+            return True
+        if len(shape) < 3 or len(shape) != len(self.clip_shape) or shape[0] != self.clip_shape[0]:
+            return False
+        if len(shape) == 4 and shape[1] not in (1, self.clip_shape[1]):
+            return False
+        if shape[-2:] == self.clip_shape[-2:]:
+            return len(shape) == 4
+        return self.is_square and shape[-2] == shape[-1] >= self.kernel[-1]
 
     @property
     def n_tokens(self) -> int:
         """N, including the class token."""
         if self.is_text:
             return self.clip_shape[0]
-        sizes = zip(self.clip_shape[1:], self.kernel, self.stride, strict=True)
-        return 1 + math.prod((size - kernel) // stride + 1 for size, kernel, stride in sizes)
+        return 1 + math.prod(self.grid(self.clip_shape[1:]))
 
 
 IMAGEBIND_HUGE = {
@@ -155,12 +177,60 @@ MIN_SCALE = 1e-6  # of a checkpoint that is taken
 MLP_RATIO = 4
 
 
+def towers_of(
+    video_frames: int = 2,
+    kernel_size: tuple[int, int, int] = (2, 14, 14),
+    audio_kernel_size: int = 16,
+    audio_stride: int = 10,
+    audio_num_mel_bins: int = 128,
+    audio_target_len: int = 204,
+    depth_kernel_size: int = 16,
+    thermal_kernel_size: int = 16,
+    imu_kernel_size: int = 8,
+    out_embed_dim: int = 768,
+    **sizes: Any,
+) -> dict[str, TowerConfig]:
+    """Return the towers for sizes by the names, and with the defaults, of the released constructor.
+
+    Args:
+        sizes: MODALITY_embed_dim, MODALITY_num_blocks, MODALITY_num_heads, and MODALITY_drop_path, which has
+            no effect.
+
+    Raises:
+        TypeError, ValueError: a name or a size that there is not.
+    """
+    shapes = {
+        "vision": ((3, video_frames, 224, 224), kernel_size, kernel_size, (1024, 24, 16)),
+        "audio": (
+            *((1, audio_num_mel_bins, audio_target_len), (audio_kernel_size,) * 2, (audio_stride,) * 2),
+            (768, 12, 12),
+        ),
+        "text": ((77,), (), (), (768, 12, 12)),
+        "depth": ((1, 224, 224), (depth_kernel_size,) * 2, (depth_kernel_size,) * 2, (384, 12, 8)),
+        "thermal": ((1, 224, 224), (thermal_kernel_size,) * 2, (thermal_kernel_size,) * 2, (768, 12, 12)),
+        "imu": ((6, 2000), (imu_kernel_size,), (imu_kernel_size,), (512, 6, 8)),
+    }
+    towers = {}
+    for modality, (clip_shape, kernel, stride, defaults) in shapes.items():
+        names = (f"{modality}_{name}" for name in ("embed_dim", "num_blocks", "num_heads"))
+        width, n_blocks, n_heads = (sizes.pop(name, size) for name, size in zip(names, defaults, strict=True))
+        if sizes.pop(f"{modality}_drop_path", 0):
+            log.warning("%s_drop_path has no effect: there is no drop path here", modality)
+        towers[modality] = replace(
+            IMAGEBIND_HUGE[modality], clip_shape=clip_shape, kernel=tuple(kernel), stride=tuple(stride),
+            width=width, n_blocks=n_blocks, n_heads=n_heads, embedding=out_embed_dim,
+        )  # fmt: skip
+    if sizes:
+        raise TypeError(f"ImageBindModel has no size {next(iter(sizes))!r}")
+    return towers
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with packed projections, laid out as torch.nn.MultiheadAttention."""
 
     def __init__(self, config: TowerConfig):
         super().__init__()
-        self.n_heads, self.is_causal = config.n_heads, config.is_text
+        self.n_heads = config.n_heads
         width = config.width
         self.embed_dim, self.num_heads, self.head_dim = width, config.n_heads, width // config.n_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
@@ -176,17 +246,17 @@ class Attention(nn.Module):
         """Attend, (B, N, D) -> (B, N, D).
 
         Args:
-            attn_mask: (N, N) that is added before the softmax, instead of the tower's own mask.
+            attn_mask: (N, N) that is added before the softmax.
         """
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (B, N, D)
         if self.bias_k is not None:
-            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)  # (B, N + 1, D)
-            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
+            n = k.shape[0]  # of which a traced or exported model knows that it varies, not so of len(k)
+            k = torch.cat([k, self.bias_k.expand(n, -1, -1)], dim=1)  # (B, N + 1, D)
+            v = torch.cat([v, self.bias_v.expand(n, -1, -1)], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.n_heads) for t in (q, k, v))
         if attn_mask is not None:
             attn_mask = F.pad(attn_mask.to(q.dtype), (0, k.shape[2] - attn_mask.shape[1]))  # (N, N or N + 1)
-        is_causal = self.is_causal and attn_mask is None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask)
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -258,13 +328,47 @@ class Tower(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Embed clips, (B, *clip_shape) -> (B, E), each of norm `scale`."""
+        inputs = self.preprocess(clips)
+        trunk = self.trunk if self.trunk_wrapper is None else self.trunk_wrapper
+        tokens = inputs["trunk"].pop("tokens")
+        return self.rescale(self.project(trunk(tokens, **inputs["trunk"]), **inputs["head"]))
+
+    def preprocess(self, *clips: torch.Tensor, **named: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+        """Turn clips (B, *clip_shape) into what `trunk` and `project` are called with.
+
+        Args:
+            clips, named: one tensor, alone or, as the released model is called, by the name of its modality.
+
+        Returns:
+            under "trunk" tokens (B, N, D) and, of texts, a causal attn_mask (N, N); under "head", of texts,
+            seq_len (B,): where the end token is, which has the largest id and summarises the text. Of other
+            clips the class token does that, which comes first.
+        """
+        (clips,) = (*clips, *named.values())
         x = self.stem_norm(self.tokens(clips))
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
-        trunk = self.trunk if self.trunk_wrapper is None else self.trunk_wrapper
-        x = trunk(x + self.pos_embed)
-        # The class token summarises the clip; in a text the end token does, which has the largest id.
-        return self.rescale(self.project(x, clips.argmax(dim=-1) if self.config.is_text else None))
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N, D)
+        x = x + self.positions(clips.shape[-1])
+        if not self.config.is_text:
+            return {"trunk": {"tokens": x}, "head": {}}
+        n_tokens = x.shape[1]
+        mask = x.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
+        return {"trunk": {"tokens": x, "attn_mask": mask}, "head": {"seq_len": clips.argmax(dim=-1)}}
+
+    def positions(self, size: int) -> torch.Tensor:
+        """Return the embeddings of positions (1, N, D); of squares of another size a bicubic resampling.
+
+        Args:
+            size: of the last axis of a clip.
+        """
+        config = self.config
+        if size == config.clip_shape[-1]:
+            return self.pos_embed
+        first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        n, n_new = (config.grid((*config.clip_shape[1:-2], s, s))[-1] for s in (config.clip_shape[-1], size))
+        grid = grid.unflatten(1, (n, n)).movedim(-1, 1).float()  # (1, D, n, n)
+        grid = F.interpolate(grid, (n_new, n_new), mode="bicubic").flatten(2).transpose(1, 2)
+        return torch.cat([first, grid.to(first.dtype)], dim=1)
 
     def trunk(
         self, tokens: torch.Tensor, attn_mask: torch.Tensor | None = None, **checkpointing: Any
@@ -284,18 +388,27 @@ class Tower(nn.Module):
 
     def project(self, tokens: torch.Tensor, seq_len: torch.Tensor | None = None) -> torch.Tensor:
         """Project one token of each clip, (B, N, D) -> (B, E): that at `seq_len` (B,), else the first."""
-        summary = 0 if seq_len is None else seq_len
-        tokens = tokens[torch.arange(len(tokens), device=tokens.device), summary]  # (B, D)
-        return self.head(self.norm(tokens))
+        if seq_len is None:
+            summary = tokens[:, 0]  # (B, D)
+        else:
+            summary = tokens[torch.arange(tokens.shape[0], device=tokens.device), seq_len]
+        return self.head(self.norm(summary))
 
     def rescale(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Give embeddings (B, E) the norm `scale`."""
         return F.normalize(embeddings, dim=-1) * self.scale
 
     def tokens(self, clips: torch.Tensor) -> torch.Tensor:
-        """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token."""
+        """Turn clips into tokens, (B, *clip_shape) -> (B, N, D), N without the class token.
+
+        A picture (B, 3, H, W) is a video of one frame, and one frame stands for all.
+        """
         if self.config.is_text:
             return self.stem(clips)
+        if len(self.config.clip_shape) == 4:
+            clips = clips.unsqueeze(2) if clips.ndim == 4 else clips
+            if clips.shape[2] == 1:
+                clips = clips.expand(-1, -1, self.config.clip_shape[1], -1, -1)
         return self.stem(clips.to(type_of(self.stem))).to(self.pos_embed.dtype).flatten(2).transpose(1, 2)
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Tower:
@@ -357,14 +470,22 @@ class ImageBindModel(nn.Module):
     Args:
         towers: the sizes for each modality.
         note: shown with every result, for example that the weights are a demo's.
+        released: sizes by the names of the released constructor, such as vision_embed_dim, with its defaults,
+            instead of towers.
     """
 
-    def __init__(self, towers: dict[str, TowerConfig], note: str = ""):
+    def __init__(self, towers: dict[str, TowerConfig] | None = None, note: str = "", **released: Any):
         super().__init__()
+        if (towers is None) != bool(released):
+            raise TypeError("give towers, or sizes by the names of the released constructor")
+        towers = towers or towers_of(**released)
         if len({config.embedding for config in towers.values()}) != 1:
             raise ValueError("towers are of one embedding size")
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
+        self._loaded_under: str | None = None  # the prefix under which released names are being loaded
+        self.register_load_state_dict_pre_hook(ImageBindModel._take_released_names)
+        self.register_load_state_dict_post_hook(ImageBindModel._give_released_names)
 
     @classmethod
     def from_pretrained(
@@ -390,14 +511,15 @@ class ImageBindModel(nn.Module):
 
         Args:
             inputs: modality -> (B, *clip_shape) or, of several clips a file, (B, S, *clip_shape).
-                Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W); text is token ids, int64.
+                Vision takes images too, (B, 3, H, W) or (B, S, 3, H, W), and clips of one frame. Pictures are
+                squares, also of other sizes than the weights were trained on. Text is token ids, int64.
 
         Returns:
             modality -> (B, E): the mean over a file's clips of embeddings of norm `scale`. The more the clips
             differ the smaller its norm, so a cosine needs both vectors normalised.
 
         Raises:
-            ValueError: the model has no tower for a modality, or an input has another shape.
+            ValueError: the model has no tower for a modality, or an input has another shape, or is empty.
         """
         return {modality: self._embed(modality, x) for modality, x in inputs.items()}
 
@@ -426,53 +548,73 @@ class ImageBindModel(nn.Module):
             raise AttributeError(f"{name} is a view of the towers; patch the modules in it")
         super().__setattr__(name, value)
 
-    def state_dict(self, *args: Any, released_names: bool = False, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Return the tensors by name, as torch does.
+    def state_dict(
+        self,
+        *args: Any,
+        destination: dict[str, torch.Tensor] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+        released_names: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, as torch does; also of a model in another module.
 
         Args:
-            released_names: give them the names and shapes of the released checkpoint.
+            released_names: give them the names and shapes of the released checkpoint; otherwise ours.
         """
-        state_dict = super().state_dict(*args, **kwargs)
-        return released.to_released(state_dict) if released_names else state_dict
+        destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
+        found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if released_names:
+            own = {name[len(prefix) :]: found.pop(name) for name in list(found) if name.startswith(prefix)}
+            found.update({prefix + name: tensor for name, tensor in released.to_released(own).items()})
+        return found
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
-    ) -> torch.nn.modules.module._IncompatibleKeys:
-        """Take tensors by name, ours or the released ones; otherwise as torch does.
+    @staticmethod
+    def _take_released_names(
+        model: ImageBindModel,
+        state_dict: dict[str, torch.Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Give tensors that are to be loaded our names; torch calls this inside other modules too."""
+        given = {name[len(prefix) :]: name for name in state_dict if name.startswith(prefix)}
+        is_released = any(map(released.is_released, given))
+        model._loaded_under = prefix if is_released else None
+        if is_released:
+            tensors = {name: state_dict.pop(key) for name, key in given.items()}
+            renamed = released.from_released(tensors)
+            if len(renamed) + (released.CAUSAL_MASK in given) < len(given):
+                error_msgs.append("the state dict has a tensor under its released name and under ours")
+            state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
 
-        Returns:
-            the missing and the unexpected keys, in released names where those were given.
-
-        Raises:
-            RuntimeError: with `strict`, names do not fit; in any case, a tensor has another shape.
-        """
-        if not any(map(released.is_released, state_dict)):
-            return super().load_state_dict(state_dict, strict, assign)
-        renamed = released.from_released(state_dict)
-        if len(renamed) + (released.CAUSAL_MASK in state_dict) < len(state_dict):
-            raise RuntimeError("the state dict has a tensor under its released name and under ours")
-        keys = super().load_state_dict(renamed, strict=False, assign=assign)
-        for names in keys:
-            names[:] = map(released.released_name, names)
-        if strict and any(keys):
-            raise RuntimeError(
-                f"the state dict {state_dicts.misfit(keys.missing_keys, keys.unexpected_keys)}"
-            )
-        return keys
+    @staticmethod
+    def _give_released_names(model: ImageBindModel, keys: Any) -> None:
+        """Name what was missing or unexpected as in what was loaded."""
+        prefix, model._loaded_under = model._loaded_under, None
+        for names in keys if prefix is not None else ():
+            names[:] = [
+                prefix + released.released_name(name[len(prefix) :]) if name.startswith(prefix) else name
+                for name in names
+            ]
 
     def _embed(self, modality: str, x: torch.Tensor) -> torch.Tensor:
         if modality not in self.towers:
             raise ValueError(f"no {modality!r} tower in this model; it has {', '.join(self.towers)}")
-        tower = self.towers[modality]
+        tower, shape = self.towers[modality], tuple(x.shape)
         clip_shape = tower.config.clip_shape
-        if len(clip_shape) == 4 and x.shape[-3:] == (clip_shape[0], *clip_shape[2:]):
-            x = repeat(x, "... c h w -> ... c t h w", t=clip_shape[1])  # an image is one frame repeated
+        if len(clip_shape) == 4 and x.ndim > 3 and shape[-3] == clip_shape[0]:
+            x = x.unsqueeze(-3)  # an image is one frame
         n_axes = x.ndim - len(clip_shape)
-        if n_axes not in (1, 2) or x.shape[n_axes:] != clip_shape:
-            raise ValueError(f"{modality} input is (B, [S,] {clip_shape}), not {tuple(x.shape)}")
+        if n_axes not in (1, 2) or not tower.config.takes(tuple(x.shape[n_axes:])):
+            raise ValueError(f"{modality} input is (B, [S,] {clip_shape}), not {shape}")
+        if 0 in shape:
+            raise ValueError(f"{modality} input is empty: {shape}")
         if n_axes == 1:
             return tower(x)
-        return reduce(tower(x.flatten(0, 1)), "(b s) e -> b e", "mean", b=len(x))
+        return tower(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
 def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | None = None) -> ImageBindModel:
@@ -517,7 +659,7 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
             raise
         reason = " ".join(str(e).split())[:200]
         raise checkpoints.CheckpointError(f"{path}: its towers cannot be built ({reason})") from e
-    checkpoints.check_state_dict(path, checkpoint, model.state_dict())
+    checkpoints.check_state_dict(path, checkpoint, model.state_dict(released_names=False))
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     for modality, tower in model.towers.items():
         if not torch.as_tensor(tower.scale).item() > MIN_SCALE:
@@ -535,4 +677,4 @@ def config_of(row: Mapping[str, Any]) -> TowerConfig:
 def save_model(model: ImageBindModel, path: str | os.PathLike) -> None:
     """Write a checkpoint of our own: sizes and tensors of the towers in plain types."""
     rows = {modality: asdict(tower.config) for modality, tower in model.towers.items()}
-    checkpoints.write_checkpoint(path, rows, model.state_dict(), model.note)
+    checkpoints.write_checkpoint(path, rows, model.state_dict(released_names=False), model.note)

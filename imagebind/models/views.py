@@ -15,7 +15,12 @@ from torch import nn
 from imagebind.models import released
 
 # Part -> the method of a tower that computes it
-METHODS = {released.TRUNKS: "trunk", released.HEADS: "project", released.POSTPROCESSORS: "rescale"}
+METHODS = {
+    released.PREPROCESSORS: "preprocess",
+    released.TRUNKS: "trunk",
+    released.HEADS: "project",
+    released.POSTPROCESSORS: "rescale",
+}
 
 
 class PartView(nn.Module):
@@ -118,7 +123,21 @@ class PartsView(nn.ModuleDict):
         self.add_module(modality, module)
 
     def __delitem__(self, modality: str) -> None:
-        raise ValueError(f"a view cannot lose a part; del model.towers[{modality!r}] frees a tower")
+        """Free a tower, all parts of it; deleting another part of one that is gone is no error.
+
+        Raises:
+            KeyError: no modality has this name.
+        """
+        if modality not in released.MODALITIES:
+            raise KeyError(modality)
+        self._towers._modules.pop(modality, None)
+        self._modules.pop(modality, None)
+
+    def pop(self, modality: str) -> nn.Module:
+        """Return a part of a tower, and free the tower."""
+        part = self[modality]
+        del self[modality]
+        return part
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._modules:
