@@ -618,7 +618,7 @@ class ImageBindModel(nn.Module):
 
 
 def imagebind_huge(pretrained: bool = False, checkpoint: str | os.PathLike | None = None) -> ImageBindModel:
-    """Build ImageBind in its released size, in eval mode.
+    """Build ImageBind in its released size, in eval mode; the released function gives it in training mode.
 
     Args:
         pretrained: load the released weights from .checkpoints/imagebind_huge.pth at the project's
