@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from conftest import TESTS
 from test_model import TINY, recorded_text, released_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from batch_inference import Evaluator, batch_inference_av_consistency, main
 from imagebind.evaluation.model import ModelHolder
@@ -247,6 +248,25 @@ def test_a_model_inside_another_takes_the_released_names(tensors, bare, tmp_path
     assert torch.equal(embed(again.imagebind), expected)
     ours_inside = under("imagebind.", ours(tensors)) | under("head.", wrapper.head.state_dict())
     assert again.load_state_dict(ours_inside) == ([], [])
+
+
+def test_tools_that_load_by_name_reach_the_towers(tensors, bare):
+    """torch's distributed checkpoints, and what puts tensors into modules one by one."""
+    expected = embed(load_model(bare))
+    model = ImageBindModel(TINY)
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, dict(tensors), options=options)
+    assert torch.equal(embed(model), expected)
+    model = ImageBindModel(TINY)
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)  # made anew each time, where it is a view
+        if tensor.shape == module.state_dict()[last].shape:  # all but the stem of IMU
+            if last in module._parameters:
+                module._parameters[last] = torch.nn.Parameter(tensor)
+            else:
+                module._buffers[last] = tensor
+    assert torch.equal(embed(model), expected)
 
 
 def test_tensors_that_are_known_by_name_are_taken(tensors, bare):

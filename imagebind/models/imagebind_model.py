@@ -351,9 +351,8 @@ class Tower(nn.Module):
         x = x + self.positions(clips.shape[-1])
         if not self.config.is_text:
             return {"trunk": {"tokens": x}, "head": {}}
-        n_tokens = x.shape[1]
-        mask = x.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
-        return {"trunk": {"tokens": x, "attn_mask": mask}, "head": {"seq_len": clips.argmax(dim=-1)}}
+        of_trunk = {"tokens": x, "attn_mask": released.causal_mask(x)}
+        return {"trunk": of_trunk, "head": {"seq_len": clips.argmax(dim=-1)}}
 
     def positions(self, size: int) -> torch.Tensor:
         """Return the embeddings of positions (1, N, D); of squares of another size a bicubic resampling.
@@ -585,8 +584,13 @@ class ImageBindModel(nn.Module):
         model._loaded_under = prefix if is_released else None
         if is_released:
             tensors = {name: state_dict.pop(key) for name, key in given.items()}
+            own = dict(model.named_parameters()) | dict(model.named_buffers())
+            for name in given:  # torch.distributed.checkpoint adds the model's own tensors, under our names
+                ours = released.our_name(name)
+                if ours != name and ours in tensors and tensors[ours].data_ptr() == own[ours].data_ptr():
+                    del tensors[ours]
             renamed = released.from_released(tensors)
-            if len(renamed) + (released.CAUSAL_MASK in given) < len(given):
+            if len(renamed) + (released.CAUSAL_MASK in given) < len(tensors):
                 error_msgs.append("the state dict has a tensor under its released name and under ours")
             state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
 

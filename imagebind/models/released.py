@@ -107,7 +107,11 @@ def to_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     if IMU_STEM in state_dict:
         renamed[released_name(IMU_STEM)] = state_dict[IMU_STEM].flatten(1)
     if TEXT_POSITIONS in state_dict:
-        positions = state_dict[TEXT_POSITIONS].detach()
-        n_tokens = positions.shape[1]
-        renamed[CAUSAL_MASK] = positions.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
+        renamed[CAUSAL_MASK] = causal_mask(state_dict[TEXT_POSITIONS].detach())
     return renamed
+
+
+def causal_mask(tokens: torch.Tensor) -> torch.Tensor:
+    """Return what is added to attention so that no token (B, N, D) sees a later one: (N, N)."""
+    n_tokens = tokens.shape[1]
+    return tokens.new_full((n_tokens, n_tokens), -torch.inf).triu(1)

@@ -23,6 +23,20 @@ METHODS = {
 }
 
 
+class HeldTensors(dict):
+    """The tensors of a view by name: one that tools put in the place of another goes into the tower too."""
+
+    def __init__(self, places: dict[str, tuple[nn.Module, str]]):
+        super().__init__()
+        self._places = places
+
+    def __setitem__(self, name: str, tensor: torch.Tensor | None) -> None:
+        super().__setitem__(name, tensor)
+        if name in self._places:
+            tower, its_name = self._places[name]
+            setattr(tower, its_name, tensor)
+
+
 class PartView(nn.Module):
     """One part of a tower, or a group of names in one.
 
@@ -33,7 +47,8 @@ class PartView(nn.Module):
     def __init__(self, compute: Callable[..., torch.Tensor] | None = None):
         super().__init__()
         vars(self)["_compute"] = compute
-        vars(self)["_places"]: dict[str, tuple[nn.Module, str]] = {}  # name -> tower, and name there
+        vars(self)["_places"] = {}  # name -> tower, and name there
+        vars(self).update({kind: HeldTensors(self._places) for kind in ("_parameters", "_buffers")})
 
     def hold(self, path: str, tower: nn.Module, name: str) -> None:
         """Show what a tower has under a name at a path of names."""
@@ -44,13 +59,13 @@ class PartView(nn.Module):
             self._modules[first].hold(rest, tower, name)
             return
         held = getattr(tower, name)
-        self._places[first] = tower, name
         if isinstance(held, nn.Module):
             self.add_module(first, held)
         elif isinstance(held, nn.Parameter):
             self.register_parameter(first, held)
         elif held is not None:
             self.register_buffer(first, held)
+        self._places[first] = tower, name
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._compute is None:
@@ -153,4 +168,6 @@ def view_part(tower: nn.Module, modality: str, part: str) -> PartView:
         its_part, path = released.place(modality, name)
         if its_part == part:
             view.hold(path, tower, name)
+    if part == released.PREPROCESSORS and tower.config.is_text:  # a constant, made where it is needed
+        view.register_buffer("mask", released.causal_mask(tower.pos_embed.detach()))
     return view
