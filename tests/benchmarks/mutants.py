@@ -198,8 +198,8 @@ BEHAVIOURS = (
     Behaviour(
         "a file of which too much is damaged is refused",
         "imagebind/data/media.py",
-        "if n_damaged > MAX_DAMAGED_SHARE * n_packets or n_at_end == n_packets > 0:",
-        "if n_at_end == n_packets > 0:",
+        "if n_damaged > MAX_DAMAGED_SHARE * total or n_at_end == total:",
+        "if n_at_end == total:",
         "tests/test_media.py::test_a_file_gives_a_row_or_a_reason",
     ),
     Behaviour(
