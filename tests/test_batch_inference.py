@@ -698,7 +698,15 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
     )
     assert set(results) == {
         *("audio_embeddings", "video_embeddings", "similarity_matrix", "metrics"),
-        *("audio_names", "video_names", "pairs", "pair_rows", "pair_scores", "skipped_pairs"),
+        *(
+            "audio_names",
+            "video_names",
+            "pairs",
+            "pair_rows",
+            "pair_scores",
+            "skipped_pairs",
+            "skipped_windows",
+        ),
         *("top_matches", "histograms", "candidates", "windows", "failures"),
         *("audio_paths", "video_paths", "best_others"),
     }
