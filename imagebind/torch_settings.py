@@ -49,14 +49,15 @@ def settings_for_model(device: torch.device, precision: str) -> Iterator[None]:
     with _LOCK:
         matmul, allowed = torch.backends.cuda.matmul, precision == "tf32"
         reduced = [getattr(matmul, name) for name in REDUCED]
-        newer = [(backend, backend.fp32_precision) for backend in backends_by_precision()]
+        newer = [(operation, operation.fp32_precision) for operation in operations()]
         try:
             before = torch.get_float32_matmul_precision()
         except RuntimeError:  # the caller has set it by its newer names alone
             before = None
         torch.set_float32_matmul_precision("high" if allowed else "highest")
-        for backend, _ in newer:
-            backend.fp32_precision = "tf32" if allowed else "ieee"
+        for operation, _ in newer:
+            if operation.fp32_precision not in (("tf32",) if allowed else ("ieee", "none")):
+                operation.fp32_precision = "tf32" if allowed else "ieee"
         for name in REDUCED:
             setattr(matmul, name, False)
         older = nullcontext() if newer else torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
@@ -66,17 +67,17 @@ def settings_for_model(device: torch.device, precision: str) -> Iterator[None]:
         finally:
             if before is not None:
                 torch.set_float32_matmul_precision(before)
-            for backend, value in newer:
-                backend.fp32_precision = value
+            for operation, value in newer:  # torch does not tell whether it was set here or for all at once
+                if operation.fp32_precision != value:
+                    operation.fp32_precision = value
             for name, value in zip(REDUCED, reduced, strict=True):
                 setattr(matmul, name, value)
 
 
-def backends_by_precision() -> list[Any]:
+def operations() -> list[Any]:
     """List what multiplies in float32 by a precision of its own; before torch 2.9 nothing does."""
     backends = torch.backends
     if not hasattr(backends.cuda.matmul, "fp32_precision"):
         return []
-    by_library = (backends.cudnn, backends.mkldnn)
-    operations = (operation for library in by_library for operation in (library.conv, library.rnn))
-    return [backends.cuda.matmul, backends.mkldnn.matmul, *operations]
+    of_cuda = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    return [*of_cuda, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]

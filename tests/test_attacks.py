@@ -131,7 +131,7 @@ def test_a_list_is_read_in_the_encoding_in_which_its_files_are_there(
     lines = ["audio/b.wav", f"audio/{name}.wav", "audio/c.wav"]
     Path("list.txt").write_bytes("\r\n".join(lines).encode(encoding))
     assert read_list_file("list.txt") == lines
-    warning = f"list.txt: line 2 is not UTF-8; the list is read as {encoding.upper()}"
+    warning = f"list.txt: line 2 is not UTF-8; such lines are read as {encoding.upper()}"
     assert caplog.messages == ([] if encoding == "utf-8" else [warning])
     os.rename(f"audio/{name}.wav", "audio/gone.wav")
     found, expected = read_list_file("list.txt"), "\r\n".join(lines).encode(encoding).split(b"\r\n")
@@ -139,6 +139,17 @@ def test_a_list_is_read_in_the_encoding_in_which_its_files_are_there(
     if encoding != "utf-8":
         message = "list.txt: line 2 is not UTF-8, and its file is not there; save the list as UTF-8"
         assert caplog.messages[1:] == [message]
+
+
+def test_each_line_of_a_list_is_read_in_its_own_encoding(pairs, monkeypatch, caplog):
+    monkeypatch.chdir(pairs)
+    names = ["audio/caf\u00e9.wav", "audio/\u96e8.wav", "audio/\u732b.wav"]
+    for name, letter in zip(names, "abc", strict=True):
+        os.rename(f"audio/{letter}.wav", name)
+    in_gbk = "\n".join(["# \u96e8", f'"{names[1]}"', names[2]]).encode("gb18030")
+    Path("list.txt").write_bytes(b"\xef\xbb\xbf" + f"{names[0]}\n".encode() + in_gbk)
+    assert read_list_file("list.txt") == names
+    assert caplog.messages[0] == "list.txt: line 3 is not UTF-8; such lines are read as GB18030"
 
 
 def test_lists_whose_paths_are_not_there_say_so(pairs, capsys, monkeypatch):
@@ -386,6 +397,27 @@ def test_odd_similarities_are_one_line(two_runs, column, value):
     rewrite("one/pair_scores.csv", change)
     with pytest.raises(EvaluationError, match=r"^one: no finished run of this version"):
         compare_systems(["one", "two"])
+
+
+def test_a_changed_column_of_a_compared_run_is_refused(pairs, small_checkpoint, monkeypatch):
+    monkeypatch.chdir(pairs)
+    options = {"device": "cpu", "checkpoint": small_checkpoint, "num_workers": 0}
+    options |= {"captions": {"a": "a dog", "b": "rain"}, "protocols": ["imagebind", "avhscore"]}
+    for out in ("one", "two"):
+        batch_inference_av_consistency("audio", "video", output_dir=out, **options)
+    table = Path("one/pair_scores.csv").read_text(encoding="utf-8-sig")
+    columns = next(iter(csv.DictReader(table.splitlines())))
+    assert len(compare_systems(["one", "two"])) == 12
+    for column in ("text_audio_similarity", "text_video_similarity", "avhscore", "imagebind"):
+        place = list(columns).index(column)
+        for change in (lambda text: "0.9", lambda text: ""):
+            rows = list(csv.reader(table.splitlines()))
+            for row in rows[1:]:
+                row[place] = change(row[place]) if row[place] else ""
+            with open("one/pair_scores.csv", "w", newline="") as file:
+                csv.writer(file).writerows(rows)
+            with pytest.raises(EvaluationError, match=r"^one: .*its files are of different runs"):
+                compare_systems(["one", "two"])
 
 
 @pytest.mark.parametrize("value", ["nan", "1e400", "0_1", "9" * 401, "-1", "soon"])

@@ -250,6 +250,28 @@ def test_a_model_inside_another_takes_the_released_names(tensors, bare, tmp_path
     assert again.load_state_dict(ours_inside) == ([], [])
 
 
+def test_replicas_of_data_parallel_compute_as_the_model_and_have_its_views(model):
+    """Made as torch.nn.parallel.replicate makes them: tensors that are no parameters."""
+    for given in (model, model.bfloat16()):
+        modules = list(given.modules())
+        replicas = dict(
+            zip(modules, (module._replicate_for_data_parallel() for module in modules), strict=True)
+        )
+        for module, replica in replicas.items():
+            for name, child in module._modules.items():
+                setattr(replica, name, child and replicas[child])
+            replica._parameters |= {name: None for name, held in module._parameters.items() if held is None}
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    setattr(replica, name, tensor * 1.0)
+        replica = replicas[given]
+        assert torch.equal(embed(replica), embed(given))
+        inputs = replica.modality_preprocessors["audio"](audio=audio_clips())
+        rows = replica.modality_trunks["audio"](**inputs["trunk"])
+        rows = replica.modality_postprocessors["audio"](replica.modality_heads["audio"](rows))
+        assert torch.equal(rows, embed(given))
+
+
 def test_tools_that_load_by_name_reach_the_towers(tensors, bare):
     """torch's distributed checkpoints, and what puts tensors into modules one by one."""
     expected = embed(load_model(bare))
@@ -300,14 +322,29 @@ def test_released_names_that_do_not_fit_are_named(tensors):
     keys = model.load_state_dict(changed, strict=False)
     assert (keys.missing_keys, keys.unexpected_keys) == ([NORM], ["x"])
     inside = torch.nn.ModuleDict({"a": model, "b": torch.nn.Linear(1, 1, bias=False)})
-    keys = inside.load_state_dict(under("a.", changed), strict=False)
-    assert (keys.missing_keys, keys.unexpected_keys) == ([f"a.{NORM}", "b.weight"], ["a.x"])
+    with pytest.raises(RuntimeError, match=re.escape(f"size mismatch for a.{NORM}: ")):
+        inside.load_state_dict(under("a.", {**tensors, NORM: torch.ones(7)}))
+    assert f"a.{NORM}" in inside.load_state_dict({}, strict=False).missing_keys
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.load_state_dict({**tensors, NORM: torch.ones(7)}, strict=False)
     with pytest.raises(RuntimeError, match="under its released name and under ours"):
         model.load_state_dict({**tensors, released.our_name(NORM): tensors[NORM]})
     keys = model.load_state_dict({"towers.x": torch.ones(1)}, strict=False)
     assert keys.unexpected_keys == ["towers.x"]
+    ours_alone = model.load_state_dict({released.our_name(NORM): tensors[NORM]}, strict=False)
+    assert all(name.startswith("towers.") for name in ours_alone.missing_keys)
+    del model.towers["imu"]
+    twice = {**tensors, **ours(tensors)}
+    assert "modality_heads.imu.3.weight" in model.load_state_dict(tensors, strict=False).unexpected_keys
+    with pytest.raises(RuntimeError, match="under its released name and under ours"):
+        model.load_state_dict(twice, strict=False)
+
+
+def test_names_inside_another_module_are_those_that_were_given(tensors):
+    changed = {name: tensor for name, tensor in tensors.items() if name != NORM} | {"x": torch.ones(1)}
+    inside = torch.nn.ModuleDict({"a": ImageBindModel(TINY), "b": torch.nn.Linear(1, 1, bias=False)})
+    keys = inside.load_state_dict(under("a.", changed), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == ([f"a.{NORM}", "b.weight"], ["a.x"])
 
 
 # Views of the parts
@@ -360,6 +397,8 @@ def test_views_are_no_part_of_the_model(model):
     names, n_parameters = list(model.state_dict()), len(list(model.parameters()))
     before = embed(model)
     assert model.modality_trunks.vision is not None
+    view = pickle.loads(pickle.dumps(model.modality_preprocessors["vision"]))
+    assert torch.equal(view.cls_token, model.towers["vision"].cls_token)
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert list(copied.state_dict()) == names
         assert len(list(copied.parameters())) == n_parameters
@@ -453,6 +492,13 @@ def test_attention_takes_a_mask_as_the_released_one_does(model):
     x = torch.randn(2, 77, 24)  # beside it a learned key and value, which no mask hides
     torch.testing.assert_close(audio.attn(x, torch.zeros(77, 77)), audio.attn(x))
     assert not torch.allclose(audio.attn(x, causal), audio.attn(x))
+    assert torch.equal(audio.attn(x, causal.isinf()), audio.attn(x, causal))
+    of_heads = torch.stack([torch.zeros(77, 77), causal, causal, *[torch.zeros(77, 77)] * 3])
+    plain = torch.nn.MultiheadAttention(24, 3, add_bias_kv=True, batch_first=True)
+    plain.load_state_dict(audio.attn.state_dict())
+    for mask in (causal, causal.isinf(), of_heads, of_heads.isinf()):
+        expected = plain(x, x, x, attn_mask=mask, need_weights=False)[0]
+        torch.testing.assert_close(audio.attn(x, mask), expected, atol=1e-5, rtol=0)
 
 
 class Plain(torch.nn.Module):

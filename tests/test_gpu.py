@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import DEMO, DIRS, TESTS
 
-from batch_inference import batch_inference_av_consistency
+from batch_inference import Evaluator, batch_inference_av_consistency
 from imagebind import data
 from imagebind.evaluation import similarity
 from imagebind.models.embedder import Embedder
@@ -52,6 +52,20 @@ def embed(precision: str, device: torch.device = GPU, **inputs: list) -> dict[st
 def cosines(rows: dict[str, torch.Tensor]) -> torch.Tensor:
     audio, video = (torch.nn.functional.normalize(rows[m].double()) for m in ("audio", "vision"))
     return audio @ video.T
+
+
+def test_an_evaluator_in_fp16_loses_no_file_in_a_process_that_trains():
+    """Threads of OpenMP and of autograd are there by then."""
+    model = load_model(CHECKPOINT).to(GPU).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    paths = [[str(path) for path in sorted((DEMO / m).iterdir())[:6]] for m in ("audio", "video")]
+    evaluator = Evaluator(checkpoint=CHECKPOINT, device=GPU, precision="fp16")
+    for _ in range(3):
+        loss = model({"audio": torch.randn(4, 1, 128, 204, device=GPU)})["audio"].square().mean()
+        loss.backward()
+        optimizer.step()
+        torch.randn(500, 500) @ torch.randn(500, 500)
+        assert evaluator.evaluate(*paths)["failures"] == []
 
 
 def test_fp32_gives_the_cosines_of_the_cpu():

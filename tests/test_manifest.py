@@ -431,6 +431,14 @@ def test_what_a_data_frame_lacks_is_missing_in_and_out(pairs, small_checkpoint, 
         assert [p[name] for p in again["pair_scores"]] == [p[name] for p in results["pair_scores"]]
 
 
+def test_a_column_twice_and_no_table_are_refused(pairs):
+    twice = pd.DataFrame([["video/a.mp4", "video/b.mp4"]], columns=["video", "video"])
+    with pytest.raises(EvaluationError, match=r"^manifest: several columns video$"):
+        read_manifest(twice)
+    with pytest.raises(OptionError, match=r"^manifest must be a"):
+        batch_inference_av_consistency(None, None, manifest=pd.Series(["video/a.mp4"], name="video"))
+
+
 def test_rows_with_either_name_of_a_column_are_kept_alike(pairs, small_checkpoint, monkeypatch):
     monkeypatch.chdir(pairs)
     rows = [
@@ -480,7 +488,7 @@ def test_odd_names_of_columns_and_odd_values_are_written(pairs, small_checkpoint
     assert json.loads(Path("out/kept.jsonl").read_text())["n\0"] == "v\0"
 
 
-@pytest.mark.parametrize("time", ["0_1", "1" * 401, 10**400, "nan", "1e400", "\u0661", True, "-1"])
+@pytest.mark.parametrize("time", ["0_1", "1" * 401, 10**400, "nan", "1e400", "\u0661", True, np.True_, "-1"])
 def test_what_is_no_time_costs_its_row(caplog, time):
     rows = [{"video": "a.mp4"}, {"video": "b.mp4", "start": time}, {"video": "c.mp4", "end": time}]
     assert read_manifest(rows).pairs == [("a.mp4", "a.mp4")]

@@ -579,6 +579,20 @@ def test_24_valid_bits_of_32_are_whole_numbers(tmp_path):
     assert torch.equal(found[0], torch.from_numpy(samples.astype(np.float32) / 2**31))
 
 
+def test_a_gap_in_a_sound_is_no_damage(tmp_path, caplog):
+    """The packet before it is lost, which lasts no longer than the others."""
+    path = tmp_path / "x.mka"
+    with av.open(str(path), "w") as target, av.open(str(Sources(tmp_path).mka)) as source:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for i, packet in enumerate(p for p in source.demux(audio=0) if p.size):
+            copy = av.Packet(b"\xff" * packet.size if i == 9 else bytes(packet))
+            copy.pts = copy.dts = packet.pts + (600_000 if i > 9 else 0)
+            copy.time_base, copy.stream = packet.time_base, stream
+            target.mux(copy)
+    list(decode_audio(path))
+    assert caplog.messages == [f"{path}: 0.072 of 5.7 s are damaged and left out"]
+
+
 def test_encrypted_media_say_so(tmp_path):
     key = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb", "encryption_kid": "a7" * 16}
     options = {"encryption_scheme": "cenc-aes-ctr"} | key
@@ -606,6 +620,7 @@ def test_encrypted_media_say_so(tmp_path):
         ),
         ("x.mp4", b"<!DOCTYPE html>\n<html></html>", "an HTML page, not media"),
         ("x.mp4", bytes(100_000), "it begins with zeros, where there should be media"),
+        ("x.mp4", b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\0\1mdat" + b"\xff" * 8, "an MP4 file without"),
         ("x.mkv", b"\x1aE\xdf\xa3\x8bB\x82\x88matroska\x18S\x80g\x01\0\0\0\0\0\x10\0", ENDS_EARLY),
         ("x.ogg", b"OggS", ENDS_EARLY),
         (
@@ -614,7 +629,7 @@ def test_encrypted_media_say_so(tmp_path):
             "an MP4 file without its index",
         ),
     ],
-    ids=["lfs", "html", "zeros", "mkv", "ogg", "moov"],
+    ids=["lfs", "html", "zeros", "endless", "mkv", "ogg", "moov"],
 )
 def test_what_is_no_media_says_what_it_is(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)

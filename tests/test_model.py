@@ -201,9 +201,13 @@ def test_the_released_constructor_builds_the_released_towers():
     assert small.towers["vision"].config.width == 1024
     assert small.towers["vision"].config.n_tokens == 1 + 14 * 14
     assert small.towers["imu"].config.n_tokens == 1 + 500
-    for wrong in ({"smell_embed_dim": 3}, {}):
-        with pytest.raises(TypeError, match=r"smell_embed_dim|give towers"):
-            ImageBindModel(**wrong)
+    with torch.device("meta"):
+        assert ImageBindModel().towers["text"].config.width == 768
+    with pytest.raises(TypeError, match=r"has no size 'smell_embed_dim'"):
+        ImageBindModel(smell_embed_dim=3)
+    for wrong in ((2,), (TINY, "", 3)):
+        with pytest.raises(TypeError):
+            ImageBindModel(*wrong)
 
 
 def test_a_drop_path_that_is_asked_for_is_said_to_be_missing(caplog):
@@ -217,6 +221,17 @@ def test_one_frame_stands_for_a_clip(tiny):
     clips = recorded_input("any", (2, 3, 3, 2, 224, 224))
     clips[:, :, :, 1] = clips[:, :, :, 0]
     torch.testing.assert_close(tiny({"vision": clips[:, :, :, :1]}), tiny({"vision": clips}))
+
+
+@torch.inference_mode()
+def test_clips_of_three_frames_are_no_pictures():
+    torch.manual_seed(0)
+    sizes = {"clip_shape": (3, 3, 224, 224), "kernel": (3, 14, 14), "stride": (3, 14, 14)}
+    config = dataclasses.replace(TINY["vision"], **sizes)
+    model, clips = ImageBindModel({"vision": config}).eval(), torch.randn(2, 3, 3, 224, 224)
+    expected = model.towers["vision"](clips)
+    torch.testing.assert_close(model({"vision": clips})["vision"], expected)
+    torch.testing.assert_close(model({"vision": clips[:, None]})["vision"], expected)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from imagebind.packages import PackageError
 from imagebind.segments import file_of
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's length
+MAX_TYPICAL_PACKETS = 20  # that a packet of sound is as long as
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 ENDS_EARLY = "it ends before its sound or video begins: it was not written, or downloaded, to its end"
 OUT_OF_MEMORY = "needs more memory than it may have"
@@ -140,9 +141,10 @@ def hold_open(path: Path) -> Iterator[BinaryIO]:
 
 
 class File(io.BufferedReader):
-    """A file for FFmpeg, which takes a failing seek for a false size in a header, and PyAV for its own."""
+    """A file for PyAV. A header with a false size can have FFmpeg seek where no file can be."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Seek, or return what FFmpeg takes for a failure, and goes on: minus the number of the error."""
         try:
             return super().seek(offset, whence)
         except OSError as e:
@@ -202,9 +204,8 @@ def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
         try:
             opened = av.open(file, container_options=options, **ANY_METADATA)
         except av.FFmpegError as e:
-            ends = (
-                isinstance(e, av.EOFError) or e.errno == errno.EIO
-            )  # as FFmpeg calls it; not that of a disk
+            # EIO is FFmpeg's own here, of a header that is cut: that of a disk is Python's, raised by read().
+            ends = isinstance(e, av.EOFError) or e.errno == errno.EIO
             if not ends and not isinstance(e, av.InvalidDataError):
                 raise
             file.seek(0)
@@ -236,9 +237,11 @@ def box_kinds(file: BinaryIO) -> Iterator[bytes]:
     """Yield the kinds of the outer boxes of an MP4 file."""
     place, end = 0, os.fstat(file.fileno()).st_size
     for _ in range(MAX_BOXES):
+        if place >= end:
+            return
         file.seek(place)
         head = file.read(16)
-        if len(head) < 8 or place >= end:
+        if len(head) < 8:
             return
         yield head[4:8]
         size = int.from_bytes(head[:4], "big")
@@ -365,7 +368,9 @@ def measure(
     if stream.type == "audio" and None not in times:
         lengths = [b - a for a, b in itertools.pairwise(times)]
         lengths.append(duration or max(lengths, default=0))
-        if min(lengths) > 0:
+        typical = sorted(lengths)[len(lengths) // 2]
+        if min(lengths) > 0:  # a much longer one is a gap in the sound
+            lengths = [x if x <= MAX_TYPICAL_PACKETS * typical else typical for x in lengths]
             return [length * stream.time_base for length in lengths], "s"
     return [1] * len(times), "packets"
 
@@ -385,15 +390,19 @@ def report_loss(
     """
     damaged, at_end = [n for n in lost if n < end], [n for n in lost if n >= end]
     total, n_damaged, n_at_end = (
-        float(sum(length[n] for n in some)) for some in (range(len(length)), damaged, at_end)
+        sum(length[n] for n in some) for some in (range(len(length)), damaged, at_end)
     )
+
+    def of_all(amount: Fraction | int) -> str:
+        amounts = (f"{float(x):.3f}".rstrip("0").rstrip(".") for x in (amount, total))
+        return f"{' of '.join(amounts)} {unit}"
+
     if n_damaged > MAX_DAMAGED_SHARE * total or n_at_end == total:
-        lost = f"{n_damaged + n_at_end:.4g} of {total:.4g} {unit}"
-        raise MediaError(path, f"damaged: {lost} cannot be decoded")
+        raise MediaError(path, f"damaged: {of_all(n_damaged + n_at_end)} cannot be decoded")
     if n_damaged:
-        log.warning("%s: %.4g of %.4g %s are damaged and left out", path, n_damaged, total, unit)
+        log.warning("%s: %s are damaged and left out", path, of_all(n_damaged))
     if n_at_end:
-        log.warning("%s: ends early: the last %.4g of %.4g %s cannot be decoded", path, n_at_end, total, unit)
+        log.warning("%s: ends early: the last %s cannot be decoded", path, of_all(n_at_end))
 
 
 def keep_end(packet: av.Packet) -> None:

@@ -42,6 +42,7 @@ OTHER_SUFFIXES = {
 
 OTHER_ENCODINGS = ("gb18030", "cp1252")  # of lists of paths
 LINES_TRIED = 100
+AROUND_PATHS = " \t\r\n\"'"  # that may stand around a path in a list
 COPIES_LIST = ".copies.txt"  # in a directory of copies that a page plays: their names
 
 Source = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
@@ -226,33 +227,36 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
 
 
 def decode_paths(content: bytes, source: str | os.PathLike) -> str:
-    """Decode lines as UTF-8, or in the encoding in which most of those that are not name files."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = content.count(b"\n", 0, e.start) + 1
-    others = [x.strip() for x in content.splitlines() if not is_utf_8(x)][:LINES_TRIED]
-    n_files = {
-        encoding: sum(os.path.exists(x.decode(encoding, errors)) for x in others)
-        for encoding, errors in (("utf-8", "surrogateescape"), *((x, "replace") for x in OTHER_ENCODINGS))
-    }
-    encoding = max(n_files, key=n_files.get)
-    if encoding == "utf-8":
-        if not n_files[encoding]:
-            log.warning(
-                "%s: line %d is not UTF-8, and its file is not there; save the list as UTF-8", source, line
-            )
-        return content.decode("utf-8-sig", errors="surrogateescape")
-    log.warning("%s: line %d is not UTF-8; the list is read as %s", source, line, encoding.upper())
-    return content.decode(encoding, errors="replace")
+    """Decode lines as UTF-8; lines that name a file in another encoding alone, in that."""
+    lines = content.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
+    texts = [line.decode("utf-8", "surrogateescape") for line in lines]
+
+    def is_file(text: str) -> bool:
+        return os.path.exists(text.strip(AROUND_PATHS))
+
+    paths = [i for i, line in enumerate(lines) if not line.startswith(b"#")]
+    others = [i for i in paths if not can_be_utf_8(texts[i])]
+    tried = [i for i in others if not is_file(texts[i])][:LINES_TRIED]
+    if not tried:
+        return "".join(texts)
+    by_encoding = {x: [lines[i].decode(x, "replace") for i in tried] for x in OTHER_ENCODINGS}
+    encoding = max(by_encoding, key=lambda x: sum(map(is_file, by_encoding[x])))
+    if not any(map(is_file, by_encoding[encoding])):
+        cure = ", and its file is not there; save the list as UTF-8"
+        log.warning("%s: line %d is not UTF-8%s", source, tried[0] + 1, cure)
+        return "".join(texts)
+    shown = encoding.upper()
+    log.warning("%s: line %d is not UTF-8; such lines are read as %s", source, tried[0] + 1, shown)
+    for i in paths:  # bytes of the other encoding can be UTF-8 too
+        text = lines[i].decode(encoding, "replace")
+        if text != texts[i] and not is_file(texts[i]) and is_file(text):
+            texts[i] = text
+    return "".join(texts)
 
 
-def is_utf_8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def can_be_utf_8(text: str) -> bool:
+    """Whether text has no bytes in it that are not UTF-8."""
+    return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def trim(lines: list[str], source: str | os.PathLike) -> list[str]:

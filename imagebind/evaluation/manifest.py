@@ -218,11 +218,20 @@ def read_manifest(source: Source) -> Manifest:
 
 def is_table(source: Any) -> bool:
     """Whether something is a data frame or a table that gives its rows as mappings."""
-    return not isinstance(source, Mapping) and any(hasattr(source, name) for name in TABLE_METHODS)
+    has_columns = hasattr(source, "columns") or hasattr(source, "column_names")
+    return has_columns and any(hasattr(source, name) for name in TABLE_METHODS)
 
 
 def records_of(source: Any) -> Sequence[Mapping[str, Any]]:
-    """Return the rows of a data frame, or those that are given as such."""
+    """Return the rows of a data frame, or those that are given as such.
+
+    Raises:
+        EvaluationError: it has a column twice.
+    """
+    if is_table(source):
+        names = map(str, getattr(source, "column_names", None) or source.columns)
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise EvaluationError(f"manifest: several columns {twice[0]}")
     for name, arguments in TABLE_METHODS.items() if is_table(source) else ():
         if hasattr(source, name):
             return getattr(source, name)(*arguments)
@@ -355,7 +364,8 @@ def read_seconds(value: Any) -> float | None:
     """
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or (isinstance(value, str) and not SECONDS.fullmatch(value)):
+    is_truth = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
+    if is_truth or (isinstance(value, str) and not SECONDS.fullmatch(value)):
         raise ValueError(value)
     seconds = float(value)
     if not 0 <= seconds < math.inf:

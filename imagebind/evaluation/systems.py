@@ -412,30 +412,53 @@ def read_run(name: str) -> Run:
             pairs = [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
         if not isinstance(metrics["protocol"], dict):
             raise ValueError("no protocol")
-        similarities = metrics.get("paired_similarities", [])
-        # Somebody may have sorted the table.
         known = [p.similarities["audio_video"] for p in pairs if "audio_video" in p.similarities]
-        known, expected = np.sort(known), np.sort(similarities)
-        if known.shape != expected.shape or not np.allclose(known, expected, rtol=0, atol=1e-6):
-            raise ValueError("its files are of different runs")
+        for agreement in AGREEMENTS:
+            figures = metrics if agreement == "audio_video" else metrics.get(agreement, {})
+            found = [p.similarities[agreement] for p in pairs if agreement in p.similarities]
+            is_part = agreement != "audio_video" and metrics.get("mode") == "retrieval"
+            check_similarities(figures.get("paired_similarities", []), found, is_part)
         if not isinstance(metrics["protocol"].get("protocols", {}), dict):
             raise ValueError("its protocols are no names")
+        scores = metrics.get("scores", {})
         for protocol in PROTOCOLS:
-            if values := [p.similarities[protocol] for p in pairs if protocol in p.similarities]:
-                check_score(metrics["scores"][protocol], values)
+            values = [p.similarities[protocol] for p in pairs if protocol in p.similarities]
+            if values or protocol in scores:
+                check_score(scores[protocol], values)
         for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
             compared_figures(metrics[agreement] if agreement else metrics)
-        for agreement in AGREEMENTS:  # which texts are in pair_scores.csv, and not here?
-            if agreement not in metrics and agreement != "audio_video":
-                for pair in pairs:
-                    pair.similarities.pop(agreement, None)
     except OSError as e:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as e:
-        raise EvaluationError(f"{name}: no finished run of this version ({e})") from e
-    if not len(known):
+        reason = str(e)
+        if isinstance(e, KeyError):
+            reason = f"{METRICS_NAME} has no {reason}"
+        elif isinstance(e, TypeError | AttributeError):
+            reason = f"{METRICS_NAME} or {TABLE} has something else than figures"
+        raise EvaluationError(f"{name}: no finished run of this version ({reason})") from e
+    if not known:
         raise EvaluationError(f"{name}: has no pairs to compare")
     return Run(name, metrics, pairs)
+
+
+def check_similarities(expected: Sequence[float], found: Sequence[float], is_part: bool) -> None:
+    """Check what metrics.json says of the similarities of pairs against their table, which may be sorted.
+
+    Args:
+        is_part: whether metrics.json has more: those of captions with files that are in no pair.
+
+    Raises:
+        ValueError, TypeError: it says something else.
+    """
+    expected, found = np.sort(np.asarray(expected, float)), np.sort(found)
+    if is_part and len(found) < len(expected):
+        places = np.searchsorted(expected, found).clip(1, len(expected) - 1)
+        nearest = np.minimum(abs(expected[places - 1] - found), abs(expected[places] - found))
+        is_right = (nearest < 1e-6).all()
+    else:
+        is_right = found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=1e-6)
+    if not is_right:
+        raise ValueError("its files are of different runs")
 
 
 def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
@@ -446,8 +469,8 @@ def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
     """
     n_scored, n_pairs, mean = (score[key] for key in ("n_scored", "n_pairs", "mean"))
     if not (type(n_scored) is type(n_pairs) is int and 0 <= n_scored <= n_pairs):
-        raise ValueError("its numbers of pairs are none")
-    if n_scored != len(values) or not abs(mean - np.mean(values)) < 1e-6:
+        raise ValueError(f"{METRICS_NAME} has no numbers of pairs with a score")
+    if n_scored != len(values) or (values and not abs(mean - np.mean(values)) < 1e-6):
         raise ValueError("its files are of different runs")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -246,7 +247,8 @@ class Attention(nn.Module):
         """Attend, (B, N, D) -> (B, N, D).
 
         Args:
-            attn_mask: (N, N) that is added before the softmax.
+            attn_mask: as torch.nn.MultiheadAttention takes it, (N, N) or (B H, N, N): to be added before the
+                softmax, or of type bool, True where a token is not to be seen.
         """
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (B, N, D)
         if self.bias_k is not None:
@@ -255,7 +257,11 @@ class Attention(nn.Module):
             v = torch.cat([v, self.bias_v.expand(n, -1, -1)], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.n_heads) for t in (q, k, v))
         if attn_mask is not None:
-            attn_mask = F.pad(attn_mask.to(q.dtype), (0, k.shape[2] - attn_mask.shape[1]))  # (N, N or N + 1)
+            if attn_mask.dtype == torch.bool:
+                attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(attn_mask, -torch.inf)
+            attn_mask = attn_mask if attn_mask.ndim == 2 else attn_mask.unflatten(0, (-1, self.n_heads))
+            n_more = k.shape[2] - attn_mask.shape[-1]  # the learned key, which no mask hides
+            attn_mask = F.pad(attn_mask.to(q.dtype), (0, n_more))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask)
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
@@ -292,8 +298,12 @@ class Block(nn.Module):
 
 def type_of(module: nn.Module) -> torch.dtype:
     """Return the type that a module computes in: that of its first weight."""
-    types = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
-    return next(types, torch.float32)
+    held = (  # in a replica of DataParallel, which has no parameters, under another name
+        (*each._parameters.values(), *vars(each).get("_former_parameters", {}).values())
+        for each in module.modules()
+    )
+    weights = (weight for of_module in held for weight in of_module if weight is not None)
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 
 class Tower(nn.Module):
@@ -469,20 +479,20 @@ class ImageBindModel(nn.Module):
     Args:
         towers: the sizes for each modality.
         note: shown with every result, for example that the weights are a demo's.
-        released: sizes by the names of the released constructor, such as vision_embed_dim, with its defaults,
-            instead of towers.
+        sizes: instead of towers, by the names and with the defaults of the released constructor, such as
+            vision_embed_dim.
     """
 
-    def __init__(self, towers: dict[str, TowerConfig] | None = None, note: str = "", **released: Any):
+    def __init__(self, towers: dict[str, TowerConfig] | None = None, note: str = "", **sizes: Any):
         super().__init__()
-        if (towers is None) != bool(released):
+        if (towers is not None and sizes) or not isinstance(towers, Mapping | None):
             raise TypeError("give towers, or sizes by the names of the released constructor")
-        towers = towers or towers_of(**released)
+        towers = towers_of(**sizes) if towers is None else towers
         if len({config.embedding for config in towers.values()}) != 1:
             raise ValueError("towers are of one embedding size")
         self.note = note
         self.towers = nn.ModuleDict({modality: Tower(config) for modality, config in towers.items()})
-        self._loaded_under: str | None = None  # the prefix under which released names are being loaded
+        self._loading = None  # what _give_released_names needs of a load that is going on
         self.register_load_state_dict_pre_hook(ImageBindModel._take_released_names)
         self.register_load_state_dict_post_hook(ImageBindModel._give_released_names)
 
@@ -549,7 +559,6 @@ class ImageBindModel(nn.Module):
 
     def state_dict(
         self,
-        *args: Any,
         destination: dict[str, torch.Tensor] | None = None,
         prefix: str = "",
         keep_vars: bool = False,
@@ -560,7 +569,6 @@ class ImageBindModel(nn.Module):
         Args:
             released_names: give them the names and shapes of the released checkpoint; otherwise ours.
         """
-        destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
         found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if released_names:
             own = {name[len(prefix) :]: found.pop(name) for name in list(found) if name.startswith(prefix)}
@@ -581,13 +589,15 @@ class ImageBindModel(nn.Module):
         """Give tensors that are to be loaded our names; torch calls this inside other modules too."""
         given = {name[len(prefix) :]: name for name in state_dict if name.startswith(prefix)}
         is_released = any(map(released.is_released, given))
-        model._loaded_under = prefix if is_released else None
+        has_ours = any(released.released_name(name) != name for name in given)
+        model._loading = (prefix, error_msgs) if is_released or not has_ours else None
         if is_released:
             tensors = {name: state_dict.pop(key) for name, key in given.items()}
             own = dict(model.named_parameters()) | dict(model.named_buffers())
             for name in given:  # torch.distributed.checkpoint adds the model's own tensors, under our names
                 ours = released.our_name(name)
-                if ours != name and ours in tensors and tensors[ours].data_ptr() == own[ours].data_ptr():
+                is_twice = ours != name and ours in tensors and ours in own
+                if is_twice and tensors[ours].data_ptr() == own[ours].data_ptr():
                     del tensors[ours]
             renamed = released.from_released(tensors)
             if len(renamed) + (released.CAUSAL_MASK in given) < len(tensors):
@@ -596,21 +606,27 @@ class ImageBindModel(nn.Module):
 
     @staticmethod
     def _give_released_names(model: ImageBindModel, keys: Any) -> None:
-        """Name what was missing or unexpected as in what was loaded."""
-        prefix, model._loaded_under = model._loaded_under, None
-        for names in keys if prefix is not None else ():
-            names[:] = [
-                prefix + released.released_name(name[len(prefix) :]) if name.startswith(prefix) else name
-                for name in names
-            ]
+        """Name what does not fit as state_dict() does, unless our names were given."""
+        if model._loading is None:
+            return
+        (prefix, error_msgs), model._loading = model._loading, None
+
+        def rename(name: str) -> str:
+            return prefix + released.released_name(name[len(prefix) :]) if name.startswith(prefix) else name
+
+        for names in keys:
+            names[:] = map(rename, names)
+        for i, message in enumerate(error_msgs):
+            error_msgs[i] = re.sub(r"(?<= for )[\w.]+(?=:)", lambda match: rename(match[0]), message)
 
     def _embed(self, modality: str, x: torch.Tensor) -> torch.Tensor:
         if modality not in self.towers:
             raise ValueError(f"no {modality!r} tower in this model; it has {', '.join(self.towers)}")
         tower, shape = self.towers[modality], tuple(x.shape)
         clip_shape = tower.config.clip_shape
-        if len(clip_shape) == 4 and x.ndim > 3 and shape[-3] == clip_shape[0]:
-            x = x.unsqueeze(-3)  # an image is one frame
+        if len(clip_shape) == 4 and x.ndim in (4, 5) and tower.config.takes((clip_shape[0], 1, *shape[-2:])):
+            is_clip = x.ndim == 5 and tower.config.takes(shape[1:])
+            x = x.unsqueeze(-3) if shape[-3] == clip_shape[0] and not is_clip else x  # an image is one frame
         n_axes = x.ndim - len(clip_shape)
         if n_axes not in (1, 2) or not tower.config.takes(tuple(x.shape[n_axes:])):
             raise ValueError(f"{modality} input is (B, [S,] {clip_shape}), not {shape}")

@@ -111,7 +111,11 @@ def to_released(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return renamed
 
 
-def causal_mask(tokens: torch.Tensor) -> torch.Tensor:
-    """Return what is added to attention so that no token (B, N, D) sees a later one: (N, N)."""
-    n_tokens = tokens.shape[1]
-    return tokens.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
+def causal_mask(like: torch.Tensor) -> torch.Tensor:
+    """Return what is added to attention so that no token sees a later one, (N, N).
+
+    Args:
+        like: (B, N, D), of the same number of tokens, type and device.
+    """
+    n_tokens = like.shape[1]
+    return like.new_full((n_tokens, n_tokens), -torch.inf).triu(1)

@@ -30,6 +30,9 @@ class HeldTensors(dict):
         super().__init__()
         self._places = places
 
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle would fill a dictionary before it has its attributes
+        return type(self), (self._places,), None, None, iter(self.items())
+
     def __setitem__(self, name: str, tensor: torch.Tensor | None) -> None:
         super().__setitem__(name, tensor)
         if name in self._places:
@@ -92,7 +95,7 @@ class PartView(nn.Module):
         if name in self._places:
             tower, its_name = self._places[name]
             setattr(tower, its_name, value)
-        elif name != "training":
+        elif name != "training" and name not in self._buffers:
             raise AttributeError(f"{name}: a view has only what the tower has; patch the modules in it")
         super().__setattr__(name, value)
 
@@ -168,6 +171,6 @@ def view_part(tower: nn.Module, modality: str, part: str) -> PartView:
         its_part, path = released.place(modality, name)
         if its_part == part:
             view.hold(path, tower, name)
-    if part == released.PREPROCESSORS and tower.config.is_text:  # a constant, made where it is needed
+    if part == released.PREPROCESSORS and tower.config.is_text:  # a tensor there, which no tower holds here
         view.register_buffer("mask", released.causal_mask(tower.pos_embed.detach()))
     return view
