@@ -263,7 +263,8 @@ def test_replicas_of_data_parallel_compute_as_the_model_and_have_its_views(model
             replica._parameters |= {name: None for name, held in module._parameters.items() if held is None}
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
-                    setattr(replica, name, tensor * 1.0)
+                    replica._former_parameters[name] = tensor * 1.0
+                    setattr(replica, name, replica._former_parameters[name])
         replica = replicas[given]
         assert torch.equal(embed(replica), embed(given))
         inputs = replica.modality_preprocessors["audio"](audio=audio_clips())
