@@ -261,6 +261,7 @@ def test_replicas_of_data_parallel_compute_as_the_model_and_have_its_views(model
             for name, child in module._modules.items():
                 setattr(replica, name, child and replicas[child])
             replica._parameters |= {name: None for name, held in module._parameters.items() if held is None}
+            replica._former_parameters = {}
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     replica._former_parameters[name] = tensor * 1.0
