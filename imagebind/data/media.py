@@ -23,7 +23,7 @@ from imagebind.packages import PackageError
 from imagebind.segments import file_of
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's length
-MAX_TYPICAL_PACKETS = 20  # that a packet of sound is as long as
+MAX_TYPICAL_PACKETS = 20  # as long as these a packet of sound can be; from one to the next is a gap otherwise
 MIN_FOUND_SHARE = 0.95  # of what a file says it holds; with less a warning says that it ends early
 ENDS_EARLY = "it ends before its sound or video begins: it was not written, or downloaded, to its end"
 OUT_OF_MEMORY = "needs more memory than it may have"

@@ -141,7 +141,7 @@ class Manifest:
         """The id of each pair."""
         return [None if (value := self.get("id", row)) is None else str(value) for row in self.rows]
 
-    @property
+    @cached_property
     def has_unique_ids(self) -> bool:
         """Whether every pair has an id of its own."""
         return None not in self.ids and len(set(self.ids)) == len(self.ids)
