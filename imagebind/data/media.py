@@ -68,6 +68,7 @@ ONE_THREAD = {"threads": 1} if PYAV >= 17 else {}
 # Where an edit list ends a sound within a packet, FFmpeg 9 ends it there. Before, and so in published scores,
 # it ended with the packet.
 ENDS_WITHIN_PACKETS = av.library_versions["libavformat"][0] >= 63
+TELLS_SIDEDATA = hasattr(av.Packet, "has_sidedata")  # so of an encrypted packet that it is; not PyAV 14
 FAULTS = (NameError, AttributeError, TypeError, AssertionError)  # of a program, and not of a file
 PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -296,7 +297,7 @@ def demux(stream: av.stream.Stream) -> Iterator[av.Packet]:
     while True:
         try:
             for packet in stream.container.demux(stream):
-                if packet.has_sidedata("encryption_info"):
+                if TELLS_SIDEDATA and packet.has_sidedata("encryption_info"):
                     raise MediaError(stream.container.name, "encrypted")
                 n_packets += packet.size > 0
                 yield packet

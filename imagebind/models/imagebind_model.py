@@ -298,12 +298,14 @@ class Block(nn.Module):
 
 def type_of(module: nn.Module) -> torch.dtype:
     """Return the type that a module computes in: that of its first weight."""
-    held = (  # in a replica of DataParallel, which has no parameters, under another name
-        (*each._parameters.values(), *vars(each).get("_former_parameters", {}).values())
-        for each in module.modules()
-    )
-    weights = (weight for of_module in held for weight in of_module if weight is not None)
-    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+    for weight in module.parameters():  # loops, as torch 2.5 exports no next(...)
+        if weight.is_floating_point():
+            return weight.dtype
+    for each in module.modules():  # a replica of DataParallel has no parameters, but tensors in their place
+        for weight in vars(each).get("_former_parameters", {}).values():
+            if weight.is_floating_point():
+                return weight.dtype
+    return torch.float32
 
 
 class Tower(nn.Module):
