@@ -8,6 +8,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -228,6 +229,8 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
 
 def decode_paths(content: bytes, source: str | os.PathLike) -> str:
     """Decode lines as UTF-8; lines that name a file in another encoding alone, in that."""
+    with suppress(UnicodeDecodeError):  # nearly every list, and one may have a million lines
+        return content.decode("utf-8-sig")
     lines = content.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
     texts = [line.decode("utf-8", "surrogateescape") for line in lines]
 

@@ -228,14 +228,13 @@ def records_of(source: Any) -> Sequence[Mapping[str, Any]]:
     Raises:
         EvaluationError: it has a column twice.
     """
-    if is_table(source):
-        names = map(str, getattr(source, "column_names", None) or source.columns)
-        if twice := [name for name, n in Counter(names).items() if n > 1]:
-            raise EvaluationError(f"manifest: several columns {twice[0]}")
-    for name, arguments in TABLE_METHODS.items() if is_table(source) else ():
-        if hasattr(source, name):
-            return getattr(source, name)(*arguments)
-    return source
+    if not is_table(source):
+        return source
+    names = map(str, getattr(source, "column_names", None) or source.columns)
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise EvaluationError(f"manifest: several columns {twice[0]}")
+    method = next(name for name in TABLE_METHODS if hasattr(source, name))
+    return getattr(source, method)(*TABLE_METHODS[method])
 
 
 def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
