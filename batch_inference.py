@@ -52,16 +52,19 @@ except PackageError as e:
         sys.exit(f"error: {e}; or activate the environment that has them, see README.md")
     raise
 
-from imagebind.evaluation.embedding import start_workers
+from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation.embed.embedding import start_workers
+from imagebind.evaluation.embed.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.evaluator import Evaluator, evaluate
-from imagebind.evaluation.files import SUFFIXES, Source, read_list_file
-from imagebind.evaluation.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
+from imagebind.evaluation.inputs.files import SUFFIXES, Source, read_list_file
 from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
-from imagebind.evaluation.outputs import REPORT_PAGE, is_output
-from imagebind.evaluation.protocols import NAMES as PROTOCOLS
-from imagebind.evaluation.report import format_report
-from imagebind.evaluation.systems import COMPARISON_NAME, COMPARISON_PAGE, compare_systems, format_comparison
+from imagebind.evaluation.systems.systems import (
+    COMPARISON_NAME,
+    COMPARISON_PAGE,
+    compare_systems,
+    format_comparison,
+)
 from imagebind.evaluation.terminal import (
     logging_to_stderr,
     prepare_streams,
@@ -69,6 +72,8 @@ from imagebind.evaluation.terminal import (
     print_results,
     stopped_by_signals,
 )
+from imagebind.evaluation.write.outputs import REPORT_PAGE, is_output
+from imagebind.evaluation.write.report import format_report
 from imagebind.names import one_line
 
 __all__ = [

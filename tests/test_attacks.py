@@ -30,9 +30,9 @@ from conftest import (
 )
 
 from batch_inference import batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation import progress
+from imagebind.evaluation.embed import progress
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.files import read_list_file, unify_spelling
+from imagebind.evaluation.inputs.files import read_list_file, unify_spelling
 from imagebind.models import checkpoints
 from imagebind.models.imagebind_model import load_model, save_model
 

@@ -27,7 +27,7 @@ from batch_inference import (
     main,
 )
 from imagebind import data
-from imagebind.evaluation import progress
+from imagebind.evaluation.embed import progress
 from imagebind.models import download, imagebind_model
 from imagebind.models.imagebind_model import load_model, save_model
 

@@ -20,10 +20,10 @@ from fuzz import fuzz_cache
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
-from imagebind.evaluation.embedding import FileEmbedder
-from imagebind.evaluation.model import ModelHolder, RunModel
-from imagebind.evaluation.progress import Progress
-from imagebind.evaluation.protocols import make_protocols
+from imagebind.evaluation.compare.protocols import make_protocols
+from imagebind.evaluation.embed.embedding import FileEmbedder
+from imagebind.evaluation.embed.model import ModelHolder, RunModel
+from imagebind.evaluation.embed.progress import Progress
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading import cache as cache_module

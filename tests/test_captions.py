@@ -19,9 +19,9 @@ from conftest import TESTS, tone, write_audio, write_movie
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind import data
-from imagebind.evaluation.captions import match_captions, match_names, read_captions
-from imagebind.evaluation.files import gather_files
-from imagebind.evaluation.pairing import pair_files
+from imagebind.evaluation.inputs.captions import match_captions, match_names, read_captions
+from imagebind.evaluation.inputs.files import gather_files
+from imagebind.evaluation.inputs.pairing import pair_files
 from imagebind.models import imagebind_model
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model, save_model
 
@@ -414,9 +414,9 @@ def test_250_000_captions_are_read_in_little_memory(tmp_path):
         file.write("name,caption\n")
         file.writelines(f"clip_{i:07d},a sound with the number {i}\n" for i in range(250_000))
     code = f"""
-from imagebind.evaluation.captions import match_captions
-from imagebind.evaluation.files import gather_files
-from imagebind.evaluation.pairing import pair_files
+from imagebind.evaluation.inputs.captions import match_captions
+from imagebind.evaluation.inputs.files import gather_files
+from imagebind.evaluation.inputs.pairing import pair_files
 names = [f"clip_{{i:07d}}.x" for i in range(0, 500_000, 4)]
 sides = [gather_files(side, [f"{{side}}/{{name}}" for name in names]) for side in ("audio", "video")]
 captioned = match_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)

@@ -13,8 +13,8 @@ from batch_inference import Options, batch_inference_av_consistency
 from imagebind import data
 from imagebind.data.features import AUDIO, VIDEO
 from imagebind.data.sequences import ImageInput
-from imagebind.evaluation.embedding import start_workers
-from imagebind.evaluation.model import choose_precision
+from imagebind.evaluation.embed.embedding import start_workers
+from imagebind.evaluation.embed.model import choose_precision
 from imagebind.models import embedder as embedder_module
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model, save_model

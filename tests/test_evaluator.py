@@ -21,7 +21,7 @@ from test_job import address
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency
 from imagebind import data
 from imagebind.data import MediaError
-from imagebind.evaluation import model as model_module
+from imagebind.evaluation.embed import model as model_module
 from imagebind.models.imagebind_model import ImageBindModel, load_model
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import Program
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
-from imagebind.evaluation.files import MediaFiles, gather_files, read_list_file
+from imagebind.evaluation.inputs.files import MediaFiles, gather_files, read_list_file
 
 
 def found(side: str, *keys: str) -> MediaFiles:

@@ -16,7 +16,7 @@ from test_model import TINY, recorded_text, released_state_dict
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from batch_inference import Evaluator, batch_inference_av_consistency, main
-from imagebind.evaluation.model import ModelHolder
+from imagebind.evaluation.embed.model import ModelHolder
 from imagebind.models import download, imagebind_model, released
 from imagebind.models.checkpoints import CheckpointError
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, load_model

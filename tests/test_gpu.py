@@ -13,7 +13,7 @@ from conftest import DEMO, DIRS, TESTS
 
 from batch_inference import Evaluator, batch_inference_av_consistency
 from imagebind import data
-from imagebind.evaluation import similarity
+from imagebind.evaluation.compare import similarity
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 

@@ -12,8 +12,7 @@ from scipy import stats
 from test_metrics import measure
 
 from batch_inference import batch_inference_av_consistency, main
-from imagebind.evaluation.groups import find_groups, group_names, hint_at_groups, number_groups
-from imagebind.evaluation.intervals import (
+from imagebind.evaluation.compare.intervals import (
     MIN_AUC_PAIRS,
     bootstrap_mean,
     digits_of,
@@ -21,6 +20,7 @@ from imagebind.evaluation.intervals import (
     share_interval,
     wilson_interval,
 )
+from imagebind.evaluation.inputs.groups import find_groups, group_names, hint_at_groups, number_groups
 
 
 def test_from_30_values_on_the_interval_is_that_of_the_percentiles():

@@ -21,8 +21,8 @@ import torch
 from conftest import LONG, PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
+from imagebind.evaluation.embed.job import Job, own_gpu, share_of
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.job import Job, own_gpu, share_of
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 GO_ON = "the same command goes on from what is kept"

@@ -17,8 +17,8 @@ import torch
 from conftest import write_movie
 
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency, main
-from imagebind.evaluation.comparison import Comparison, Lines
-from imagebind.evaluation.manifest import read_manifest
+from imagebind.evaluation.compare.comparison import Comparison, Lines
+from imagebind.evaluation.inputs.manifest import read_manifest
 
 COLUMNS = ("video", "audio", "id", "caption", "audio_caption", "group", "start", "end", "note")
 ROWS = [

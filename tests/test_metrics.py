@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imagebind.evaluation.metrics import (
+from imagebind.evaluation.compare.metrics import (
     RECALL_AT,
     Candidates,
     Found,
     compute_metrics,
     retrieval_metrics,
 )
-from imagebind.evaluation.similarity import cosine_similarity, look_up, scan
-from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, Sample, sample_mismatches
-from imagebind.evaluation.truth import TrueCells, find_truth
+from imagebind.evaluation.compare.similarity import cosine_similarity, look_up, scan
+from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, Sample, sample_mismatches
+from imagebind.evaluation.compare.truth import TrueCells, find_truth
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

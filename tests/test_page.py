@@ -18,19 +18,19 @@ from chromium import CHROMIUM, Browser
 from conftest import RATE, TESTS, picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation import charts, media, page
-from imagebind.evaluation.charts import histogram_chart, recall_chart
-from imagebind.evaluation.embedding import EmbeddedFiles
-from imagebind.evaluation.files import MediaFiles
-from imagebind.evaluation.media import PageMedia
-from imagebind.evaluation.metrics import Candidates
-from imagebind.evaluation.pairing import pair_files
-from imagebind.evaluation.plan import Plan
-from imagebind.evaluation.protocols import make_protocols
-from imagebind.evaluation.report import report_sections
-from imagebind.evaluation.results import build_results
-from imagebind.evaluation.store import EmbeddingStore, OutputArrays
-from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.evaluation.compare.metrics import Candidates
+from imagebind.evaluation.compare.protocols import make_protocols
+from imagebind.evaluation.compare.results import build_results
+from imagebind.evaluation.embed.embedding import EmbeddedFiles
+from imagebind.evaluation.embed.store import EmbeddingStore, OutputArrays
+from imagebind.evaluation.inputs.files import MediaFiles
+from imagebind.evaluation.inputs.pairing import pair_files
+from imagebind.evaluation.inputs.plan import Plan
+from imagebind.evaluation.write import charts, page, page_media
+from imagebind.evaluation.write.charts import histogram_chart, recall_chart
+from imagebind.evaluation.write.page_media import PageMedia
+from imagebind.evaluation.write.report import report_sections
+from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
 try:
@@ -367,10 +367,10 @@ def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
 
 def test_suspects_are_in_the_sample_of_a_large_matrix():
     pairs = [(i, 999 - i) for i in range(1000)]
-    rows, columns = media.sample_cells((1000, 1200), pairs, suspects=[7, 501])
+    rows, columns = page_media.sample_cells((1000, 1200), pairs, suspects=[7, 501])
     assert {7, 501} < set(rows)
     assert {992, 498} < set(columns)
-    assert len(rows) == len(columns) == media.MAX_FILES
+    assert len(rows) == len(columns) == page_media.MAX_FILES
     assert [999 - row for row in rows] == columns
 
 

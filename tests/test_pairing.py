@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 
 from batch_inference import main
-from imagebind.evaluation.files import MediaFiles
-from imagebind.evaluation.pairing import Pairing, pair_files, pair_with_own_sound, report_pairing
+from imagebind.evaluation.inputs.files import MediaFiles
+from imagebind.evaluation.inputs.pairing import Pairing, pair_files, pair_with_own_sound, report_pairing
 
 
 def listed(side: str, *paths: str) -> MediaFiles:

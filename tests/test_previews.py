@@ -16,7 +16,7 @@ from test_page import content_of
 
 from batch_inference import OptionError, batch_inference_av_consistency
 from imagebind.data import MediaError
-from imagebind.evaluation.media import address
+from imagebind.evaluation.write.page_media import address
 from imagebind.reading.cache import hash_file
 from imagebind.reading.previews import make_preview, write_preview
 from imagebind.segments import Segment

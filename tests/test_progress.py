@@ -16,9 +16,9 @@ import torch
 from conftest import open_files, readers, silence
 
 from batch_inference import batch_inference_av_consistency
-from imagebind.evaluation import model
+from imagebind.evaluation.embed import model
+from imagebind.evaluation.embed.progress import Progress
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.progress import Progress
 from imagebind.models import checkpoints, imagebind_model
 from imagebind.models.embedder import Launched
 

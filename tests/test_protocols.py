@@ -28,7 +28,7 @@ from imagebind.data.features import VIDEO, VIDEO_FRAMES
 from imagebind.data.frames import decoded_timeline, packet_timeline
 from imagebind.data.media import open_stream
 from imagebind.data.video import DroppedError, crop, crop_offsets, imagebind_clips, read_clips
-from imagebind.evaluation.protocols import NAMES
+from imagebind.evaluation.compare.protocols import NAMES
 from imagebind.reading import loader
 
 FOLDER = TESTS / "reference" / "protocols"

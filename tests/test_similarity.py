@@ -12,9 +12,9 @@ import torch
 from conftest import TESTS
 from test_metrics import embeddings_of, scores_of
 
-from imagebind.evaluation import similarity
-from imagebind.evaluation.keys import from_keys
-from imagebind.evaluation.similarity import TOP, cosine_similarity, look_up, scan, unit_rows
+from imagebind.evaluation.compare import similarity
+from imagebind.evaluation.compare.keys import from_keys
+from imagebind.evaluation.compare.similarity import TOP, cosine_similarity, look_up, scan, unit_rows
 
 
 def plain_cosine(a, b) -> float:
@@ -138,7 +138,7 @@ def test_a_cpu_without_memory_ends_the_scan():
 import resource
 import numpy as np
 from pathlib import Path
-from imagebind.evaluation.similarity import look_up, scan
+from imagebind.evaluation.compare.similarity import look_up, scan
 
 rows = np.random.default_rng(0).standard_normal((5_000, 8), dtype=np.float32)
 pairs = look_up(rows, rows, np.stack([np.arange(len(rows))] * 2, axis=1))
@@ -161,7 +161,7 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
     code = """
 import numpy as np
 from pathlib import Path
-from imagebind.evaluation.similarity import look_up, scan
+from imagebind.evaluation.compare.similarity import look_up, scan
 
 def memory(what):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.embedding import embed_files, interruptible, start_workers
+from imagebind.evaluation.embed.embedding import embed_files, interruptible, start_workers
+from imagebind.evaluation.embed.job import Job, embed_in_job
+from imagebind.evaluation.embed.model import ModelHolder, check_given
+from imagebind.evaluation.embed.store import OutputArrays
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.files import Source
-from imagebind.evaluation.job import Job, embed_in_job
-from imagebind.evaluation.media import PageMedia, shown_files
-from imagebind.evaluation.model import ModelHolder, check_given
+from imagebind.evaluation.inputs.files import Source
+from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.outputs import (
+from imagebind.evaluation.write.outputs import (
     check_can_draw,
     check_inputs,
     exclusive_use,
@@ -28,8 +29,7 @@ from imagebind.evaluation.outputs import (
     write_outputs,
     write_page_again,
 )
-from imagebind.evaluation.plan import plan_run
-from imagebind.evaluation.store import OutputArrays
+from imagebind.evaluation.write.page_media import PageMedia, shown_files
 
 if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
     import torch
@@ -76,7 +76,7 @@ def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | Non
         if not is_kept:
             holder.unload()  # similarities need the room
         with interruptible(lambda: embedded.summary):
-            from imagebind.evaluation.results import build_results  # imports torch
+            from imagebind.evaluation.compare.results import build_results  # imports torch
 
             lock.renew()
             arrays = OutputArrays(options.output_dir)
@@ -228,8 +228,8 @@ class Evaluator:
         """
         import torch
 
-        from imagebind.evaluation.keys import from_keys
-        from imagebind.evaluation.similarity import look_up
+        from imagebind.evaluation.compare.keys import from_keys
+        from imagebind.evaluation.compare.similarity import look_up
 
         is_batch = isinstance(video, Sequence)
         videos, audios = (list_tensors(x, name) for x, name in ((video, "video"), (audio, "audio")))

@@ -12,15 +12,15 @@ from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
+from imagebind.evaluation.compare.protocols import LEADING
+from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.files import Source
-from imagebind.evaluation.groups import compile_group_by
-from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from imagebind.evaluation.manifest import is_table, suffix_of
-from imagebind.evaluation.protocols import LEADING
-from imagebind.evaluation.protocols import NAMES as PROTOCOLS
-from imagebind.evaluation.tables import TEXT_SUFFIXES
-from imagebind.evaluation.words import LANGUAGES
+from imagebind.evaluation.inputs.files import Source
+from imagebind.evaluation.inputs.groups import compile_group_by
+from imagebind.evaluation.inputs.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from imagebind.evaluation.inputs.manifest import is_table, suffix_of
+from imagebind.evaluation.inputs.tables import TEXT_SUFFIXES
+from imagebind.evaluation.write.words import LANGUAGES
 from imagebind.names import can_be_path
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help

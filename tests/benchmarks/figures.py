@@ -25,9 +25,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent)]
 
 from batch_inference import batch_inference_av_consistency  # noqa: E402
-from imagebind.evaluation.comparison import Compared, Comparison  # noqa: E402
-from imagebind.evaluation.intervals import bootstrap_mean, share_interval  # noqa: E402
-from imagebind.evaluation.suspects import find_suspects  # noqa: E402
+from imagebind.evaluation.compare.comparison import Compared, Comparison  # noqa: E402
+from imagebind.evaluation.compare.intervals import bootstrap_mean, share_interval  # noqa: E402
+from imagebind.evaluation.compare.suspects import find_suspects  # noqa: E402
 
 DEMO = TESTS / "demo"
 WIDTH = 64

@@ -25,7 +25,7 @@ from conftest import tone, write_audio  # noqa: E402
 from throughput import in_process, make_video, peak_memory, repeat_video  # noqa: E402
 
 from batch_inference import batch_inference_av_consistency  # noqa: E402
-from imagebind.evaluation.protocols import NAMES  # noqa: E402
+from imagebind.evaluation.compare.protocols import NAMES  # noqa: E402
 
 RUNS = {  # each score alone; those of pairs alone have the released loaders' beside them
     "imagebind": ("imagebind",),

@@ -33,12 +33,12 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 from throughput import in_process, peak_memory, timed  # noqa: E402
 
 import batch_inference  # noqa: E402
-from imagebind.evaluation import similarity  # noqa: E402
-from imagebind.evaluation.files import gather_files, read_list_file  # noqa: E402
-from imagebind.evaluation.pairing import pair_files  # noqa: E402
-from imagebind.evaluation.store import OutputArrays, temporary_path  # noqa: E402
-from imagebind.evaluation.suspects import sample_mismatches  # noqa: E402
-from imagebind.evaluation.truth import find_truth  # noqa: E402
+from imagebind.evaluation.compare import similarity  # noqa: E402
+from imagebind.evaluation.compare.suspects import sample_mismatches  # noqa: E402
+from imagebind.evaluation.compare.truth import find_truth  # noqa: E402
+from imagebind.evaluation.embed.store import OutputArrays, temporary_path  # noqa: E402
+from imagebind.evaluation.inputs.files import gather_files, read_list_file  # noqa: E402
+from imagebind.evaluation.inputs.pairing import pair_files  # noqa: E402
 
 DEMO = TESTS / "demo"
 WIDTH = 1024

@@ -49,10 +49,10 @@ from imagebind import data  # noqa: E402
 from imagebind.data.clips import clip_spans  # noqa: E402
 from imagebind.data.features import AUDIO, VIDEO  # noqa: E402
 from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
-from imagebind.evaluation import progress  # noqa: E402
-from imagebind.evaluation.embedding import FileEmbedder, start_workers  # noqa: E402
-from imagebind.evaluation.model import ModelHolder, RunModel  # noqa: E402
-from imagebind.evaluation.protocols import NAMES, make_protocols  # noqa: E402
+from imagebind.evaluation.compare.protocols import NAMES, make_protocols  # noqa: E402
+from imagebind.evaluation.embed import progress  # noqa: E402
+from imagebind.evaluation.embed.embedding import FileEmbedder, start_workers  # noqa: E402
+from imagebind.evaluation.embed.model import ModelHolder, RunModel  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import (  # noqa: E402
     IMAGEBIND_HUGE,

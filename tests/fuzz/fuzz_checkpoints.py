@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from imagebind.evaluation.embed.model import check_towers, load_model
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.model import check_towers, load_model
 from imagebind.models import checkpoints
 from imagebind.models.imagebind_model import ImageBindModel, TowerConfig
 

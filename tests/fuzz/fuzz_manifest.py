@@ -47,7 +47,7 @@ from conftest import DEMO, picture, tone, write_audio, write_movie, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency
 from imagebind.data.features import AUDIO, TEXT, VIDEO
-from imagebind.evaluation.model import ModelHolder
+from imagebind.evaluation.embed.model import ModelHolder
 from imagebind.reading.loader import Reading, read_file
 from imagebind.segments import Segment
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.embedding import (
+from imagebind.evaluation.embed.embedding import (
     EmbeddedFiles,
     Failure,
     FileEmbedder,
@@ -36,11 +36,11 @@ from imagebind.evaluation.embedding import (
     open_file_embedder,
     start_workers,
 )
+from imagebind.evaluation.embed.model import ModelHolder
+from imagebind.evaluation.embed.store import EmbeddingStore, SequenceStore
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.model import ModelHolder
+from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
-from imagebind.evaluation.plan import plan_run
-from imagebind.evaluation.store import EmbeddingStore, SequenceStore
 from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.workers import Workers

@@ -21,8 +21,8 @@ from typing import Any
 from unicodedata import normalize
 
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.files import SUFFIXES, MediaFiles, stem
-from imagebind.evaluation.tables import Row, read_table, warn_of_skipped
+from imagebind.evaluation.inputs.files import SUFFIXES, MediaFiles, stem
+from imagebind.evaluation.inputs.tables import Row, read_table, warn_of_skipped
 from imagebind.names import shorten
 
 NAME, CAPTION = COLUMNS = ("name", "caption")

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from imagebind.evaluation.groups import number_groups
-from imagebind.evaluation.keys import Cells
-from imagebind.evaluation.metrics import (
+from imagebind.evaluation.compare.keys import Cells
+from imagebind.evaluation.compare.metrics import (
     Candidates,
     Found,
     SampledFound,
@@ -20,15 +19,16 @@ from imagebind.evaluation.metrics import (
     compute_sampled_metrics,
     find_candidates,
 )
-from imagebind.evaluation.progress import MatrixProgress
-from imagebind.evaluation.similarity import Top, count_among, look_up, scan
-from imagebind.evaluation.suspects import (
+from imagebind.evaluation.compare.similarity import Top, count_among, look_up, scan
+from imagebind.evaluation.compare.suspects import (
     Sample,
     choose_references,
     line_share,
     sample_mismatches,
 )
-from imagebind.evaluation.truth import TrueCells, Truth, find_truth
+from imagebind.evaluation.compare.truth import TrueCells, Truth, find_truth
+from imagebind.evaluation.embed.progress import MatrixProgress
+from imagebind.evaluation.inputs.groups import number_groups
 
 
 @dataclass(frozen=True)

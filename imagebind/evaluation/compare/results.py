@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagebind.evaluation.comparison import (
+from imagebind.evaluation.compare.comparison import (
     Compared,
     Comparison,
     Lines,
     describe_best_others,
     find_best_others,
 )
-from imagebind.evaluation.embedding import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.evaluation.compare.intervals import Mean
+from imagebind.evaluation.compare.keys import from_keys, reaches
+from imagebind.evaluation.compare.metrics import DEFINITIONS
+from imagebind.evaluation.compare.pair_scores import RANK_COLUMNS, ManifestRows, PairScores, list_skipped
+from imagebind.evaluation.compare.rows import CaptionRows, order_captions, order_files, order_rows
+from imagebind.evaluation.compare.scores import score_protocols
+from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE
+from imagebind.evaluation.embed.embedding import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.evaluation.embed.store import OutputArrays
 from imagebind.evaluation.errors import NothingLeftError
-from imagebind.evaluation.groups import number_groups
-from imagebind.evaluation.intervals import Mean
-from imagebind.evaluation.keys import from_keys, reaches
-from imagebind.evaluation.metrics import DEFINITIONS
+from imagebind.evaluation.inputs.groups import number_groups
+from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.pair_scores import RANK_COLUMNS, ManifestRows, PairScores, list_skipped
-from imagebind.evaluation.plan import Plan
-from imagebind.evaluation.rows import CaptionRows, order_captions, order_files, order_rows
-from imagebind.evaluation.scores import score_protocols
-from imagebind.evaluation.store import OutputArrays
-from imagebind.evaluation.suspects import FALSE_DISCOVERY_RATE
 from imagebind.names import shorten
 
 MATRIX_NAME = "similarity_matrix.npy"

@@ -23,26 +23,26 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from imagebind import packages
-from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.keys import reaches
-from imagebind.evaluation.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from imagebind.evaluation.manifest import suffix_of
-from imagebind.evaluation.media import PageMedia, check_copies
-from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
-from imagebind.evaluation.report import format_report, report_sections
-from imagebind.evaluation.store import (
+from imagebind.evaluation.compare.keys import reaches
+from imagebind.evaluation.embed.store import (
     OutputArrays,
     create,
     ensure_directory,
     temporary_path,
     write_npy_header,
 )
-from imagebind.evaluation.tables import PARQUET, load_pyarrow, typed_array, write_rows
+from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.inputs.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from imagebind.evaluation.inputs.manifest import suffix_of
+from imagebind.evaluation.inputs.tables import PARQUET, load_pyarrow, typed_array, write_rows
+from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.write.page_media import PageMedia, check_copies
+from imagebind.evaluation.write.report import format_report, report_sections
 from imagebind.names import field, read_field
 from imagebind.reading.cache import find_parts
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.results import Results
+    from imagebind.evaluation.compare.results import Results
 
 LOCK_NAME = ".in_use"
 RECORD_NAME = ".written.json"  # of the outputs that were written
@@ -122,7 +122,7 @@ def output_writers(options: Options, media: PageMedia | None = None) -> dict[str
     """
 
     def write_page(results: Results, file: BinaryIO) -> None:
-        from imagebind.evaluation import page  # plotly is slow to import
+        from imagebind.evaluation.write import page  # plotly is slow to import
 
         sections = report_sections(results["metrics"], options.report_lang)
         page.write_report_page(file, results, sections, options.report_lang, media)

@@ -17,12 +17,13 @@ from unicodedata import east_asian_width
 
 import numpy as np
 
+from imagebind.evaluation.compare.intervals import bootstrap_mean, digits_of, holm, share_interval
+from imagebind.evaluation.compare.metrics import DEFINITIONS, RECALL_AT
+from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.groups import group_names, number_groups
-from imagebind.evaluation.intervals import bootstrap_mean, digits_of, holm, share_interval
-from imagebind.evaluation.manifest import read_seconds
-from imagebind.evaluation.metrics import DEFINITIONS, RECALL_AT
-from imagebind.evaluation.outputs import (
+from imagebind.evaluation.inputs.groups import group_names, number_groups
+from imagebind.evaluation.inputs.manifest import read_seconds
+from imagebind.evaluation.write.outputs import (
     METRICS_NAME,
     check_can_draw,
     exclusive_use,
@@ -30,8 +31,7 @@ from imagebind.evaluation.outputs import (
     write_csv,
     write_files,
 )
-from imagebind.evaluation.protocols import NAMES as PROTOCOLS
-from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.segments import Segment, file_of
 
@@ -212,7 +212,7 @@ def compare_systems(
         similarities = [values_of(run.having(kind), run.key(kind)) for run, kind in leading]
 
         def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
-            from imagebind.evaluation import page  # plotly is slow to import
+            from imagebind.evaluation.write import page  # plotly is slow to import
 
             page.write_comparison_page(file, rows, similarities, common, difference, report_lang, output_dir)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagebind.evaluation.keys import Cells
-from imagebind.evaluation.truth import TrueCells, Truth
+from imagebind.evaluation.compare.keys import Cells
+from imagebind.evaluation.compare.truth import TrueCells, Truth
 
 FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
 SAMPLE_SIZE = 20_000  # mismatches

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from imagebind.evaluation.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.files import MediaFiles, gather_files
-from imagebind.evaluation.groups import find_groups, match_groups
-from imagebind.evaluation.manifest import Manifest, read_manifest
-from imagebind.evaluation.options import Options
-from imagebind.evaluation.pairing import (
+from imagebind.evaluation.inputs.captions import MatchedCaptions, match_captions
+from imagebind.evaluation.inputs.files import MediaFiles, gather_files
+from imagebind.evaluation.inputs.groups import find_groups, match_groups
+from imagebind.evaluation.inputs.manifest import Manifest, read_manifest
+from imagebind.evaluation.inputs.pairing import (
     Pairing,
     explain_no_pairs,
     pair_files,
     pair_with_own_sound,
     report_pairing,
 )
+from imagebind.evaluation.options import Options
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from imagebind.evaluation.keys import BINS, KEY_BITS, KEYS_PER_BIN, Cells, bin_of, from_keys, rebin
+from imagebind.evaluation.compare.keys import BINS, KEY_BITS, KEYS_PER_BIN, Cells, bin_of, from_keys, rebin
 from imagebind.memory import free_unused_memory, unless_out_of_memory
 
 UNIT_BITS = 26

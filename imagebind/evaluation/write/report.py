@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagebind.evaluation.intervals import digits_of
-from imagebind.evaluation.metrics import RECALL_AT
-from imagebind.evaluation.words import REPORT_WORDS
+from imagebind.evaluation.compare.intervals import digits_of
+from imagebind.evaluation.compare.metrics import RECALL_AT
+from imagebind.evaluation.write.words import REPORT_WORDS
 from imagebind.names import one_line
 
 REPORT_RULE = "=" * 80

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagebind.evaluation.captions import MatchedCaptions
+from imagebind.evaluation.inputs.captions import MatchedCaptions
 
 
 def order_rows(

@@ -25,10 +25,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from imagebind.evaluation.captions import MAX_CAPTION, MatchedCaptions
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.files import unify_spelling
-from imagebind.evaluation.tables import (
+from imagebind.evaluation.inputs.captions import MAX_CAPTION, MatchedCaptions
+from imagebind.evaluation.inputs.files import unify_spelling
+from imagebind.evaluation.inputs.tables import (
     PARQUET,
     TEXT_SUFFIXES,
     Row,

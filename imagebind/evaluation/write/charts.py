@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from imagebind.evaluation.metrics import Candidates
-from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.evaluation.compare.metrics import Candidates
+from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
 MAX_NAMED = 50  # files whose names stand beside the heat map

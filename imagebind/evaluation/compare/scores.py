@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.embedding import EmbeddedFiles
-from imagebind.evaluation.groups import number_groups
-from imagebind.evaluation.intervals import Mean, bootstrap_mean
-from imagebind.evaluation.plan import Plan
-from imagebind.evaluation.protocols import Protocol, Scores, Window
+from imagebind.evaluation.compare.intervals import Mean, bootstrap_mean
+from imagebind.evaluation.compare.protocols import Protocol, Scores, Window
+from imagebind.evaluation.embed.embedding import EmbeddedFiles
+from imagebind.evaluation.inputs.groups import number_groups
+from imagebind.evaluation.inputs.plan import Plan
 from imagebind.names import shorten
 
 WEAKEST_COLUMNS = ("weakest_start", "weakest_end", "weakest_score")  # of the windows of a pair

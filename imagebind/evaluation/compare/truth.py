@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from imagebind.evaluation.keys import Cells
+from imagebind.evaluation.compare.keys import Cells
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagebind.evaluation.keys import Cells
+from imagebind.evaluation.compare.keys import Cells
 
 SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
 AUC_SAMPLES = 1000

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.intervals import auc_interval, bootstrap_mean, share_interval
-from imagebind.evaluation.keys import Cells, from_keys, histogram_of
-from imagebind.evaluation.suspects import Sample, can_tell, find_suspects, p_values_of, rank_products
-from imagebind.evaluation.truth import TrueCells
+from imagebind.evaluation.compare.intervals import auc_interval, bootstrap_mean, share_interval
+from imagebind.evaluation.compare.keys import Cells, from_keys, histogram_of
+from imagebind.evaluation.compare.suspects import Sample, can_tell, find_suspects, p_values_of, rank_products
+from imagebind.evaluation.compare.truth import TrueCells
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.similarity import Scan
+    from imagebind.evaluation.compare.similarity import Scan
 
 DEFINITIONS = 2  # of the figures; raised when one changes its meaning
 RECALL_AT = (1, 5, 10)

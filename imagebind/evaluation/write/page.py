@@ -19,24 +19,31 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from imagebind.evaluation.captions import CAPTION_COLUMNS
-from imagebind.evaluation.charts import (
+from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
+from imagebind.evaluation.write.charts import (
     box_chart,
     heat_map,
     histogram_chart,
     interval_chart,
     recall_chart,
 )
-from imagebind.evaluation.media import MAX_PAIRS, PageMedia, address, base_name, best_matches, sample_matrix
-from imagebind.evaluation.outputs import REPORT_PAGE
-from imagebind.evaluation.report import format_interval, score_label
-from imagebind.evaluation.words import PAGE_WORDS
+from imagebind.evaluation.write.outputs import REPORT_PAGE
+from imagebind.evaluation.write.page_media import (
+    MAX_PAIRS,
+    PageMedia,
+    address,
+    base_name,
+    best_matches,
+    sample_matrix,
+)
+from imagebind.evaluation.write.report import format_interval, score_label
+from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.segments import file_of, fragment_of
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.protocols import Window
-    from imagebind.evaluation.systems import CommonPairs
+    from imagebind.evaluation.compare.protocols import Window
+    from imagebind.evaluation.systems.systems import CommonPairs
 
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind
@@ -246,7 +253,7 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
 
 def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
     """Show the similarity matrix, or a sample of it with a line that says so; a click opens two files."""
-    from imagebind.evaluation.similarity import (
+    from imagebind.evaluation.compare.similarity import (
         cosine_similarity,  # imports torch, slow, and not for every page
     )
 

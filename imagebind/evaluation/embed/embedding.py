@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from imagebind import packages
+from imagebind.evaluation.compare.protocols import Protocol, features_of, make_protocols
+from imagebind.evaluation.embed.model import TOWERS, ModelHolder, RunModel, check_device
+from imagebind.evaluation.embed.progress import Progress
+from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.model import TOWERS, ModelHolder, RunModel, check_device
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.progress import Progress
-from imagebind.evaluation.protocols import Protocol, features_of, make_protocols
-from imagebind.evaluation.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
 from imagebind.reading.workers import CAN_LIMIT_MEMORY, Workers, WorkersError
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imagebind.evaluation.files import MediaFiles
+from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.names import shorten
 
 NAMES_TRIED = 300  # of each modality, in search of two that nearly match

@@ -17,8 +17,8 @@ import numpy as np
 if TYPE_CHECKING:  # torch takes seconds to import, and options are read without it
     from imagebind.data.features import Feature
     from imagebind.data.sequences import WindowFacts
-    from imagebind.evaluation.embedding import EmbeddedFiles
-    from imagebind.evaluation.store import SequenceStore
+    from imagebind.evaluation.embed.embedding import EmbeddedFiles
+    from imagebind.evaluation.embed.store import SequenceStore
 
 NAMES = ("imagebind", "mmaudio", "avhscore", "javisscore")
 LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
@@ -98,8 +98,8 @@ class ClipProtocol(Protocol):
     """The cosine of one embedding of the sound and one of the video."""
 
     def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
-        from imagebind.evaluation.keys import from_keys
-        from imagebind.evaluation.similarity import look_up
+        from imagebind.evaluation.compare.keys import from_keys
+        from imagebind.evaluation.compare.similarity import look_up
 
         scores = Scores(np.full(len(pairs), np.nan))
         for i, paths in enumerate(pairs):

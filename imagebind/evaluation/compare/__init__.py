@@ -1,0 +1,1 @@
+"""Embeddings -> figures: similarities, ranks, statistics, scores."""

@@ -1,0 +1,1 @@
+"""What is compared -> embeddings, each tied to its file."""

@@ -1,0 +1,1 @@
+"""What the user named -> what is compared: files, tables, pairs, captions."""

@@ -1,0 +1,1 @@
+"""Figures -> files: tables, report, page."""
