@@ -52,13 +52,13 @@ except PackageError as e:
         sys.exit(f"error: {e}; or activate the environment that has them, see README.md")
     raise
 
-from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.embed.embedding import start_workers
 from imagebind.evaluation.embed.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.evaluator import Evaluator, evaluate
-from imagebind.evaluation.inputs.files import SUFFIXES, Source, read_list_file
-from imagebind.evaluation.options import GROUPS, PROTOCOL, SHARD, Options, options_of
+from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
+from imagebind.evaluation.options import GROUPS, Options, options_of
+from imagebind.evaluation.rules import PROTOCOL, PROTOCOLS, SHARD, Paths
 from imagebind.evaluation.systems.systems import (
     COMPARISON_NAME,
     COMPARISON_PAGE,
@@ -90,8 +90,8 @@ __all__ = [
 
 
 def batch_inference_av_consistency(
-    audio_paths: Source | None = None,
-    video_paths: Source | None = None,
+    audio_paths: Paths | None = None,
+    video_paths: Paths | None = None,
     device: str = Options.device,
     batch_size: int = Options.batch_size,
     output_dir: str | os.PathLike | None = Options.output_dir,

@@ -28,7 +28,7 @@ from imagebind.data.features import VIDEO, VIDEO_FRAMES
 from imagebind.data.frames import decoded_timeline, packet_timeline
 from imagebind.data.media import open_stream
 from imagebind.data.video import DroppedError, crop, crop_offsets, imagebind_clips, read_clips
-from imagebind.evaluation.compare.protocols import NAMES
+from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.reading import loader
 
 FOLDER = TESTS / "reference" / "protocols"
@@ -201,7 +201,7 @@ def write_expected(folder: Path, out: Path) -> Path:
     batch_inference_av_consistency(
         *(folder / "audio", folder / "video", "cpu", 4, out),
         checkpoint=CHECKPOINT,
-        protocols=NAMES,
+        protocols=PROTOCOLS,
         no_html=True,
     )
     return out

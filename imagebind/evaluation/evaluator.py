@@ -18,9 +18,9 @@ from imagebind.evaluation.embed.job import Job, embed_in_job
 from imagebind.evaluation.embed.model import ModelHolder, check_given
 from imagebind.evaluation.embed.store import OutputArrays
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.inputs.files import Source
 from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import Options
+from imagebind.evaluation.rules import Paths
 from imagebind.evaluation.write.outputs import (
     check_can_draw,
     check_inputs,
@@ -186,8 +186,8 @@ class Evaluator:
 
     def evaluate(
         self,
-        audio_paths: Source | None = None,
-        video_paths: Source | None = None,
+        audio_paths: Paths | None = None,
+        video_paths: Paths | None = None,
         batch_size: int = Options.batch_size,
         output_dir: str | os.PathLike | None = Options.output_dir,
         retrieval_mode: bool = Options.retrieval_mode,

@@ -6,162 +6,19 @@ The command line's parser is built from these fields, and the Python function ta
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any
 
-from imagebind.evaluation.compare.protocols import LEADING
-from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
+from imagebind.evaluation import rules
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.inputs.files import Source
-from imagebind.evaluation.inputs.groups import compile_group_by
-from imagebind.evaluation.inputs.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from imagebind.evaluation.inputs.manifest import is_table, suffix_of
-from imagebind.evaluation.inputs.tables import TEXT_SUFFIXES
-from imagebind.evaluation.write.words import LANGUAGES
+from imagebind.evaluation.rules import Paths, Rule, number, suffix_of, whole
 from imagebind.names import can_be_path
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
-MAX_SHOWN = 500  # characters of a wrong value
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which values an option takes.
-
-    Args:
-        sentence: says it, after the option's name.
-        read: text of the command line -> value; raises ValueError.
-        holds: whether a value is allowed.
-        metavar: stands for the value in --help.
-    """
-
-    sentence: str
-    read: Callable[[str], Any]
-    holds: Callable[[Any], bool]
-    metavar: str
-
-    def parse(self, text: str) -> Any:
-        """Read a value of the command line.
-
-        Raises:
-            OptionError: it is not allowed.
-        """
-        try:
-            value = self.read(text)
-        except OptionError:
-            raise
-        except ValueError as e:
-            raise OptionError(f"{self.sentence}, not {text!r}") from e
-        self.check(value, shown=text)
-        return value
-
-    def check(self, value: Any, name: str = "", shown: Any = None) -> None:
-        """Raise an OptionError for a value that is not allowed."""
-        if not self.holds(value):
-            shown = repr(value if shown is None else shown)
-            shown = shown if len(shown) <= MAX_SHOWN and "\n" not in shown else f"a {type(value).__name__}"
-            raise OptionError(f"{self.sentence}, not {shown}", name)
-
-
-def whole(low: int, high: int, metavar: str = "N") -> Rule:
-    """Whole numbers of a range."""
-
-    def holds(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
-
-    return Rule(f"must be a whole number from {low} to {high}", int, holds, metavar)
-
-
-def number(low: float, high: float, metavar: str) -> Rule:
-    """Numbers of a range."""
-
-    def holds(value: Any) -> bool:
-        return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
-
-    return Rule(f"must be a number from {low} to {high}", float, holds, metavar)
-
-
-def one_of(*choices: str) -> Rule:
-    """A choice of words."""
-    return Rule(f"must be one of {', '.join(choices)}", str, choices.__contains__, f"{{{','.join(choices)}}}")
-
-
-def is_device(value: Any) -> bool:
-    value = str(value) if type(value).__module__ == "torch" else value  # a torch.device
-    return isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value) is not None
-
-
-def is_captions(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return True
-    return isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(TEXT_SUFFIXES)
-
-
-def read_captions_path(text: str) -> str:
-    if is_captions(text) and not os.path.isfile(text):
-        raise OptionError(f"{text}: no such file")
-    return text
-
-
-def is_manifest(value: Any) -> bool:
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
-    if is_table(value):
-        return True
-    return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
-
-
-def read_manifest_path(text: str) -> str:
-    if is_manifest(text) and not os.path.isfile(text):
-        raise OptionError(f"{text}: no such file")
-    return text
-
-
-def read_group_by(text: str) -> str:
-    compile_group_by(text)
-    return text
-
-
-def is_group_by(value: Any) -> bool:
-    return isinstance(value, str) and bool(compile_group_by(value))
-
-
-def read_shard(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise ValueError(text)
-    return int(match[1]), int(match[2])
-
-
-def is_protocols(value: Any) -> bool:
-    return (
-        not isinstance(value, str)
-        and bool(value)
-        and all(name in PROTOCOLS for name in value)
-        and len(set(value)) == len(value)
-        and value[0] in LEADING
-    )
-
-
-DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
-CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
-MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file", read_manifest_path, is_manifest, "FILE")
-PROTOCOL = Rule(
-    f"must be {' or '.join(LEADING)}, then any of {', '.join(PROTOCOLS)}, each once",
-    str,
-    is_protocols,
-    "NAME",
-)
-GROUP_BY = Rule("must be a regular expression", read_group_by, is_group_by, "REGEX")
-SHARD = Rule(
-    "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
-)
 
 
 def option(default: Any, group: str, help: str, rule: Rule | None = None, metavar: str = "PATH") -> Any:
@@ -186,14 +43,14 @@ class Options:
         OptionError: one of them has a value that it does not take.
     """
 
-    audio_paths: Source | None  # None: the sound of each video file itself
-    video_paths: Source | None  # None with a manifest alone
+    audio_paths: Paths | None  # None: the sound of each video file itself
+    video_paths: Paths | None  # None with a manifest alone
     device: str = option(
         "cuda:0",
         "model",
         "Device that runs the model, for example cuda:0 or cpu. Without CUDA the CPU is used. "
         "Default: %(default)s.",
-        DEVICE,
+        rules.DEVICE,
     )
     batch_size: int = option(
         4,
@@ -217,7 +74,7 @@ class Options:
         "Take the pairs of this table instead: a .csv, .tsv, .jsonl or .parquet file with the columns video, "
         "audio (empty: the video's own sound) and, if you like, id, caption, audio_caption, group, start and "
         "end. Relative paths are relative to it.",
-        MANIFEST,
+        rules.MANIFEST,
     )
     pairs_only: bool = option(
         False,
@@ -230,7 +87,7 @@ class Options:
         "inputs",
         "Compare sounds and videos with the texts of this file too: a .csv or .tsv file with the columns "
         "name and caption, or a .jsonl file with these keys.",
-        CAPTIONS,
+        rules.CAPTIONS,
     )
     checkpoint: str | os.PathLike | None = option(
         None,
@@ -243,7 +100,7 @@ class Options:
         "model",
         "Public scores to compute for each pair: imagebind, mmaudio, avhscore, javisscore, or all. The first "
         "one, imagebind or mmaudio, gives the embeddings, the matrix and the ranks too. Default: imagebind.",
-        PROTOCOL,
+        rules.PROTOCOL,
     )
     protocol_seconds: float = option(
         8,
@@ -256,7 +113,7 @@ class Options:
         "model",
         "Precision of the model's matrix multiplications. auto is fp32 on the CPU and fp16 on CUDA. "
         "Default: %(default)s.",
-        one_of(*PRECISIONS),
+        rules.PRECISION,
     )
     num_workers: int | None = option(
         None,
@@ -303,7 +160,7 @@ class Options:
         "outputs",
         "Intervals are computed over groups of pairs, such as the clips of one prompt. Regular expression on "
         r"names; what its first parentheses match names the group, as in '(.+)_\d+'.",
-        GROUP_BY,
+        rules.GROUP_BY,
     )
     seed: int = option(
         0,
@@ -316,7 +173,7 @@ class Options:
         "zh",
         "outputs",
         "Language of the report, the comparison and the pages. Default: %(default)s.",
-        one_of(*LANGUAGES),
+        rules.LANGUAGE,
     )
     copy_media: bool = option(
         False,

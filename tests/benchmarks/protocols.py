@@ -25,14 +25,14 @@ from conftest import tone, write_audio  # noqa: E402
 from throughput import in_process, make_video, peak_memory, repeat_video  # noqa: E402
 
 from batch_inference import batch_inference_av_consistency  # noqa: E402
-from imagebind.evaluation.compare.protocols import NAMES  # noqa: E402
+from imagebind.evaluation.rules import PROTOCOLS  # noqa: E402
 
 RUNS = {  # each score alone; those of pairs alone have the released loaders' beside them
     "imagebind": ("imagebind",),
     "mmaudio": ("mmaudio",),
     "avhscore": ("imagebind", "avhscore"),
     "javisscore": ("imagebind", "javisscore"),
-    "all": NAMES,
+    "all": PROTOCOLS,
 }
 
 
@@ -88,9 +88,11 @@ def main(argv: list[str] | None = None) -> None:
         found = costs(folder, args.checkpoint, args.videos, args.runs, args.seconds)
         short, long = memory(folder, args.checkpoint, args.seconds, args.times)
     base = found["imagebind"]
-    alone = {name: found[name] - base * ("imagebind" in RUNS[name] and name != "imagebind") for name in NAMES}
+    alone = {
+        name: found[name] - base * ("imagebind" in RUNS[name] and name != "imagebind") for name in PROTOCOLS
+    }
     print("| score | time, in that of imagebind |\n| --- | --- |")
-    for name in NAMES:
+    for name in PROTOCOLS:
         print(f"| {name} | {alone[name] / base:.2f} |")
     print(f"| all in one run | {found['all'] / base:.2f} |")
     print(f"| all, against the sum of the four | {found['all'] / sum(alone.values()):.2f} |")

@@ -49,10 +49,11 @@ from imagebind import data  # noqa: E402
 from imagebind.data.clips import clip_spans  # noqa: E402
 from imagebind.data.features import AUDIO, VIDEO  # noqa: E402
 from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
-from imagebind.evaluation.compare.protocols import NAMES, make_protocols  # noqa: E402
+from imagebind.evaluation.compare.protocols import make_protocols  # noqa: E402
 from imagebind.evaluation.embed import progress  # noqa: E402
 from imagebind.evaluation.embed.embedding import FileEmbedder, start_workers  # noqa: E402
 from imagebind.evaluation.embed.model import ModelHolder, RunModel  # noqa: E402
+from imagebind.evaluation.rules import PROTOCOLS  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import (  # noqa: E402
     IMAGEBIND_HUGE,
@@ -507,7 +508,7 @@ def estimates(audio: Path, video: Path, checkpoint: Path) -> list[tuple[float, f
 
     progress.SECONDS_PER_LINE = -1
     progress.Progress.seconds_left = note
-    options = {"protocols": NAMES, "protocol_seconds": 4, "output_dir": None, "checkpoint": checkpoint}
+    options = {"protocols": PROTOCOLS, "protocol_seconds": 4, "output_dir": None, "checkpoint": checkpoint}
     batch_inference_av_consistency(audio, video, "cpu", **options)
     end = noted[-1][0]
     return [(share, estimate, end - at) for at, share, estimate in noted]

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.compare.scores import WEAKEST_COLUMNS
 from imagebind.evaluation.embed.embedding import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan
+from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.segments import file_of
 
 SUSPECTS_LISTED = 10  # in metrics.json and the report

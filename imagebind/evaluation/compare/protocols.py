@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and options are read without
     from imagebind.evaluation.embed.embedding import EmbeddedFiles
     from imagebind.evaluation.embed.store import SequenceStore
 
-NAMES = ("imagebind", "mmaudio", "avhscore", "javisscore")
-LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
 WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows
 HOP_SECONDS = WINDOW_SECONDS - OVERLAP_SECONDS
 LOWEST_SHARE = 0.4  # of the frames of a window

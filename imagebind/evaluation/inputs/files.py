@@ -7,13 +7,14 @@ import logging
 import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.rules import Paths
 from imagebind.names import can_be_path, shorten
 from imagebind.segments import file_of, fragment_of
 
@@ -45,8 +46,6 @@ OTHER_ENCODINGS = ("gb18030", "cp1252")  # of lists of paths
 LINES_TRIED = 100
 AROUND_PATHS = " \t\r\n\"'"  # that may stand around a path in a list
 COPIES_LIST = ".copies.txt"  # in a directory of copies that a page plays: their names
-
-Source = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def stem(path: str) -> str:
     return os.path.splitext(os.path.basename(file_of(path)))[0] + fragment_of(path)
 
 
-def gather_files(modality: str, source: Source) -> MediaFiles:
+def gather_files(modality: str, source: Paths) -> MediaFiles:
     """Collect the files of one modality.
 
     Args:

@@ -10,28 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from imagebind.evaluation.errors import OptionError
+from imagebind.evaluation.rules import compile_group_by
 from imagebind.names import shorten
 
 NUMBERED = re.compile(r"(.*[^\d_.-])[_.-]+\d+")  # dog_0, dog_1: one prompt's clips, it seems
 LOOK_GROUPED = 0.5  # share of names that have to look like that
 
 log = logging.getLogger(__name__)
-
-
-def compile_group_by(expression: str) -> re.Pattern:
-    """Compile the regular expression of --group_by.
-
-    Raises:
-        OptionError: it is none, or has no group.
-    """
-    try:
-        pattern = re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as e:
-        raise OptionError(f"{expression}: no regular expression ({e})") from e
-    if not pattern.groups:
-        raise OptionError(rf"{expression}: put what names a group into parentheses, such as '(.+)_\d+'")
-    return pattern
 
 
 def match_groups(names: Sequence[str], expression: str) -> list[str | None]:

@@ -22,15 +22,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MAX_CAPTION, MatchedCaptions
 from imagebind.evaluation.inputs.files import unify_spelling
 from imagebind.evaluation.inputs.tables import (
-    PARQUET,
-    TEXT_SUFFIXES,
     Row,
     read_schema,
     read_table,
@@ -38,10 +35,10 @@ from imagebind.evaluation.inputs.tables import (
     typed_array,
     warn_of_skipped,
 )
+from imagebind.evaluation.rules import PARQUET, TABLE_METHODS, Rows, is_table, suffix_of
 from imagebind.names import can_be_path, shorten
 from imagebind.segments import Segment, file_of
 
-SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
 # meaning -> names of the column; the second is JavisBench's
 COLUMNS = {
     "video": ("video", "path"),
@@ -57,11 +54,6 @@ KNOWN = [name for names in COLUMNS.values() for name in names]
 PATHS_TRIED = 100
 TEXTS = ("video", "audio", "caption", "audio_caption")
 SECONDS = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
-# Of a data frame of polars, a table of Arrow, and a data frame of pandas: what gives their rows
-TABLE_METHODS = {"to_dicts": (), "to_pylist": (), "to_dict": ("records",)}
-
-Source = str | os.PathLike | Sequence[Mapping[str, Any]]  # a file, rows, or a data frame
-
 log = logging.getLogger(__name__)
 
 
@@ -180,13 +172,7 @@ class Manifest:
         return MatchedCaptions(texts, {}, of_pairs, of_files, 0, labels)
 
 
-def suffix_of(source: Source) -> str:
-    """Return the suffix of a manifest in small letters; ".csv" of rows that are in no file."""
-    is_file = isinstance(source, str | os.PathLike)
-    return (Path(source).suffix.lower() if is_file else "") or ".csv"
-
-
-def read_manifest(source: Source) -> Manifest:
+def read_manifest(source: Rows) -> Manifest:
     """Read a manifest, and warn of the rows that cannot be used.
 
     Raises:
@@ -214,12 +200,6 @@ def read_manifest(source: Source) -> Manifest:
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
     return manifest
-
-
-def is_table(source: Any) -> bool:
-    """Whether something is a data frame or a table that gives its rows as mappings."""
-    has_columns = hasattr(source, "columns") or hasattr(source, "column_names")
-    return has_columns and any(hasattr(source, name) for name in TABLE_METHODS)
 
 
 def records_of(source: Any) -> Sequence[Mapping[str, Any]]:

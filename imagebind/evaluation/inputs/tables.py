@@ -21,11 +21,10 @@ from uuid import UUID
 
 from imagebind import packages
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.rules import PARQUET
 from imagebind.names import shorten
 
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
-TEXT_SUFFIXES = (*DIALECTS, ".jsonl")
-PARQUET = ".parquet"
 
 csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
 

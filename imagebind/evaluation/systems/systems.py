@@ -19,10 +19,10 @@ import numpy as np
 
 from imagebind.evaluation.compare.intervals import bootstrap_mean, digits_of, holm, share_interval
 from imagebind.evaluation.compare.metrics import DEFINITIONS, RECALL_AT
-from imagebind.evaluation.compare.protocols import NAMES as PROTOCOLS
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import group_names, number_groups
 from imagebind.evaluation.inputs.manifest import read_seconds
+from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.write.outputs import (
     METRICS_NAME,
     check_can_draw,

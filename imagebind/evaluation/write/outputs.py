@@ -32,10 +32,9 @@ from imagebind.evaluation.embed.store import (
     write_npy_header,
 )
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.inputs.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from imagebind.evaluation.inputs.manifest import suffix_of
-from imagebind.evaluation.inputs.tables import PARQUET, load_pyarrow, typed_array, write_rows
+from imagebind.evaluation.inputs.tables import load_pyarrow, typed_array, write_rows
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
+from imagebind.evaluation.rules import MANIFEST_SUFFIXES, PARQUET, suffix_of
 from imagebind.evaluation.write.page_media import PageMedia, check_copies
 from imagebind.evaluation.write.report import format_report, report_sections
 from imagebind.names import field, read_field

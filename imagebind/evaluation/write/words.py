@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-LANGUAGES = ("zh", "en")
-
 # Of consistency_report.txt. The Chinese labels are those of the user's guide, and the keys of both languages.
 
 ENGLISH = {

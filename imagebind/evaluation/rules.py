@@ -1,0 +1,192 @@
+"""Which values options take: rules with a sentence for what they do not take.
+
+The command line reads values by them, and Options checks those of Python by the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from imagebind.evaluation.errors import OptionError
+
+PROTOCOLS = ("imagebind", "mmaudio", "avhscore", "javisscore")
+LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+LANGUAGES = ("zh", "en")
+PARQUET = ".parquet"
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
+MANIFEST_SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
+# Of a data frame of polars, a table of Arrow, and a data frame of pandas: what gives their rows
+TABLE_METHODS = {"to_dicts": (), "to_pylist": (), "to_dict": ("records",)}
+MAX_SHOWN = 500  # characters of a wrong value
+
+Paths = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
+Rows = str | os.PathLike | Sequence[Mapping[str, Any]]  # a table: a file, rows, or a data frame
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values an option takes.
+
+    Args:
+        sentence: says it, after the option's name.
+        read: text of the command line -> value; raises ValueError.
+        holds: whether a value is allowed.
+        metavar: stands for the value in --help.
+    """
+
+    sentence: str
+    read: Callable[[str], Any]
+    holds: Callable[[Any], bool]
+    metavar: str
+
+    def parse(self, text: str) -> Any:
+        """Read a value of the command line.
+
+        Raises:
+            OptionError: it is not allowed.
+        """
+        try:
+            value = self.read(text)
+        except OptionError:
+            raise
+        except ValueError as e:
+            raise OptionError(f"{self.sentence}, not {text!r}") from e
+        self.check(value, shown=text)
+        return value
+
+    def check(self, value: Any, name: str = "", shown: Any = None) -> None:
+        """Raise an OptionError for a value that is not allowed."""
+        if not self.holds(value):
+            shown = repr(value if shown is None else shown)
+            shown = shown if len(shown) <= MAX_SHOWN and "\n" not in shown else f"a {type(value).__name__}"
+            raise OptionError(f"{self.sentence}, not {shown}", name)
+
+
+def whole(low: int, high: int, metavar: str = "N") -> Rule:
+    """Whole numbers of a range."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"must be a whole number from {low} to {high}", int, holds, metavar)
+
+
+def number(low: float, high: float, metavar: str) -> Rule:
+    """Numbers of a range."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"must be a number from {low} to {high}", float, holds, metavar)
+
+
+def one_of(*choices: str) -> Rule:
+    """A choice of words."""
+    return Rule(f"must be one of {', '.join(choices)}", str, choices.__contains__, f"{{{','.join(choices)}}}")
+
+
+def is_device(value: Any) -> bool:
+    value = str(value) if type(value).__module__ == "torch" else value  # a torch.device
+    return isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value) is not None
+
+
+def is_captions(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(TEXT_SUFFIXES)
+
+
+def read_captions_path(text: str) -> str:
+    if is_captions(text) and not os.path.isfile(text):
+        raise OptionError(f"{text}: no such file")
+    return text
+
+
+def is_manifest(value: Any) -> bool:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
+    if is_table(value):
+        return True
+    return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
+
+
+def read_manifest_path(text: str) -> str:
+    if is_manifest(text) and not os.path.isfile(text):
+        raise OptionError(f"{text}: no such file")
+    return text
+
+
+def read_group_by(text: str) -> str:
+    compile_group_by(text)
+    return text
+
+
+def is_group_by(value: Any) -> bool:
+    return isinstance(value, str) and bool(compile_group_by(value))
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise ValueError(text)
+    return int(match[1]), int(match[2])
+
+
+def is_protocols(value: Any) -> bool:
+    return (
+        not isinstance(value, str)
+        and bool(value)
+        and all(name in PROTOCOLS for name in value)
+        and len(set(value)) == len(value)
+        and value[0] in LEADING
+    )
+
+
+def compile_group_by(expression: str) -> re.Pattern:
+    """Compile the regular expression of --group_by.
+
+    Raises:
+        OptionError: it is none, or has no group.
+    """
+    try:
+        pattern = re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as e:
+        raise OptionError(f"{expression}: no regular expression ({e})") from e
+    if not pattern.groups:
+        raise OptionError(rf"{expression}: put what names a group into parentheses, such as '(.+)_\d+'")
+    return pattern
+
+
+def is_table(source: Any) -> bool:
+    """Whether something is a data frame or a table that gives its rows as mappings."""
+    has_columns = hasattr(source, "columns") or hasattr(source, "column_names")
+    return has_columns and any(hasattr(source, name) for name in TABLE_METHODS)
+
+
+def suffix_of(source: Rows) -> str:
+    """Return the suffix of a manifest in small letters; ".csv" of rows that are in no file."""
+    is_file = isinstance(source, str | os.PathLike)
+    return (Path(source).suffix.lower() if is_file else "") or ".csv"
+
+
+DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
+CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
+MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file", read_manifest_path, is_manifest, "FILE")
+PROTOCOL = Rule(
+    f"must be {' or '.join(LEADING)}, then any of {', '.join(PROTOCOLS)}, each once",
+    str,
+    is_protocols,
+    "NAME",
+)
+GROUP_BY = Rule("must be a regular expression", read_group_by, is_group_by, "REGEX")
+SHARD = Rule(
+    "must be I/N, such as 3/64: the third of 64 shares", read_shard, lambda s: 1 <= s[0] <= s[1], "I/N"
+)
+PRECISION = one_of(*PRECISIONS)
+LANGUAGE = one_of(*LANGUAGES)
