@@ -22,7 +22,8 @@ from imagebind.evaluation.compare.metrics import Candidates
 from imagebind.evaluation.compare.protocols import make_protocols
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed.embedding import EmbeddedFiles
-from imagebind.evaluation.embed.store import EmbeddingStore, OutputArrays
+from imagebind.evaluation.compare.arrays import OutputArrays
+from imagebind.evaluation.embed.store import EmbeddingStore
 from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.evaluation.inputs.pairing import pair_files
 from imagebind.evaluation.inputs.plan import Plan

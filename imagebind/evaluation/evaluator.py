@@ -1,104 +1,24 @@
-"""The whole run: plan -> embed -> compare -> write; and an evaluator that keeps its model from run to run."""
+"""An evaluator that keeps its model from run to run, for files and for tensors."""
 
 from __future__ import annotations
 
-import math
 import os
-import sys
-import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from imagebind.evaluation.embed.embedding import embed_files, interruptible, start_workers
-from imagebind.evaluation.embed.job import Job, embed_in_job
-from imagebind.evaluation.embed.model import ModelHolder, check_given
-from imagebind.evaluation.embed.store import OutputArrays
+from imagebind.evaluation.compare.keys import from_keys
+from imagebind.evaluation.compare.similarity import look_up
+from imagebind.evaluation.embed.model import Model, check_given
+from imagebind.evaluation.embed.tensors import embed_tensors, list_rates, list_tensors
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.rules import Paths
-from imagebind.evaluation.write.outputs import (
-    check_can_draw,
-    check_inputs,
-    exclusive_use,
-    output_writers,
-    write_outputs,
-    write_page_again,
-)
-from imagebind.evaluation.write.page_media import PageMedia, shown_files
-
-if TYPE_CHECKING:  # torch takes seconds to import, and files are listed and paired without it
-    import torch
-
-    from imagebind.models.imagebind_model import ImageBindModel
-
-Results = dict[str, Any]
-COPIER = "imagebind.reading.previews:make_preview"  # what writes copies of media
-# Evaluations in several threads would share the cores, the model, and whose warning is whose.
-ONE_AT_A_TIME = threading.Lock()
-
-
-def evaluate(options: Options, holder: ModelHolder | None = None, job: Job | None = None) -> Results:
-    """Embed sounds and videos and measure how well they belong together.
-
-    Args:
-        holder: of the model; None loads the one of the options.
-        job: as in batch_inference_av_consistency.
-
-    Returns, raises:
-        as batch_inference_av_consistency.
-    """
-    is_kept = holder is not None
-    holder = holder or ModelHolder.of(options)
-    if job is not None and options.output_dir is None:
-        raise OptionError("must be given for several processes", "output_dir")
-    if job is not None and not job.is_first:
-        raise OptionError("is for the first process; the others call embed_in_job", "job")
-    check_inputs(options)
-    n_processes = job.n_local if job else 1
-    with (
-        ONE_AT_A_TIME,
-        tensors_on_cpu(),
-        exclusive_use(options.output_dir, output_writers(options)) as lock,
-    ):
-        with start_workers(options, n_processes) as workers:  # which import while files are listed
-            if options.has_page:
-                check_can_draw()
-            plan = plan_run(options)
-            if job is None:
-                embedded = embed_files(plan.inputs, options, workers, holder)
-            else:
-                embedded = embed_in_job(job, options, workers, plan.inputs)
-        if not is_kept:
-            holder.unload()  # similarities need the room
-        with interruptible(lambda: embedded.summary):
-            from imagebind.evaluation.compare.results import build_results  # imports torch
-
-            lock.renew()
-            arrays = OutputArrays(options.output_dir)
-            results = build_results(plan, embedded, arrays, options)
-            if options.output_dir is not None:
-                media = PageMedia(options.output_dir, embedded)
-                write_outputs(results, arrays, options, lock, media)
-                if options.copies_media:  # last: they take long, and room
-                    with start_workers(options, n_processes, COPIER) as copiers:
-                        media.copy(shown_files(results), copiers, options.progress)
-                    write_page_again(results, options, media)
-                media.remove_other_copies()
-    return results
-
-
-def tensors_on_cpu() -> AbstractContextManager:
-    """As torch_settings.on_cpu; a caller that has not imported torch has set nothing in it."""
-    if "torch" not in sys.modules:
-        return nullcontext()
-    from imagebind.torch_settings import on_cpu
-
-    return on_cpu()
+from imagebind.evaluation.run import Results, evaluate, tensors_on_cpu
+from imagebind.models.imagebind_model import ImageBindModel
 
 
 @dataclass(frozen=True)
@@ -108,47 +28,6 @@ class Score:
     similarity: float | torch.Tensor  # cosine; of a batch (B,) float32
     audio_embedding: torch.Tensor  # (E,), or (B, E) of a batch; float32, as the model gives them
     video_embedding: torch.Tensor
-
-
-def list_tensors(given: Any, name: str) -> list[torch.Tensor]:
-    """Return a batch of tensors; one alone is a batch of one.
-
-    Raises:
-        OptionError: they are something else.
-    """
-    import torch
-
-    tensors = list(given) if isinstance(given, Sequence) else [given]
-    for tensor in tensors:
-        if not torch.is_tensor(tensor):
-            hint = "; torch.from_numpy makes one of an array" if type(tensor).__module__ == "numpy" else ""
-            kind = type(tensor).__name__
-            raise OptionError(f"must be a torch tensor, or a list of them, not a {kind}{hint}", name)
-    return tensors
-
-
-def list_rates(given: Any, n: int, name: str, of: type) -> list[Any]:
-    """Return the rates of n tensors; one number is that of all.
-
-    Args:
-        of: float or int, which rates become: equal numbers of two types would choose other frames.
-
-    Raises:
-        OptionError: they are no rates, or not as many.
-    """
-    rates = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * n
-    if len(rates) != n:
-        raise OptionError(f"has {len(rates)} rates for {n}", name)
-    try:
-        found = [of(rate) for rate in rates]
-        if any(isinstance(rate, str) for rate in rates) or not all(
-            0 < x < math.inf and x == float(rate) for x, rate in zip(found, rates, strict=True)
-        ):
-            raise ValueError(rates)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as e:
-        kind = "whole numbers" if of is int else "numbers"
-        raise OptionError(f"must be {kind} above 0, not {given!r}", name) from e
-    return found
 
 
 class Evaluator:
@@ -182,7 +61,7 @@ class Evaluator:
             device = Options.device if model is None else next(model.parameters()).device
         self.options = {"checkpoint": checkpoint, "device": device, "precision": precision}
         Options(None, "", **self.options)  # checks them
-        self.holder = ModelHolder(checkpoint, device, precision, model)
+        self.model = Model(checkpoint, device, precision, model)
 
     def evaluate(
         self,
@@ -204,7 +83,7 @@ class Evaluator:
             audio_paths, video_paths, batch_size=batch_size, output_dir=output_dir,
             retrieval_mode=retrieval_mode, **self.options, **more,
         )  # fmt: skip
-        return evaluate(options, self.holder)
+        return evaluate(options, self.model)
 
     def score(
         self,
@@ -226,11 +105,6 @@ class Evaluator:
             MediaError: a tensor cannot be used; its path says which, as video[0].
             EvaluationError: as evaluate.
         """
-        import torch
-
-        from imagebind.evaluation.compare.keys import from_keys
-        from imagebind.evaluation.compare.similarity import look_up
-
         is_batch = isinstance(video, Sequence)
         videos, audios = (list_tensors(x, name) for x, name in ((video, "video"), (audio, "audio")))
         if len(videos) != len(audios) or not videos:
@@ -240,7 +114,7 @@ class Evaluator:
             for rate, name, of in ((fps, "fps", float), (sample_rate, "sample_rate", int))
         ]
         with tensors_on_cpu():
-            rows = self.holder.embed_tensors(videos, rates[0], audios, rates[1])
+            rows = embed_tensors(self.model, videos, rates[0], audios, rates[1])
             index = np.stack([np.arange(len(videos))] * 2, axis=1)
             cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
         similarity = torch.from_numpy(from_keys(cells.keys))

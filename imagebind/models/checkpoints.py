@@ -59,16 +59,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint file as it was when it was read."""
+    """A checkpoint file as it was when it was read; or a model that the caller has."""
 
     path: Path
     sha256: str
     is_known: bool  # whether it was checked before
-    status: tuple[int, ...]  # what changes when the file does
+    status: tuple[int, ...] | None = None  # what changes when the file does; None: there is none
 
     def check_unchanged(self) -> None:
         """Raise a CheckpointError if the file has changed: its tensors are read from it as they are used."""
-        if file_status(self.path) != self.status:
+        if self.status is not None and file_status(self.path) != self.status:
             raise CheckpointError(f"{self.path}: changed during the run; run again")
 
 

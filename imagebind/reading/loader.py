@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -92,21 +92,26 @@ class LoadedFeature:
     embedding: np.ndarray | None = None  # (E,), from the cache
     facts: FrameFacts | WindowFacts | None = None  # of a sequence, whose parts came before
     is_cached: bool = False
-    reason: str | None = None  # why there is none
-    is_dropped: bool = False  # the reason is the file's content, and another feature of it can be had
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why something that is wanted of a file cannot be had."""
+
+    reason: str
+    kind: str  # "skipped", "lost" with its process, or "dropped": by what the file holds, not by a fault
+    is_cached: bool = False
 
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """What became of a file: what is wanted of it, or the reason why there is nothing."""
+    """What became of all that is wanted of a file."""
 
     modality: str
     path: str
+    features: dict[str, LoadedFeature | Missing]  # by name
     content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
-    features: dict[str, LoadedFeature] = field(default_factory=dict)  # by name
-    reason: str | None = None
     fault: str | None = None  # the traceback of an error that is the program's and not the file's
-    lost_reason: str | None = None  # why what is missing in `features` cannot be had
     thumbnail: bytes | None = None  # JPEG
     is_truncated: bool = False  # a text with more tokens than fit
     warnings: tuple[str, ...] = ()  # for the process that owns the terminal to log
@@ -126,10 +131,11 @@ class LoadedFile:
     def with_inputs(self, change: Callable[[ModelInput], ModelInput]) -> LoadedFile:
         """Return a copy with other inputs."""
         features = {
-            name: f if f.input is None else replace(f, input=change(f.input))
+            name: replace(f, input=change(f.input))
             for name, f in self.features.items()
+            if isinstance(f, LoadedFeature) and f.input is not None
         }
-        return replace(self, features=features)
+        return replace(self, features=self.features | features)
 
 
 def pinned(input: ModelInput) -> ModelInput:
@@ -169,17 +175,27 @@ def load_files(
 
 def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
     """Say of files whose worker was lost why they, or their sequences, cannot be had."""
-    lost: dict[tuple[str, str], str] = {}  # (modality, path) -> why its sequences cannot be read
+    lost: dict[tuple[str, str], dict[str, Missing]] = {}  # (modality, path) -> its sequences
     for file, loaded in read:
-        modality, path, _ = file
+        modality, path, features = file
         if isinstance(loaded, Lost) and without_sequences(file) is not None:
-            lost[modality, path] = loaded.reason
-        elif isinstance(loaded, Lost):
-            yield LoadedFile(modality, path, reason=loaded.reason)
-        elif isinstance(loaded, LoadedFile) and (modality, path) in lost and loaded.reason is None:
-            yield replace(loaded, lost_reason=lost[modality, path])
-        else:
-            yield loaded
+            missing = Missing(loaded.reason, "lost")
+            lost[modality, path] = {feature.name: missing for feature in features if feature.is_sequence}
+            continue
+        if isinstance(loaded, Lost):
+            loaded = nothing_of(file, Missing(loaded.reason, "lost"))
+        if isinstance(loaded, LoadedFile) and (modality, path) in lost:
+            sequences = lost[modality, path]
+            if loaded.content_hash is None:  # nor can the rest be had, which says more
+                sequences = dict.fromkeys(sequences, next(iter(loaded.features.values())))
+            loaded = replace(loaded, features=loaded.features | sequences)
+        yield loaded
+
+
+def nothing_of(file: File, missing: Missing, **more: Any) -> LoadedFile:
+    """Return a file of which nothing can be had."""
+    modality, path, features = file
+    return LoadedFile(modality, path, {feature.name: missing for feature in features}, **more)
 
 
 def without_sequences(file: File) -> File | None:
@@ -191,7 +207,7 @@ def without_sequences(file: File) -> File | None:
 
 def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
     """Look up what is wanted of a file, or read the inputs that it is computed from."""
-    results, warnings, seconds = _look_up_or_read(reading, *file), [], 0.0
+    results, warnings, seconds = _look_up_or_read(reading, file), [], 0.0
     while True:
         start = time.perf_counter()
         try:
@@ -202,12 +218,9 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
         except PackageError:
             raise
         except Exception as e:
-            modality, path, _ = file
             reason = " ".join(f"an unexpected error, {type(e).__name__}: {e}".split())
-            loaded, results = (
-                LoadedFile(modality, path, reason=reason, fault=traceback.format_exc()),
-                iter(()),
-            )
+            loaded = nothing_of(file, Missing(reason, "skipped"), fault=traceback.format_exc())
+            results = iter(())
         seconds += time.perf_counter() - start
         if loaded is None:
             return
@@ -216,9 +229,8 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
         yield loaded
 
 
-def _look_up_or_read(
-    reading: Reading, modality: str, path: str, features: tuple[Feature, ...]
-) -> Iterator[Loaded]:
+def _look_up_or_read(reading: Reading, file: File) -> Iterator[Loaded]:
+    modality, path, features = file
     if modality == "text":
         yield _look_up_or_read_text(reading.cache, path)
         return
@@ -226,19 +238,19 @@ def _look_up_or_read(
         try:
             with media_errors(path):
                 check_is_file(path)
-                with hold_open(path) as file:
-                    before = fingerprint(file)
-                    content_hash = hash_content(path, file, before)
+                with hold_open(path) as held:
+                    before = fingerprint(held)
+                    content_hash = hash_content(path, held, before)
                     reader = FileReader(reading.cache, modality, path, content_hash)
                     yield from reader.read(features)
-                    if fingerprint(file) == before:
+                    if fingerprint(held) == before:
                         thumbnail = reader.thumbnail() if reading.has_thumbnails else None
-                        yield LoadedFile(modality, path, content_hash, reader.found, thumbnail=thumbnail)
+                        yield LoadedFile(modality, path, reader.found, content_hash, thumbnail=thumbnail)
                         return
         except data.MediaError as e:
-            yield LoadedFile(modality, path, reason=e.reason)
+            yield nothing_of(file, Missing(e.reason, "skipped"))
             return
-    yield LoadedFile(modality, path, reason="it changed while it was read")
+    yield nothing_of(file, Missing("it changed while it was read", "skipped"))
 
 
 class FileReader:
@@ -251,7 +263,7 @@ class FileReader:
 
     def __init__(self, cache: EmbeddingCache | None, modality: str, path: str, content_hash: str):
         self.cache, self.modality, self.path, self.content_hash = cache, modality, path, content_hash
-        self.found: dict[str, LoadedFeature] = {}
+        self.found: dict[str, LoadedFeature | Missing] = {}
 
     def read(self, features: Sequence[Feature]) -> Iterator[LoadedPart]:
         """Fill `found`, and yield the parts of sequences."""
@@ -265,7 +277,7 @@ class FileReader:
     def thumbnail(self) -> bytes | None:
         """Make a picture of what was read, or look up the one that an earlier run made of it."""
         for found in self.found.values():
-            if found.input is not None:
+            if isinstance(found, LoadedFeature) and found.input is not None:
                 try:
                     return make_thumbnail(found.input)
                 except Exception as e:  # a picture is no reason to skip a file
@@ -279,8 +291,7 @@ class FileReader:
             if embedding is not None:
                 self.found[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
             elif (facts := self.cache.get_facts(self.content_hash, dropped_name(feature.name))) is not None:
-                reason = str(facts.get("reason"))
-                self.found[feature.name] = LoadedFeature(reason=reason, is_cached=True, is_dropped=True)
+                self.found[feature.name] = Missing(str(facts.get("reason")), "dropped", is_cached=True)
             return
         parts = get_sequence(self.cache, self.content_hash, feature.name)
         facts = next(parts)
@@ -319,7 +330,7 @@ class FileReader:
             return
         for feature, read in zip(of_clips, inputs, strict=True):
             if isinstance(read, DroppedError):
-                self.found[feature.name] = LoadedFeature(reason=str(read), is_dropped=True)
+                self.found[feature.name] = Missing(str(read), "dropped")
             else:
                 self.found[feature.name] = LoadedFeature(read)
 
@@ -335,7 +346,7 @@ class FileReader:
         raise AssertionError("a reading ends with its facts")
 
     def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:
-        self.found |= {feature.name: LoadedFeature(reason=error.reason) for feature in features}
+        self.found |= {feature.name: Missing(error.reason, "skipped") for feature in features}
 
 
 def dropped_name(feature: str) -> str:
@@ -362,11 +373,11 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
     try:
         read = data.read_text(text)
     except data.MediaError as e:
-        return LoadedFile("text", text, reason=e.reason)
+        return LoadedFile("text", text, {TEXT.name: Missing(e.reason, "skipped")})
     content_hash = hashlib.sha256(read.tokens.numpy().tobytes()).hexdigest()
     embedding = None if cache is None else cache.get(content_hash, TEXT.name)
     loaded = LoadedFeature(read, embedding, is_cached=embedding is not None)
-    return LoadedFile("text", text, content_hash, {TEXT.name: loaded}, is_truncated=read.is_truncated)
+    return LoadedFile("text", text, {TEXT.name: loaded}, content_hash, is_truncated=read.is_truncated)
 
 
 def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.compare.scores import WEAKEST_COLUMNS
-from imagebind.evaluation.embed.embedding import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan

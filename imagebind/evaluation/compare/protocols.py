@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # torch takes seconds to import, and options are read without it
-    from imagebind.data.features import Feature
-    from imagebind.data.sequences import WindowFacts
-    from imagebind.evaluation.embed.embedding import EmbeddedFiles
-    from imagebind.evaluation.embed.store import SequenceStore
+from imagebind import data
+from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO, VIDEO_FRAMES, Feature, mmaudio_video
+from imagebind.data.sequences import WindowFacts
+from imagebind.evaluation.compare.keys import from_keys
+from imagebind.evaluation.compare.similarity import look_up
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted
+from imagebind.evaluation.embed.store import SequenceStore
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows
 HOP_SECONDS = WINDOW_SECONDS - OVERLAP_SECONDS
@@ -96,9 +98,6 @@ class ClipProtocol(Protocol):
     """The cosine of one embedding of the sound and one of the video."""
 
     def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
-        from imagebind.evaluation.compare.keys import from_keys
-        from imagebind.evaluation.compare.similarity import look_up
-
         scores = Scores(np.full(len(pairs), np.nan))
         for i, paths in enumerate(pairs):
             if (reason := self.why_no_score(embedded, *paths)) is not None:
@@ -123,13 +122,9 @@ class ImageBind(ClipProtocol):
     published_as = "ImageBind score, IB, AV-IB, AV-Align (ImageBind); some papers print x 100"
 
     def __init__(self):
-        from imagebind.data import features
-
-        self.audio, self.video = (features.AUDIO,), (features.VIDEO,)
+        self.audio, self.video = (AUDIO,), (VIDEO,)
 
     def describe(self) -> dict[str, Any]:
-        from imagebind import data
-
         return {
             "clips": data.VIDEO_CLIPS,
             "clip_seconds": data.CLIP_SECONDS,
@@ -151,14 +146,10 @@ class MMAudio(ClipProtocol):
     published_as = "IB-score of av-benchmark; papers print x 100"
 
     def __init__(self, seconds: float):
-        from imagebind.data import features
-
         self.seconds = seconds
-        self.audio, self.video = (features.AUDIO,), (features.mmaudio_video(seconds),)
+        self.audio, self.video = (AUDIO,), (mmaudio_video(seconds),)
 
     def describe(self) -> dict[str, Any]:
-        from imagebind import data
-
         return {
             "seconds": self.seconds,
             "fps": 0.5,
@@ -205,13 +196,9 @@ class AVHScore(FrameProtocol):
     published_as = "AVHScore of JavisBench and TAVGBench"
 
     def __init__(self):
-        from imagebind.data import features
-
-        self.audio, self.video = (features.AUDIO,), (features.VIDEO_FRAMES,)
+        self.audio, self.video = (AUDIO,), (VIDEO_FRAMES,)
 
     def describe(self) -> dict[str, Any]:
-        from imagebind import data
-
         return {"frames": "all", "crops": 1, "size": data.SIZE}
 
     def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
@@ -231,14 +218,10 @@ class JavisScore(FrameProtocol):
     published_as = "JavisScore of JavisBench"
 
     def __init__(self):
-        from imagebind.data import features
-
-        self.audio = (features.AUDIO, features.AUDIO_WINDOWS)
-        self.video = (features.VIDEO_FRAMES,)
+        self.audio = (AUDIO, AUDIO_WINDOWS)
+        self.video = (VIDEO_FRAMES,)
 
     def describe(self) -> dict[str, Any]:
-        from imagebind import data
-
         windows = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
         return {"frames": "all", "crops": 1, "size": data.SIZE, **windows, "lowest_share": LOWEST_SHARE}
 
@@ -347,10 +330,10 @@ def make_protocols(names: Sequence[str], seconds: float) -> list[Protocol]:
     return [makers[name]() for name in names]
 
 
-def features_of(protocols: Sequence[Protocol]) -> dict[str, tuple[Feature, ...]]:
+def features_of(protocols: Sequence[Protocol]) -> Wanted:
     """List what is embedded of the files of each modality; what drives embeddings and ranks comes first."""
-    found = {"audio": {}, "video": {}}
+    wanted: dict[str, dict[str, Feature]] = {"audio": {}, "video": {}, "text": {TEXT.name: TEXT}}
     for protocol in protocols:
         for feature in protocol.features:
-            found[feature.modality].setdefault(feature.name, feature)
-    return {modality: tuple(features.values()) for modality, features in found.items()}
+            wanted[feature.modality].setdefault(feature.name, feature)
+    return {modality: tuple(features.values()) for modality, features in wanted.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.compare.comparison import (
     Compared,
     Comparison,
@@ -21,13 +22,14 @@ from imagebind.evaluation.compare.comparison import (
 )
 from imagebind.evaluation.compare.intervals import Mean
 from imagebind.evaluation.compare.keys import from_keys, reaches
+from imagebind.evaluation.compare.method import describe_method
 from imagebind.evaluation.compare.metrics import DEFINITIONS
 from imagebind.evaluation.compare.pair_scores import RANK_COLUMNS, ManifestRows, PairScores, list_skipped
+from imagebind.evaluation.compare.protocols import Protocol
 from imagebind.evaluation.compare.rows import CaptionRows, order_captions, order_files, order_rows
 from imagebind.evaluation.compare.scores import score_protocols
 from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE
-from imagebind.evaluation.embed.embedding import MEDIA_MODALITIES, EmbeddedFiles
-from imagebind.evaluation.embed.store import OutputArrays
+from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.inputs.groups import number_groups
 from imagebind.evaluation.inputs.plan import Plan
@@ -40,7 +42,13 @@ Results = dict[str, Any]  # what batch_inference_av_consistency returns
 log = logging.getLogger(__name__)
 
 
-def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, options: Options) -> Results:
+def build_results(
+    plan: Plan,
+    embedded: EmbeddedFiles,
+    protocols: Sequence[Protocol],
+    arrays: OutputArrays,
+    options: Options,
+) -> Results:
     """Compare the files that have an embedding.
 
     Args:
@@ -69,7 +77,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     embeddings = copy_embeddings(rows, embedded, arrays)
     contents = {m: [embedded.stores[m].content_of(path) for path in paths] for m, paths in rows.items()}
     groups = number_groups(plan.groups and [plan.groups[i] for i in numbers])
-    device = embedded.device
+    device = embedded.model.device
     if device.type not in ("cuda", "cpu"):
         log.info("%s is not used for float64: the CPU computes the similarities", device)
         device = torch.device("cpu")
@@ -90,7 +98,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
     if pairs:
         interval = metrics["paired_similarity_interval"]
         leading = compared.scores["similarity"], Mean(metrics["paired_similarity_mean"], interval)
-    of_protocols = score_protocols(plan, embedded, numbers, leading, options.seed)
+    of_protocols = score_protocols(plan, embedded, protocols, numbers, leading, options.seed)
     columns = compared.scores | {name: scores[numbers] for name, scores in of_protocols.columns.items()}
     columns |= describe_best_others(compared, best_others, dict(zip(MEDIA_MODALITIES, names, strict=True)))
     columns |= describe_files(plan, embedded, embeddings, rows, pair_cells)
@@ -122,7 +130,7 @@ def build_results(plan: Plan, embedded: EmbeddedFiles, arrays: OutputArrays, opt
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "working_directory": os.getcwd(),
-        "protocol": embedded.protocol | {"suspects": describe_sample(compared, options.seed)},
+        "protocol": describe_method(embedded, protocols) | {"suspects": describe_sample(compared, options.seed)},
     }
     skipped = list_skipped(plan, embedded, numbers, pair_scores.row_columns, of_protocols.columns)
     windows = of_protocols.windows
@@ -242,7 +250,7 @@ def describe_files(
     ):
         # 1 where all clips of the file have the same embedding, less the more they differ
         norms = row_norms(embeddings[modality], indices)
-        columns[f"{modality}_clips_alike"] = norms / embedded.scales[modality]
+        columns[f"{modality}_clips_alike"] = norms / embedded.model.scales[modality]
         key_of = cache(files.stable_key)
         columns[f"{modality}_key"] = [key_of(rows[modality][i]) for i in indices.tolist()]
     return columns

@@ -13,7 +13,7 @@ import numpy as np
 
 from imagebind.evaluation.compare.intervals import Mean, bootstrap_mean
 from imagebind.evaluation.compare.protocols import Protocol, Scores, Window
-from imagebind.evaluation.embed.embedding import EmbeddedFiles
+from imagebind.evaluation.embed.embedded import EmbeddedFiles
 from imagebind.evaluation.inputs.groups import number_groups
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.names import shorten
@@ -35,6 +35,7 @@ class ProtocolScores:
 def score_protocols(
     plan: Plan,
     embedded: EmbeddedFiles,
+    protocols: Sequence[Protocol],
     numbers: Sequence[int],
     leading: tuple[np.ndarray, Mean] | None,
     seed: int,
@@ -46,7 +47,7 @@ def score_protocols(
         leading: the similarities (N,) by the first protocol, and their mean; None: there are no such pairs.
     """
     metrics, columns, windows, pairs = {}, {}, None, plan.pairing.pairs
-    for i, protocol in enumerate(embedded.protocols):
+    for i, protocol in enumerate(protocols):
         if i == 0 and leading is not None:
             found, mean = Scores(np.full(len(pairs), np.nan)), leading[1]
             found.values[numbers] = leading[0]

@@ -25,24 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.embed.embedding import (
-    EmbeddedFiles,
-    Failure,
-    FileEmbedder,
-    Inputs,
-    count_cores,
-    count_inputs,
-    interruptible,
-    open_file_embedder,
-    start_workers,
-)
-from imagebind.evaluation.embed.model import ModelHolder
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
+from imagebind.evaluation.embed.embedding import FileEmbedder, count_inputs
+from imagebind.evaluation.embed.model import Model
+from imagebind.evaluation.embed.readers import count_cores, interruptible
 from imagebind.evaluation.embed.store import EmbeddingStore, SequenceStore
 from imagebind.evaluation.errors import EvaluationError, OptionError
-from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache
+from imagebind.reading.loader import Missing, get_sequence
 from imagebind.reading.workers import Workers
 from imagebind.segments import file_of
 
@@ -197,19 +189,19 @@ class ShareReport:
     """What a process did with its share, for the first one."""
 
     content_hashes: dict[str, list[tuple[str, str]]]  # feature -> (path, content hash) of files that have it
-    dropped: dict[tuple[str, str], str]  # as in EmbeddedFiles
-    failures: list[Failure]
+    missing: dict[tuple[str, str], Missing]  # as in EmbeddedFiles
     truncated_texts: set[str]
     counts: dict[str, Counter]  # modality -> files that are done and cached
     warnings: list[tuple[int, str]]  # logging level and message
 
 
 def embed_in_job(
-    job: Job, options: Options, workers: Workers | None, inputs: Inputs | None = None
+    job: Job, options: Options, wanted: Wanted, workers: Workers | None, inputs: Inputs | None = None
 ) -> EmbeddedFiles | None:
     """Embed the files of a run in all processes of a job.
 
     Args:
+        wanted: what is embedded of the files of each modality.
         inputs: as in embed_files, in the first process; None in the others.
 
     Returns:
@@ -231,8 +223,8 @@ def embed_in_job(
     torch.set_num_threads(max(1, count_cores() // job.n_local))
     try:
         with collected_warnings() as warnings, job.connected():
-            file_embedder, share = open_together(job, options, workers, inputs)
-            file_embedder.kept_in = None if is_temporary else file_embedder.kept_in
+            file_embedder, share = open_together(job, options, wanted, workers, inputs)
+            file_embedder.cache.is_temporary = is_temporary
             file_embedder.scope = " of the first process"
             with interruptible(file_embedder.summary):
                 with closing(file_embedder):  # before the others read what is kept
@@ -250,7 +242,7 @@ def embed_in_job(
 
 
 def open_together(
-    job: Job, options: Options, workers: Workers | None, inputs: Inputs | None
+    job: Job, options: Options, wanted: Wanted, workers: Workers | None, inputs: Inputs | None
 ) -> tuple[FileEmbedder, Inputs]:
     """Open model and cache in every process, and check that all have the same ones.
 
@@ -277,11 +269,10 @@ def open_together(
                 )
             if str(options.device).startswith("cuda"):
                 options = replace(options, device=own_gpu(job, str(options.device)))
-            file_embedder = open_file_embedder(
-                options, count_inputs(inputs or share), workers, directory, ModelHolder.of(options), job.part
-            )
-            file_embedder.open_model()
-            model = file_embedder.model
+            model, n_files = Model.of(options), count_inputs(inputs or share)
+            file_embedder = FileEmbedder(options, model, wanted, n_files, workers, directory, job.part)
+            model.open()
+            file_embedder.cache.open()
             facts = {"checkpoint": model.sha256[:16], "device": model.device.type}
             # Processes can come to share the first card unasked; other cards were numbered, or asked for.
             gpu = gpu_id(model.device) if str(model.device) == "cuda:0" else None
@@ -356,11 +347,10 @@ def gpu_id(device: torch.device) -> str | None:
 def report_share(file_embedder: FileEmbedder, warnings: list[tuple[int, str]]) -> ShareReport:
     """Describe what this process did with its share."""
     return ShareReport(
-        content_hashes={name: store.hashes() for name, store in file_embedder.stores.items()},
-        dropped=file_embedder.dropped,
-        failures=file_embedder.failures,
-        truncated_texts=file_embedder.truncated_texts,
-        counts=file_embedder.progress.counts,
+        content_hashes={name: store.hashes() for name, store in file_embedder.keeper.stores.items()},
+        missing=file_embedder.keeper.missing,
+        truncated_texts=file_embedder.keeper.truncated_texts,
+        counts=file_embedder.keeper.progress.counts,
         warnings=list(warnings),
     )
 
@@ -377,34 +367,29 @@ def take_reports(
         file_embedder: of the first process.
         reports: of all processes, in the order of ranks.
     """
-    logged = set(reports[0].warnings)
+    keeper, logged = file_embedder.keeper, set(reports[0].warnings)
     for rank, report in enumerate(reports[1:], 1):
         for warning in report.warnings:
             if warning not in logged:
                 log.log(warning[0], "%s", warning[1])
                 logged.add(warning)
-        file_embedder.failures += report.failures
-        file_embedder.truncated_texts |= report.truncated_texts
-        file_embedder.dropped |= report.dropped
-        part = EmbeddingCache(options.cache_path, *file_embedder.cache.computed_by[:2], str(rank))
+        keeper.truncated_texts |= report.truncated_texts
+        keeper.missing |= report.missing
+        part = EmbeddingCache(options.cache_path, *file_embedder.cache.opened.computed_by[:2], str(rank))
         for name, hashes in report.content_hashes.items():
             for path, content_hash in hashes:
-                take_feature(file_embedder.stores[name], part, name, path, content_hash)
+                take_feature(keeper.stores[name], part, name, path, content_hash)
         if options.has_page:
-            for modality, pictures in file_embedder.thumbnails.items():
-                for _, content_hash in report.content_hashes[file_embedder.wanted[modality][0].name]:
+            for modality, pictures in keeper.thumbnails.items():
+                for _, content_hash in report.content_hashes[keeper.wanted[modality][0].name]:
                     picture = part.get_thumbnail(content_hash, modality)
                     if picture is not None:
                         pictures.add(content_hash, picture)
         part.close()
-    failed = {(failure.modality, failure.path) for failure in file_embedder.failures}
-    missing = {
-        modality: [p for p in paths if (modality, p) not in failed and file_embedder.lacks(modality, p)]
-        for modality, paths in inputs.items()
-    }
-    if n_missing := sum(map(len, missing.values())):  # a process whose cache could not be written
-        log.warning("%d files are not in the caches of the other processes; embedding them again", n_missing)
-        file_embedder.embed(missing)
+    lacking = {m: [path for path in paths if keeper.lacks(m, path)] for m, paths in inputs.items()}
+    if n_lacking := sum(map(len, lacking.values())):  # a process whose cache could not be written
+        log.warning("%d files are not in the caches of the other processes; embedding them again", n_lacking)
+        file_embedder.embed(lacking)
 
 
 def take_feature(
@@ -416,8 +401,6 @@ def take_feature(
         if embedding is not None:
             store.add(path, embedding, content_hash)
         return
-    from imagebind.reading.loader import get_sequence
-
     parts = get_sequence(part, content_hash, name)
     facts = next(parts)
     for number, rows in enumerate(parts):
@@ -481,10 +464,14 @@ def file_size(path: str) -> int:
     return 0
 
 
-def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
+def embed_shard(
+    inputs: Inputs, options: Options, wanted: Wanted, workers: Workers | None, shard: tuple[int, int]
+) -> Counter:
     """Embed one of several shares of the files of a run into a part of the cache, and write nothing else.
 
     Args:
+        inputs: all files of the run.
+        wanted: what is embedded of the files of each modality.
         shard: (i, n), the i-th of n shares, counted from 1.
 
     Returns:
@@ -500,14 +487,13 @@ def embed_shard(options: Options, shard: tuple[int, int]) -> Counter:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise EvaluationError(f"{directory}: cannot write to this directory ({e.strerror})") from e
-    (inputs,) = split_inputs(plan_run(options).inputs, n_shares, [i - 1])
-    with start_workers(options) as workers:
-        file_embedder = open_file_embedder(
-            options, count_inputs(inputs), workers, directory, ModelHolder.of(options), f"{i}-of-{n_shares}"
-        )
-        with interruptible(file_embedder.summary), closing(file_embedder):
-            file_embedder.embed(inputs)
-    file_embedder.report_time(file_embedder.progress.counts)
-    counts = file_embedder.progress.total_counts
+    (share,) = split_inputs(inputs, n_shares, [i - 1])
+    part, n_files = f"{i}-of-{n_shares}", count_inputs(share)
+    file_embedder = FileEmbedder(options, Model.of(options), wanted, n_files, workers, directory, part)
+    with interruptible(file_embedder.summary), closing(file_embedder):
+        file_embedder.embed(share)
+    progress = file_embedder.keeper.progress
+    file_embedder.report_time(progress.counts)
+    counts = progress.total_counts
     n_embedded = counts["done"] - counts["skipped"] - counts["cached"]
     return Counter(embedded=n_embedded, found=counts["cached"], skipped=counts["skipped"])

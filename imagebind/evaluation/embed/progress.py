@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a run is: a bar on a terminal, a line now and then elsewhere; and where its time went."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -117,3 +119,43 @@ class MatrixProgress:
             self.last_logged = time.monotonic()
             share = 100 * n_cells / (self.shape[0] * self.shape[1])
             log.info("similarity: %.1f %% of %d x %d", share, *self.shape)
+
+
+class Timing:
+    """Where the time of a run goes."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.seconds = Counter()  # reading (in the workers), waiting for them, model
+
+    def measure(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do some work and add its time."""
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+    def describe(
+        self, counts: dict[str, Counter], loading: float, n_workers: int, n_processes: int = 1
+    ) -> str:
+        """Say where the time went; of several processes, that of this one.
+
+        Args:
+            counts: modality -> files that are done and cached, of all processes.
+            loading: seconds that loading the model took; 0 if it was not needed.
+        """
+        n_texts = counts["text"]["done"] if "text" in counts else 0
+        n_files = sum(count["done"] for count in counts.values()) - n_texts
+        n_cached = sum(count["cached"] for count in counts.values())
+        took = time.perf_counter() - self.start
+        line = f"{n_files} files" + (f" and {n_texts} captions" if n_texts else "") + f" in {took:.1f} s"
+        line += f" by {n_processes} processes" if n_processes > 1 else ""
+        line += f", {n_cached} from the cache: " + ("in the first one " if n_processes > 1 else "")
+        if loading:
+            line += f"loading the model took {loading:.1f} s, computing {self.seconds['model']:.1f} s, "
+        if not n_workers:
+            return line + f"reading files {self.seconds['reading']:.1f} s"
+        plural = "s" if n_workers > 1 else ""
+        line += f"waiting for files {self.seconds['waiting']:.1f} s; "
+        return line + f"{n_workers} worker{plural} read for {self.seconds['reading']:.1f} s in all"

@@ -19,14 +19,14 @@ from urllib.parse import quote
 import numpy as np
 
 from imagebind.evaluation.embed.progress import Progress
-from imagebind.evaluation.embed.store import create
+from imagebind.evaluation.compare.arrays import create
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.inputs.files import COPIES_LIST
 from imagebind.names import can_be_path, one_line
 from imagebind.segments import file_of, fragment_of, span_of
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.embed.embedding import EmbeddedFiles
+    from imagebind.evaluation.embed.embedded import EmbeddedFiles
     from imagebind.reading.workers import Workers
 
 MAX_PAIRS = 10_000  # in the table of pairs

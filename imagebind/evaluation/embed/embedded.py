@@ -1,0 +1,76 @@
+"""What became of the files of a run: their embeddings, and what is missing and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
+
+if TYPE_CHECKING:  # torch takes seconds to import, and outputs are listed without it
+    import torch
+
+    from imagebind.data.features import Feature
+    from imagebind.reading.loader import Missing
+
+MEDIA_MODALITIES = ("audio", "video")
+Inputs = dict[str, Sequence[str]]  # modality -> paths, each once; of captions the texts
+Wanted = dict[str, tuple["Feature", ...]]  # modality -> what is embedded; the first gives matrix and ranks
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that was skipped."""
+
+    path: str  # of a caption the text
+    modality: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model made the embeddings, and how."""
+
+    file: str  # name of the checkpoint
+    sha256: str  # of the weights
+    note: str
+    precision: str
+    device: torch.device
+    scales: dict[str, float]  # modality -> length of one clip's embedding
+
+
+@dataclass
+class EmbeddedFiles:
+    """What became of the files of a run."""
+
+    wanted: Wanted
+    features: dict[str, EmbeddingStore | SequenceStore]  # by name
+    missing: dict[tuple[str, str], Missing]  # (feature, path) -> why there is none
+    failures: list[Failure]  # files without what drives the matrix and the ranks, in the order of the inputs
+    truncated_texts: set[str]
+    thumbnails: dict[str, BlobStore]  # by modality: content hash -> JPEG
+    model: ModelFacts
+    summary: str  # how many are embedded, and where they are kept
+
+    @cached_property
+    def stores(self) -> dict[str, EmbeddingStore]:
+        """What drives the matrix and the ranks, by modality."""
+        return {modality: self.features[features[0].name] for modality, features in self.wanted.items()}
+
+    def why_missing(self, feature: Feature, path: str) -> str | None:
+        """Say why a file has no such feature; None if it has it."""
+        if path in self.features[feature.name]:
+            return None
+        missing = self.missing.get((feature.name, path))
+        of_file = self.missing.get((self.wanted[feature.modality][0].name, path))
+        if of_file is not None and (missing is None or missing.reason == of_file.reason):
+            return f"{feature.modality} file: {of_file.reason}"
+        return "it was skipped" if missing is None else missing.reason
+
+    def why_skipped(self, pair: tuple[str, str]) -> str:
+        """Say why files of a pair (audio path, video path) were skipped; "" where none was."""
+        found = zip(MEDIA_MODALITIES, pair, strict=True)
+        reasons = {(failure.modality, failure.path): failure.reason for failure in self.failures}
+        return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)

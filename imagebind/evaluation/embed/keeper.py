@@ -1,0 +1,159 @@
+"""What is known of the files of a run: embeddings, tied to files, and why others are missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+
+from imagebind.data.features import Feature
+from imagebind.data.sequences import PART_SIZE
+from imagebind.evaluation.embed.batches import EqualFiles
+from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, Failure, Inputs, Wanted
+from imagebind.evaluation.embed.progress import Progress
+from imagebind.evaluation.embed.run_cache import RunCache
+from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
+from imagebind.reading.loader import LoadedFeature, LoadedFile, Missing
+
+NOT_FINITE = Missing("its embedding is not finite", "skipped")
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps what is embedded, for this run and in the cache, and reports files that are skipped.
+
+    Args:
+        wanted: what is embedded of the files of each modality; the first is what a file must have.
+        n_files: modality -> how many files may come.
+        directory: for the file behind the embeddings; None keeps them in memory.
+        cache: of the run.
+
+    Attributes:
+        stores: feature -> embeddings.
+        missing: as in EmbeddedFiles.
+        progress: of the files that are being embedded.
+    """
+
+    def __init__(
+        self, wanted: Wanted, n_files: dict[str, int], directory: str | os.PathLike | None, cache: RunCache
+    ):
+        self.wanted, self.cache = wanted, cache
+        self.stores: dict[str, EmbeddingStore | SequenceStore] = {
+            feature.name: open_store(feature, n, directory)
+            for modality, n in n_files.items()
+            for feature in wanted[modality]
+        }
+        self.thumbnails = {modality: BlobStore(directory) for modality in MEDIA_MODALITIES}
+        self.missing: dict[tuple[str, str], Missing] = {}
+        self.truncated_texts: set[str] = set()
+        self.progress = Progress({})
+
+    def find(self, feature: Feature, file: LoadedFile) -> np.ndarray | None:
+        """Return the embedding (E,) of a file that is known already: of an equal file, or from the cache."""
+        from_cache = file.features[feature.name].embedding
+        return self.stores[feature.name].find(file.content_hash) if from_cache is None else from_cache
+
+    def keep(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
+        """Keep an embedding (E,) of a file for this run."""
+        self.stores[feature].add(file.path, embedding, file.content_hash)
+        if self._is_main(feature, file.modality):
+            self.progress.update(file.modality, skipped=False, cached=file.is_cached)
+
+    def keep_batch(self, feature: str, files: EqualFiles, embeddings: np.ndarray) -> None:
+        """Keep embeddings (B, E) that were computed; one that is not finite is missing."""
+        rows = dict(zip(files, embeddings, strict=True))
+        finite = {content_hash: row for content_hash, row in rows.items() if np.isfinite(row).all()}
+        pictures = [
+            (content_hash, first.modality, first.thumbnail)
+            for content_hash, (first, *_) in files.items()
+            if content_hash in finite and first.thumbnail
+        ]
+        self.cache.keep(feature, finite.items(), pictures)
+        for content_hash, equal_files in files.items():
+            for file in equal_files:
+                if content_hash in finite:
+                    self.keep(feature, file, finite[content_hash])
+                else:
+                    self.miss(feature, file, NOT_FINITE)
+
+    def keep_sequence(self, feature: str, file: LoadedFile, loaded: LoadedFeature | Missing) -> None:
+        """Keep a sequence of which all parts have come, or forget what is there of it."""
+        store = self.stores[feature]
+        if isinstance(loaded, LoadedFeature):
+            loaded = self._check_sequence(store, file.path, loaded)
+        if isinstance(loaded, Missing):
+            store.abandon(file.path)
+            self.miss(feature, file, loaded)
+            return
+        store.commit(file.path, file.content_hash, loaded.facts)
+        if not loaded.is_cached:
+            self.cache.keep_sequence(
+                feature, file.content_hash, loaded.facts, lambda: store.parts(file.path)
+            )
+
+    def _check_sequence(
+        self, store: SequenceStore, path: str, loaded: LoadedFeature
+    ) -> LoadedFeature | Missing:
+        if not loaded.facts.n_rows:
+            store.abandon(path)  # of an earlier attempt
+        if store.n_growing(path) != loaded.facts.n_rows:
+            return Missing("not all of it was read", "skipped")
+        return loaded if store.is_finite(path) else Missing("an embedding of it is not finite", "skipped")
+
+    def miss(self, feature: str, file: LoadedFile, missing: Missing) -> None:
+        """Note that a feature of a file cannot be had; without the main one the file is skipped."""
+        self.missing[feature, file.path] = missing
+        if missing.kind == "dropped" and not missing.is_cached:
+            self.cache.keep_reason(feature, file.content_hash, missing.reason)
+        if self._is_main(feature, file.modality):
+            report_skipped(file.modality, file.path, missing.reason)
+            self.progress.update(file.modality, skipped=True, cached=False)
+
+    def drop_changed(self) -> None:
+        """Skip files that were read for their sound and for their picture, and were not the same then."""
+        audio, video = (
+            dict(found for feature in self.wanted[m] for found in self.stores[feature.name].hashes())
+            for m in MEDIA_MODALITIES
+        )
+        for path in [path for path in audio if path in video and audio[path] != video[path]]:
+            for modality in MEDIA_MODALITIES:
+                reason = "it changed between reading sound and picture"
+                if (self.wanted[modality][0].name, path) not in self.missing:
+                    report_skipped(modality, path, reason)
+                for feature in self.wanted[modality]:
+                    self.stores[feature.name].discard(path)
+                    self.missing.setdefault((feature.name, path), Missing(reason, "skipped"))
+
+    def lacks(self, modality: str, path: str) -> bool:
+        """Tell whether something is wanted of a file that is not skipped, and neither here nor missing."""
+        names = [feature.name for feature in self.wanted[modality]]
+        is_skipped = (names[0], path) in self.missing
+        unknown = (path not in self.stores[name] and (name, path) not in self.missing for name in names)
+        return not is_skipped and any(unknown)
+
+    def failures(self, inputs: Inputs) -> list[Failure]:
+        """List the files that are skipped, in the order of `inputs`."""
+        return [
+            Failure(path, modality, missing.reason)
+            for modality, paths in inputs.items()
+            for path in paths
+            if (missing := self.missing.get((self.wanted[modality][0].name, path))) is not None
+        ]
+
+    def _is_main(self, feature: str, modality: str) -> bool:
+        return feature == self.wanted[modality][0].name
+
+
+def report_skipped(modality: str, path: str, reason: str) -> None:
+    """Warn of a file that is skipped."""
+    what = "caption" if modality == "text" else f"{modality} file"
+    log.warning("skipped %s %s: %s", what, path, reason)
+
+
+def open_store(
+    feature: Feature, n_files: int, directory: str | os.PathLike | None
+) -> EmbeddingStore | SequenceStore:
+    """Make room for a feature of n files."""
+    return SequenceStore(directory, PART_SIZE) if feature.is_sequence else EmbeddingStore(n_files, directory)
