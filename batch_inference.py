@@ -53,7 +53,7 @@ except PackageError as e:
     raise
 
 from imagebind.evaluation.embed.embedding import start_workers
-from imagebind.evaluation.embed.job import Job, JobError, LostProcessError, embed_in_job, embed_shard
+from imagebind.evaluation.embed.job import embed_in_job, embed_shard
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.evaluator import Evaluator, evaluate
 from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
@@ -72,6 +72,7 @@ from imagebind.evaluation.terminal import (
     print_results,
     stopped_by_signals,
 )
+from imagebind.evaluation.torchrun import Job, JobError, LostProcessError
 from imagebind.evaluation.write.outputs import REPORT_PAGE, is_output
 from imagebind.evaluation.write.report import format_report
 from imagebind.names import one_line

@@ -21,10 +21,11 @@ import torch
 from conftest import LONG, PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
 
 from batch_inference import batch_inference_av_consistency
-from imagebind.evaluation.embed.job import Job, own_gpu, share_of
+from imagebind.evaluation.embed.job import own_gpu, share_of
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.torchrun import Job
 
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+LAUNCH = (sys.executable, "-m", "torch.distributed.run")
 GO_ON = "the same command goes on from what is kept"
 
 
@@ -58,7 +59,9 @@ def address() -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
 
 
-def torchrun(folder: Path, n: int, *argv: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def torchrun(
+    folder: Path, n: int, *argv: str, launcher: tuple[str, ...] = ("--standalone",)
+) -> subprocess.Popen:
     command = (*LAUNCH, f"--nproc_per_node={n}", *launcher, *PROGRAM[1:], *argv)
     return subprocess.Popen(
         list(map(str, command)),
@@ -299,23 +302,31 @@ def add_slow_sound(pairs: Path) -> None:
         write_video(pairs / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
 
 
-def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs):
-    """When a process is killed; it reads a sound of ten hours, and by then others are kept."""
+@pytest.mark.parametrize("n_hosts", [1, 2])
+def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs, n_hosts):
+    """When a process is killed; it reads a sound of ten hours, and by then others are kept.
+
+    Of several hosts the one whose process it was counts a restart, and the other does not.
+    """
     add_slow_sound(pairs)
     argv = ("--batch_size", "1", "--num_workers", "0", "--no_html")
-    job = torchrun(pairs, 2, *argv, launcher=("--max_restarts", "1"))
+    where = ":".join(address().values())
+    launcher = ("--max_restarts", "1", "--nnodes", f"{n_hosts}", "--rdzv_backend", "c10d")
+    launcher += ("--rdzv_endpoint", where, "--rdzv_id", "job")
+    jobs = [torchrun(pairs, 2 // n_hosts, *argv, launcher=launcher) for _ in range(n_hosts)]
     while len(cached(pairs / "outputs")) < 8:
-        assert job.poll() is None, job.stderr.read()
+        for job in jobs:
+            assert job.poll() is None, job.stderr.read()
         with suppress(subprocess.TimeoutExpired):
-            job.wait(0.1)
+            jobs[0].wait(0.1)
     (pairs / "audio" / "z.wav").unlink()
     write_audio(pairs / "audio" / "z.wav", tone(1))
     os.kill(processes_of(os.getpid())[1], signal.SIGKILL)
-    out, err = job.communicate(timeout=300)
-    assert job.returncode == 0, err
-    (line,) = own_lines(err.splitlines())
+    out, err = zip(*(job.communicate(timeout=300) for job in jobs), strict=True)
+    assert [job.returncode for job in jobs] == [0] * n_hosts, err
+    (line,) = own_lines("".join(err).splitlines())
     assert line.startswith(("interrupted: ", "error: another process of the job is gone"))
-    assert out.splitlines()[-1] == "evaluated 6 pairs, skipped 0 files, unmatched 0 files"
+    assert "".join(out).splitlines()[-1] == "evaluated 6 pairs, skipped 0 files, unmatched 0 files"
     rows = cached(pairs / "outputs")
     assert len(rows) == len(set(rows)) == 12
 
