@@ -43,7 +43,7 @@ elif __name__ == "__main__":
 else:
     raise ImportError("batch_inference needs Linux or macOS, or WSL on Windows")
 
-from imagebind.packages import PackageError, require
+from imagebind.packages import PackageError, load, require
 
 try:
     require("numpy", "torch", "av", "einops", "tqdm", "filelock")
@@ -52,13 +52,11 @@ except PackageError as e:
         sys.exit(f"error: {e}; or activate the environment that has them, see README.md")
     raise
 
-from imagebind.evaluation.embed.embedding import start_workers
-from imagebind.evaluation.embed.job import embed_in_job, embed_shard
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
-from imagebind.evaluation.evaluator import Evaluator, evaluate
 from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
 from imagebind.evaluation.options import GROUPS, Options, options_of
 from imagebind.evaluation.rules import PROTOCOL, PROTOCOLS, SHARD, Paths
+from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
 from imagebind.evaluation.systems.systems import (
     COMPARISON_NAME,
     COMPARISON_PAGE,
@@ -79,7 +77,7 @@ from imagebind.names import one_line
 
 __all__ = [
     "EvaluationError",
-    "Evaluator",
+    "Evaluator",  # noqa: F822 (by __getattr__)
     "NothingLeftError",
     "OptionError",
     "Options",
@@ -88,6 +86,12 @@ __all__ = [
     "format_report",
     "main",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Evaluator":  # it needs torch, whose import takes seconds
+        return load("imagebind.evaluation.evaluator").Evaluator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def batch_inference_av_consistency(
@@ -365,7 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_first:  # signals end it at once: what it has embedded is in its cache
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-            return 0 if args.compare else help_embed(args, job)
+            if not args.compare:
+                help_embed(Options(**run_options(args)), job)
+            return 0
         with logging_to_stderr(), stopped_by_signals() as signals:
             try:
                 if args.compare:
@@ -435,17 +441,9 @@ def run_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def help_embed(args: argparse.Namespace, job: Job) -> int:
-    """Embed this process's share of the files of a job."""
-    options = Options(**run_options(args))
-    with start_workers(options, job.n_local) as workers:
-        embed_in_job(job, options, workers)
-    return 0
-
-
 def run_shard(args: argparse.Namespace) -> int:
     """Embed one shard, and print how many files that were."""
-    n = embed_shard(Options(**run_options(args)), args.shard)
+    n = evaluate_shard(Options(**run_options(args)), args.shard)
     what = "files and captions" if args.captions else "files"
     line = f"{n['embedded']} {what} embedded, {n['found']} found in the cache, {n['skipped']} skipped"
     return print_results("shard {}/{}: ".format(*args.shard) + line)

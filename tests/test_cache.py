@@ -9,6 +9,7 @@ import resource
 import shutil
 import sqlite3
 import subprocess
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,10 +21,9 @@ from fuzz import fuzz_cache
 
 from batch_inference import batch_inference_av_consistency, main
 from imagebind import data
-from imagebind.evaluation.compare.protocols import make_protocols
-from imagebind.evaluation.embed.embedding import FileEmbedder
-from imagebind.evaluation.embed.model import ModelHolder, RunModel
-from imagebind.evaluation.embed.progress import Progress
+from imagebind.evaluation.embed.batches import Batches
+from imagebind.evaluation.embed.model import Model
+from imagebind.evaluation.embed.progress import Timing
 from imagebind.models import embedder
 from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading import cache as cache_module
@@ -100,16 +100,19 @@ def test_batches_that_are_not_full_are_kept(evaluate):
 
 def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     """Thousands of equal files fill no batch, and must not fill the memory."""
-    model = RunModel(ModelHolder(small_checkpoint, "cpu", "fp32"), ["audio"])
-    whole = FileEmbedder(model, 2, None, {"audio": 3}, make_protocols(["imagebind"], 8))
-    sound = LoadedFeature(data.AudioInput(torch.zeros(3, 1, 128, 204)))
-    waiting, whole.progress = {("audio", "audio"): {}}, Progress({"audio": 3})
+    model, embedded, inputs = Model(small_checkpoint, "cpu", "fp32"), [], []
+    model.begin(["audio"])
+    batches = Batches(model, 2, Timing(), lambda *batch: embedded.append(batch))
     for i in range(3):
-        whole._take(LoadedFile("audio", f"{i}.wav", "hash", {"audio": sound}), waiting)
-    (batch,) = waiting.values()
-    assert [file.features["audio"].input is None for file in batch["hash"]] == [False, True, True]
-    whole._embed_batch("audio", "audio", batch)
-    assert list(whole.stores["audio"].row_of) == ["0.wav", "1.wav", "2.wav"]
+        sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
+        inputs.append(weakref.ref(sound))
+        batches.add("audio", LoadedFile("audio", f"{i}.wav", {"audio": LoadedFeature(sound)}, "hash"))
+        del sound
+    assert [input() is None for input in inputs] == [False, True, True]
+    batches.flush()
+    ((feature, files, rows),) = embedded
+    assert (feature, rows.shape[0]) == ("audio", 1)
+    assert [file.path for file in files["hash"]] == ["0.wav", "1.wav", "2.wav"]
 
 
 def test_another_model_or_precision_has_rows_of_its_own(evaluate, small_checkpoint, tmp_path):

@@ -18,11 +18,11 @@ from chromium import CHROMIUM, Browser
 from conftest import RATE, TESTS, picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation.compare.metrics import Candidates
-from imagebind.evaluation.compare.protocols import make_protocols
-from imagebind.evaluation.compare.results import build_results
-from imagebind.evaluation.embed.embedding import EmbeddedFiles
 from imagebind.evaluation.compare.arrays import OutputArrays
+from imagebind.evaluation.compare.metrics import Candidates
+from imagebind.evaluation.compare.protocols import features_of, make_protocols
+from imagebind.evaluation.compare.results import build_results
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, ModelFacts
 from imagebind.evaluation.embed.store import EmbeddingStore
 from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.evaluation.inputs.pairing import pair_files
@@ -313,18 +313,30 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
         for path, name in zip(paths, names, strict=True):
             place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
             rows[side].add(path, embeddings[place].astype(np.float32), content_hash=path)
-    protocol = {"checkpoint": {"note": ""}}
+    protocols = make_protocols(["imagebind"], 8)
+    scales, device = {"audio": 2, "video": 2}, torch.device("cpu")
     embedded = EmbeddedFiles(
-        *(rows, rows, make_protocols(["imagebind"], 8), {}, [], set()),
-        *({"audio": 2, "video": 2}, torch.device("cpu"), protocol, {}, ""),
+        wanted={modality: features_of(protocols)[modality] for modality in rows},
+        features=rows,
+        missing={},
+        failures=[],
+        truncated_texts=set(),
+        thumbnails={},
+        model=ModelFacts("model.pth", "", "", "fp32", device, scales),
+        summary="",
     )
     pairing = pair_files(*sides.values())
     plan = Plan(
-        *(sides["audio"], sides["video"], pairing),
-        *([sides["audio"].names[path] for path, _ in pairing.pairs], bool(n_audio), None),
-        *(None, None),
+        audio=sides["audio"],
+        video=sides["video"],
+        pairing=pairing,
+        names=[sides["audio"].names[path] for path, _ in pairing.pairs],
+        retrieval=bool(n_audio),
+        captions=None,
+        groups=None,
+        file_groups=None,
     )
-    return build_results(plan, embedded, OutputArrays(None), Options(None, "", max_matrix_gb=0))
+    return build_results(plan, embedded, protocols, OutputArrays(None), Options(None, "", max_matrix_gb=0))
 
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:

@@ -34,9 +34,9 @@ from throughput import in_process, peak_memory, timed  # noqa: E402
 
 import batch_inference  # noqa: E402
 from imagebind.evaluation.compare import similarity  # noqa: E402
+from imagebind.evaluation.compare.arrays import OutputArrays, temporary_path  # noqa: E402
 from imagebind.evaluation.compare.suspects import sample_mismatches  # noqa: E402
 from imagebind.evaluation.compare.truth import find_truth  # noqa: E402
-from imagebind.evaluation.compare.arrays import OutputArrays, temporary_path  # noqa: E402
 from imagebind.evaluation.inputs.files import gather_files, read_list_file  # noqa: E402
 from imagebind.evaluation.inputs.pairing import pair_files  # noqa: E402
 

@@ -49,10 +49,11 @@ from imagebind import data  # noqa: E402
 from imagebind.data.clips import clip_spans  # noqa: E402
 from imagebind.data.features import AUDIO, VIDEO  # noqa: E402
 from imagebind.data.video import crop, crop_offsets, normalize_rgb  # noqa: E402
-from imagebind.evaluation.compare.protocols import make_protocols  # noqa: E402
+from imagebind.evaluation.compare.protocols import features_of, make_protocols  # noqa: E402
 from imagebind.evaluation.embed import progress  # noqa: E402
-from imagebind.evaluation.embed.embedding import FileEmbedder, start_workers  # noqa: E402
-from imagebind.evaluation.embed.model import ModelHolder, RunModel  # noqa: E402
+from imagebind.evaluation.embed.embedding import FileEmbedder  # noqa: E402
+from imagebind.evaluation.embed.model import Model  # noqa: E402
+from imagebind.evaluation.embed.readers import start_workers  # noqa: E402
 from imagebind.evaluation.rules import PROTOCOLS  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import (  # noqa: E402
@@ -327,7 +328,7 @@ def embed_pair(how: str, checkpoint: Path, sound: Path, video: Path, home: Path)
     @torch.inference_mode()
     def embed() -> None:
         if how == "ours":
-            embedder, _ = ModelHolder(checkpoint, "cpu", "fp32").open(["audio", "video"])
+            embedder, _ = Model(checkpoint, "cpu", "fp32").load(["audio", "video"])
             embedder("audio", inputs[:1]), embedder("vision", inputs[1:])
         else:
             model = released_model(checkpoint)
@@ -527,18 +528,20 @@ def reading_and_model(clips: Path, checkpoint: Path) -> tuple[float, float, floa
     """Time reading alone, the model alone, and both, with a core each."""
     torch.set_num_threads(1)
     files, held = sorted(map(str, clips.iterdir())), []
-    options = Options(None, "", num_workers=1)
+    options = Options(None, "", num_workers=1, batch_size=1)
     with start_workers(options) as workers:
         loaded = load_files([("video", path, (VIDEO,)) for path in [files[0], *files]], workers)
         next(loaded)
         decode = timed(lambda: held.extend(loaded))
-    model = RunModel(ModelHolder(checkpoint, "cpu", "fp32"), ["video"])
+    model = Model(checkpoint, "cpu", "fp32")
+    model.begin(["video"])
     inputs = [file.features["video"].input for file in held]
     embedder = model.open()
     embedder("vision", inputs[:1])
     alone = timed(lambda: [embedder("vision", [input]) for input in inputs])
     with start_workers(options) as workers:
-        whole = FileEmbedder(model, 1, workers, {"video": len(files)}, make_protocols(["imagebind"], 8))
+        wanted = features_of(make_protocols(["imagebind"], 8))
+        whole = FileEmbedder(options, model, wanted, {"video": len(files)}, workers, None)
         run = timed(lambda: whole.embed({"video": files}))
     return decode, alone, run
 

@@ -47,8 +47,8 @@ from conftest import DEMO, picture, tone, write_audio, write_movie, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency
 from imagebind.data.features import AUDIO, TEXT, VIDEO
-from imagebind.evaluation.embed.model import ModelHolder
-from imagebind.reading.loader import Reading, read_file
+from imagebind.evaluation.embed.model import Model
+from imagebind.reading.loader import Missing, Reading, read_file
 from imagebind.segments import Segment
 
 try:
@@ -339,7 +339,7 @@ def write(case: Case, rng: random.Random) -> None:
 
 def make_reference() -> Callable[..., Embedded]:
     """Return what embeds a part of a file, alone and once, with the program's readers and its model."""
-    embedder, _ = ModelHolder(str(CHECKPOINT), "cpu", "fp32").open(["audio", "video", "text"])
+    embedder, _ = Model(str(CHECKPOINT), "cpu", "fp32").load(["audio", "video", "text"])
     features = {"audio": (AUDIO, "audio"), "video": (VIDEO, "vision"), "text": (TEXT, "text")}
 
     @functools.cache
@@ -348,8 +348,8 @@ def make_reference() -> Callable[..., Embedded]:
             return Embedded(None)
         part, (feature, tower) = Segment(path, start, end), features[side]
         (loaded,) = read_file(Reading(), (side, path if (start, end) == (0, math.inf) else part, (feature,)))
-        if reason := loaded.reason or loaded.features[side].reason:
-            return Embedded(path, reason=reason)
+        if isinstance(loaded.features[side], Missing):
+            return Embedded(path, reason=loaded.features[side].reason)
         input = loaded.features[side].input
         row = embedder(tower, [input]).numpy()[0]
         content = input.tokens.numpy().tobytes() if side == "text" else Path(path).read_bytes()

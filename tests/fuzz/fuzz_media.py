@@ -193,7 +193,7 @@ def fault(loaded) -> str | None:
 
 def reason_of(loaded) -> str | None:
     """Return why a file gives no input, or None."""
-    return loaded.reason or (loaded.features and loaded.features[loaded.modality].reason) or None
+    return getattr(loaded.features[loaded.modality], "reason", None)
 
 
 def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Counter, dict[Path, str]]:

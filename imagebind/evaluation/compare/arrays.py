@@ -1,4 +1,4 @@
-"""The arrays of the results, which may be larger than memory: they are mapped from files that become outputs."""
+"""The arrays of the results, mapped from files that become outputs: they may be larger than memory."""
 
 from __future__ import annotations
 

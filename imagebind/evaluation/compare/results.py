@@ -130,7 +130,8 @@ def build_results(
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "working_directory": os.getcwd(),
-        "protocol": describe_method(embedded, protocols) | {"suspects": describe_sample(compared, options.seed)},
+        "protocol": describe_method(embedded, protocols)
+        | {"suspects": describe_sample(compared, options.seed)},
     }
     skipped = list_skipped(plan, embedded, numbers, pair_scores.row_columns, of_protocols.columns)
     windows = of_protocols.windows

@@ -182,9 +182,7 @@ def embed_files(
         EvaluationError: the weights cannot be had, there is no such device, or as FileEmbedder.embed.
         KeyboardInterrupt: its message says what is kept.
     """
-    file_embedder = FileEmbedder(
-        options, model, wanted, count_inputs(inputs), workers, options.output_dir
-    )
+    file_embedder = FileEmbedder(options, model, wanted, count_inputs(inputs), workers, options.output_dir)
     with interruptible(file_embedder.summary), closing(file_embedder):
         file_embedder.embed(inputs)
     file_embedder.report_time(file_embedder.keeper.progress.counts)

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
 from imagebind.evaluation.embed.embedding import FileEmbedder, count_inputs
@@ -34,9 +34,6 @@ from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.loader import Missing, get_sequence
 from imagebind.reading.workers import Workers
 from imagebind.segments import file_of
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -70,8 +67,6 @@ def embed_in_job(
         JobError: another process cannot.
         KeyboardInterrupt: its message says what is kept.
     """
-    import torch
-
     is_temporary = options.no_cache
     if is_temporary:
         options = replace(
@@ -177,8 +172,6 @@ def own_gpu(job: Job, device: str) -> str:
     Raises:
         EvaluationError: there are not enough.
     """
-    import torch
-
     if device not in ("cuda", "cuda:0"):
         return device
     n_gpus = torch.cuda.device_count()
@@ -195,8 +188,6 @@ def too_many(n_processes: int, n_gpus: int) -> str:
 
 def gpu_id(device: torch.device) -> str | None:
     """Name a GPU among those of all hosts; None for the CPU."""
-    import torch
-
     if device.type != "cuda":
         return None
     return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"

@@ -89,9 +89,7 @@ class Keeper:
             return
         store.commit(file.path, file.content_hash, loaded.facts)
         if not loaded.is_cached:
-            self.cache.keep_sequence(
-                feature, file.content_hash, loaded.facts, lambda: store.parts(file.path)
-            )
+            self.cache.keep_sequence(feature, file.content_hash, loaded.facts, lambda: store.parts(file.path))
 
     def _check_sequence(
         self, store: SequenceStore, path: str, loaded: LoadedFeature

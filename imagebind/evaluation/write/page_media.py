@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from imagebind.evaluation.embed.progress import Progress
 from imagebind.evaluation.compare.arrays import create
+from imagebind.evaluation.embed.progress import Progress
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.inputs.files import COPIES_LIST
 from imagebind.names import can_be_path, one_line

@@ -1,0 +1,87 @@
+"""The stages of a run that need torch: embed -> compare -> write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from imagebind.evaluation.compare.arrays import OutputArrays
+from imagebind.evaluation.compare.protocols import Protocol, features_of, make_protocols
+from imagebind.evaluation.compare.results import build_results
+from imagebind.evaluation.embed import job as jobs
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs
+from imagebind.evaluation.embed.embedding import embed_files
+from imagebind.evaluation.embed.model import Model
+from imagebind.evaluation.embed.readers import start_workers
+from imagebind.evaluation.inputs.plan import Plan
+from imagebind.evaluation.options import Options
+from imagebind.evaluation.torchrun import Job
+from imagebind.evaluation.write.outputs import OutputLock, write_outputs, write_page_again
+from imagebind.evaluation.write.page_media import PageMedia, shown_files
+from imagebind.reading.workers import Workers
+
+COPIER = "imagebind.reading.previews:make_preview"  # what writes copies of media
+
+
+def embed(
+    plan: Plan, options: Options, workers: Workers | None, model: Model | None, job: Job | None
+) -> tuple[EmbeddedFiles, Sequence[Protocol]]:
+    """Embed the files of a plan, as the protocols need them."""
+    protocols = protocols_of(options)
+    wanted = features_of(protocols)
+    if job is not None:
+        return jobs.embed_in_job(job, options, wanted, workers, plan.inputs), protocols
+    used = model or Model.of(options)
+    try:
+        return embed_files(plan.inputs, wanted, options, workers, used), protocols
+    finally:
+        used.end()
+        if model is None:
+            used.unload()  # similarities need the room
+
+
+def compare(
+    plan: Plan,
+    embedded: EmbeddedFiles,
+    protocols: Sequence[Protocol],
+    options: Options,
+    lock: OutputLock,
+) -> tuple[dict[str, Any], OutputArrays]:
+    """Compare what is embedded; the arrays lie where the outputs will be."""
+    lock.renew()
+    arrays = OutputArrays(options.output_dir)
+    return build_results(plan, embedded, protocols, arrays, options), arrays
+
+
+def write(
+    results: dict[str, Any],
+    arrays: OutputArrays,
+    embedded: EmbeddedFiles,
+    options: Options,
+    lock: OutputLock,
+    n_processes: int,
+) -> None:
+    """Write the outputs, and copies of media where they are asked for."""
+    media = PageMedia(options.output_dir, embedded)
+    write_outputs(results, arrays, options, lock, media)
+    if options.copies_media:  # last: they take long, and room
+        with start_workers(options, n_processes, COPIER) as copiers:
+            media.copy(shown_files(results), copiers, options.progress)
+        write_page_again(results, options, media)
+    media.remove_other_copies()
+
+
+def embed_share(options: Options, workers: Workers | None, job: Job) -> None:
+    """Embed the share of a process of a job that is not the first."""
+    jobs.embed_in_job(job, options, features_of(protocols_of(options)), workers)
+
+
+def embed_shard(inputs: Inputs, options: Options, workers: Workers | None, shard: tuple[int, int]) -> Counter:
+    """As jobs.embed_shard."""
+    return jobs.embed_shard(inputs, options, features_of(protocols_of(options)), workers, shard)
+
+
+def protocols_of(options: Options) -> list[Protocol]:
+    """Make the protocols that the options of a run name."""
+    return make_protocols(options.protocols, options.protocol_seconds)
