@@ -8,18 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from imagebind.evaluation.compare.metrics import (
-    RECALL_AT,
-    Candidates,
-    Found,
-    compute_metrics,
-    retrieval_metrics,
-)
-from imagebind.evaluation.compare.similarity import cosine_similarity, look_up, scan
-from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, Sample, sample_mismatches
-from imagebind.evaluation.compare.truth import TrueCells, find_truth
+from imagebind.evaluation.compare.comparison import Comparison
+from imagebind.evaluation.compare.metrics import RECALL_AT, Candidates, retrieval_metrics
+from imagebind.evaluation.compare.positives import find_positives
+from imagebind.evaluation.compare.similarity import cosine_similarity
+from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, sample_mismatches
 
 
 def embeddings_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,22 +60,18 @@ def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, 
     keys.append(list(range(len(video))) if video_keys is None else list(video_keys))
     index = np.array(pairs, np.int64).reshape(-1, 2)
     together = {(keys[0][i], keys[1][j]) for i, j in pairs}
-    truth = find_truth(*keys, together)
-    shape = len(audio), len(video)
-    true, found_pairs = look_up(audio, video, truth.index), look_up(audio, video, index)
-    sample = look_up(audio, video, sample_mismatches(shape, truth, seed))
-    scanned = scan(audio, video, found_pairs, sample)
-    found = Found(
-        scanned,
-        found_pairs,
-        TrueCells(truth, true),
-        Sample(sample, scanned.n_at_least, shape),
-        groups,
+    numbers = ({key: i for i, key in enumerate(dict.fromkeys(of))} for of in keys)
+    contents = [[number[key] for key in of] for number, of in zip(numbers, keys, strict=True)]
+    comparison = Comparison(
+        dict(zip(("audio", "video"), contents, strict=True)),
+        {"audio": audio, "video": video},
+        torch.device("cpu"),
+        seed,
     )
+    compared = comparison.compare_all(comparison.matrix(("audio", "video"), index, groups))
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])
-    return Case(
-        cosine_similarity(audio, video), pairs, is_true, *compute_metrics(found, seed, ("audio", "video"))
-    )
+    found = compared.metrics, compared.scores, compared.histograms, compared.candidates
+    return Case(cosine_similarity(audio, video), pairs, is_true, *found)
 
 
 def measure_scores(scores: np.ndarray, pairs, **more) -> Case:
@@ -389,13 +381,13 @@ def test_suspects_are_those_of_the_step_up(seed):
 
 def test_a_large_matrix_is_sampled_by_seed_without_true_cells():
     keys = np.arange(3000) % 700
-    truth = find_truth(range(3000), keys.tolist(), enumerate(keys.tolist()))
+    truth = find_positives(range(3000), keys.tolist(), enumerate(keys.tolist()))
     sample = sample_mismatches((3000, 3000), truth, 1)
     assert len(sample) == SAMPLE_SIZE
     assert not truth.contains(sample).any()
     assert not np.array_equal(sample, sample_mismatches((3000, 3000), truth, 2))
     assert np.array_equal(sample, sample_mismatches((3000, 3000), truth, 1))
-    thin = find_truth(range(3), range(10**6), zip(range(3), range(3), strict=True))
+    thin = find_positives(range(3), range(10**6), zip(range(3), range(3), strict=True))
     assert len(sample_mismatches((3, 10**6), thin, 0)) == SAMPLE_SIZE
 
 

@@ -336,7 +336,8 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
         groups=None,
         file_groups=None,
     )
-    return build_results(plan, embedded, protocols, OutputArrays(None), Options(None, "", max_matrix_gb=0))
+    options = Options(None, "", max_matrix_gb=0, retrieval_mode=bool(n_audio))
+    return build_results(plan, embedded, protocols, OutputArrays(None), options).to_dict()
 
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:

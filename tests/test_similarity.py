@@ -13,8 +13,8 @@ from conftest import TESTS
 from test_metrics import embeddings_of, scores_of
 
 from imagebind.evaluation.compare import similarity
-from imagebind.evaluation.compare.keys import from_keys
 from imagebind.evaluation.compare.similarity import TOP, cosine_similarity, look_up, scan, unit_rows
+from imagebind.evaluation.compare.ticks import from_ticks
 
 
 def plain_cosine(a, b) -> float:
@@ -24,7 +24,7 @@ def plain_cosine(a, b) -> float:
 
 def fields_of(found) -> dict:
     fields = {name: getattr(found, name) for name in ("n_above", "n_equal", "n_at_least", "bins")}
-    fields |= {name: getattr(found, name) for name in ("levels", "level_keys")}
+    fields |= {name: getattr(found, name) for name in ("levels", "level_ticks")}
     return fields | {f"top_{side}": top.best for side, top in enumerate(found.top)} | {"sum": found.sum}
 
 
@@ -63,7 +63,7 @@ def test_single_cells_are_those_of_the_matrix(grid, monkeypatch):
     index = np.stack([rng.integers(0, n, 2000) for n in (37, 50)], axis=1)
     monkeypatch.setattr(similarity, "GRID", grid)
     found, cosines = look_up(audio, video, index), cosine_similarity(audio, video)
-    np.testing.assert_array_equal(from_keys(found.keys), cosines[tuple(index.T)])
+    np.testing.assert_array_equal(from_ticks(found.ticks), cosines[tuple(index.T)])
     np.testing.assert_allclose(found.cosines, cosines[tuple(index.T)], rtol=0, atol=2**-24)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagebind.evaluation.compare.keys import from_keys
 from imagebind.evaluation.compare.similarity import look_up
+from imagebind.evaluation.compare.ticks import from_ticks
 from imagebind.evaluation.embed.model import Model, check_given
 from imagebind.evaluation.embed.tensors import embed_tensors, list_rates, list_tensors
 from imagebind.evaluation.errors import OptionError
@@ -117,7 +117,7 @@ class Evaluator:
             rows = embed_tensors(self.model, videos, rates[0], audios, rates[1])
             index = np.stack([np.arange(len(videos))] * 2, axis=1)
             cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
-        similarity = torch.from_numpy(from_keys(cells.keys))
+        similarity = torch.from_numpy(from_ticks(cells.keys))
         if is_batch:
             return Score(similarity, rows["audio"], rows["video"])
         return Score(similarity.item(), rows["audio"][0], rows["video"][0])

@@ -210,6 +210,11 @@ class Options:
                 raise OptionError(f"must be True or False, not {value!r}", f.name)
 
     @property
+    def mode(self) -> str:
+        """What is compared: each pair's rows, or all files, or the pairs alone."""
+        return "retrieval" if self.retrieval_mode else "pairs_only" if self.pairs_only else "pairing"
+
+    @property
     def has_page(self) -> bool:
         """Whether report.html is written."""
         return self.output_dir is not None and not self.no_html

@@ -51,7 +51,7 @@ def compare(
     """Compare what is embedded; the arrays lie where the outputs will be."""
     lock.renew()
     arrays = OutputArrays(options.output_dir)
-    return build_results(plan, embedded, protocols, arrays, options), arrays
+    return build_results(plan, embedded, protocols, arrays, options).to_dict(), arrays
 
 
 def write(

@@ -184,7 +184,8 @@ def compare(audio: np.ndarray, video: np.ndarray) -> Compared:
     n = len(audio)
     contents, embeddings = {"audio": range(n), "video": range(n)}, {"audio": audio, "video": video}
     comparison = Comparison(contents, embeddings, torch.device("cpu"), seed=0)
-    return comparison.compare_modalities("audio", "video", np.stack([np.arange(n)] * 2, 1), None)
+    matrix = comparison.matrix(("audio", "video"), np.stack([np.arange(n)] * 2, 1))
+    return comparison.compare_all(matrix)
 
 
 def earlier_suspects(audio: np.ndarray, video: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ from throughput import in_process, peak_memory, timed  # noqa: E402
 import batch_inference  # noqa: E402
 from imagebind.evaluation.compare import similarity  # noqa: E402
 from imagebind.evaluation.compare.arrays import OutputArrays, temporary_path  # noqa: E402
+from imagebind.evaluation.compare.positives import find_positives  # noqa: E402
 from imagebind.evaluation.compare.suspects import sample_mismatches  # noqa: E402
-from imagebind.evaluation.compare.truth import find_truth  # noqa: E402
 from imagebind.evaluation.inputs.files import gather_files, read_list_file  # noqa: E402
 from imagebind.evaluation.inputs.pairing import pair_files  # noqa: E402
 
@@ -86,7 +86,7 @@ def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, de
     """Count over all cells, the diagonal being the pairs, with a sample of mismatches."""
     n = len(audio)
     pairs = similarity.look_up(audio, video, np.stack([np.arange(n)] * 2, axis=1))
-    truth = find_truth(range(n), range(n), ((i, i) for i in range(n)))
+    truth = find_positives(range(n), range(n), ((i, i) for i in range(n)))
     sample = similarity.look_up(audio, video, sample_mismatches((n, n), truth, 0))
     similarity.scan(audio, video, pairs, sample, matrix, None, device)
 

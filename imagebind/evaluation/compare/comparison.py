@@ -1,32 +1,36 @@
-"""Embeddings of two modalities -> how they compare: by all rows and columns, or by the pairs alone."""
+"""Embeddings of two modalities -> how they compare: over all rows and columns, or over drawn ones.
+
+Both are one path: what is counted of the row and of the column of each pair says how it stands out from the
+mismatches there. A matrix that is too large to be counted is counted over drawn columns of each row, and over
+drawn rows of each column.
+
+Letters in shapes: N rows, M columns, P pairs, S sampled mismatches.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from imagebind.evaluation.compare.keys import Cells
 from imagebind.evaluation.compare.metrics import (
+    HISTOGRAM_BINS,
     Candidates,
     Found,
-    SampledFound,
+    Mismatches,
     compute_metrics,
-    compute_sampled_metrics,
+    describe_all_mismatches,
+    describe_sampled_mismatches,
     find_candidates,
 )
-from imagebind.evaluation.compare.similarity import Top, count_among, look_up, scan
-from imagebind.evaluation.compare.suspects import (
-    Sample,
-    choose_references,
-    line_share,
-    sample_mismatches,
-)
-from imagebind.evaluation.compare.truth import TrueCells, Truth, find_truth
+from imagebind.evaluation.compare.positives import PositiveCells, Positives, find_positives
+from imagebind.evaluation.compare.similarity import Scan, Top, count_among, look_up, scan
+from imagebind.evaluation.compare.suspects import choose_references, line_share, sample_mismatches
+from imagebind.evaluation.compare.ticks import Cells, histogram_of
 from imagebind.evaluation.embed.progress import MatrixProgress
 from imagebind.evaluation.inputs.groups import number_groups
 
@@ -40,9 +44,8 @@ class Compared:
     histograms: dict[str, np.ndarray]
     candidates: dict[str, Candidates]  # direction -> what each pair competes with
     top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
-    truth: Truth
-    sampled: Cells  # mismatches
-    groups: Sequence[int] | None  # (P,) number of the group of each pair
+    positives: Positives
+    sample: Cells  # of mismatches
 
 
 class BestOthers(NamedTuple):
@@ -52,22 +55,57 @@ class BestOthers(NamedTuple):
     similarities: np.ndarray  # (P,)
 
 
-@dataclass(frozen=True)
-class Lines:
-    """A matrix in which a file of several pairs has several rows or columns, and the pairs in it."""
+class LineCounts(NamedTuple):
+    """What is counted of the row of each pair and of each sampled mismatch; or of their columns."""
 
-    rows: tuple[np.ndarray, np.ndarray]  # (N,) of each row of the matrix the row of the embeddings; (M,)
-    pairs: np.ndarray  # (P, 2) row and column
+    n_above: np.ndarray  # (P,) cells that are more similar than the pair
+    n_equal: np.ndarray  # (P,) cells that are as similar
+    n_cells: int  # that are counted of each pair's line
+    n_at_least: np.ndarray  # (S,) cells that are at least as similar as the mismatch, with itself
+    n_cells_of_sample: int | np.ndarray  # that are counted of each mismatch's line
+    positives: PositiveCells  # among the cells
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The similarity matrix (N, M) of two modalities, and the pairs in it.
+
+    Args:
+        modalities: of its rows and of its columns.
+        rows: what chooses its rows, and its columns, from the embeddings of these: slices, or numbers (N,)
+            and (M,), by which a file of several pairs can have several rows.
+        vectors: (A, E) and (B, E), the embeddings that these are chosen from.
+        contents: for each row and for each column a number, the same for equal contents.
+        pairs: (P, 2) row and column.
+        groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
+    """
+
+    modalities: tuple[str, str]
+    rows: tuple[slice | np.ndarray, slice | np.ndarray]
+    vectors: tuple[np.ndarray, np.ndarray]
+    contents: tuple[Sequence[int], Sequence[int]]
+    pairs: np.ndarray
+    groups: Sequence[int] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, M)"""
-        return len(self.rows[0]), len(self.rows[1])
+        return len(self.contents[0]), len(self.contents[1])
 
-    def look_up(self, vectors: tuple[np.ndarray, np.ndarray], index: np.ndarray) -> Cells:
-        """Compute cells (C, 2) of the matrix."""
-        places = np.stack([rows[of] for rows, of in zip(self.rows, index.T, strict=True)], axis=1)
-        return replace(look_up(*vectors, places), index=index)
+    @property
+    def pair_contents(self) -> list[tuple[int, int]]:
+        """The contents of each pair."""
+        return [(self.contents[0][i], self.contents[1][j]) for i, j in self.pairs.tolist()]
+
+    def places(self, axis: int, index: np.ndarray) -> np.ndarray:
+        """Return the rows of the embeddings behind some rows (axis 0) or columns (1)."""
+        rows = self.rows[axis]
+        return index + (rows.start or 0) if isinstance(rows, slice) else rows[index]
+
+    def look_up(self, index: np.ndarray) -> Cells:
+        """Compute cells (C, 2)."""
+        places = np.stack([self.places(axis, index[:, axis]) for axis in (0, 1)], axis=1)
+        return replace(look_up(*self.vectors, places), index=index)
 
 
 @dataclass(frozen=True)
@@ -76,131 +114,149 @@ class Comparison:
 
     contents: dict[str, Sequence[int]]  # modality -> for each row a number, the same for equal contents
     embeddings: dict[str, np.ndarray]  # modality -> (N, E)
-    device: torch.device
+    device: torch.device  # that counts
     seed: int  # of the bootstrap and of the sample
 
-    def compare_modalities(
+    def matrix(
         self,
-        modality: str,
-        other: str,
-        pair_cells: np.ndarray,
-        groups: Sequence[int] | None,
-        matrix: np.ndarray | None = None,
-        span: slice = slice(None),
-    ) -> Compared:
-        """Compare all rows of one modality with all rows of another.
+        modalities: tuple[str, str],
+        pairs: np.ndarray,
+        groups: Sequence[int] | None = None,
+        rows: tuple[slice | np.ndarray, slice | np.ndarray] = (slice(None), slice(None)),
+    ) -> Matrix:
+        """Make the matrix of two modalities; arguments are as in Matrix."""
+        contents = tuple(
+            np.asarray(self.contents[m], np.int64)[of].tolist()
+            for m, of in zip(modalities, rows, strict=True)
+        )
+        vectors = self.embeddings[modalities[0]], self.embeddings[modalities[1]]
+        return Matrix(modalities, rows, vectors, contents, pairs, groups)
+
+    def compare_all(self, matrix: Matrix, out: np.ndarray | None = None) -> Compared:
+        """Count over all cells of a matrix whose rows are slices.
 
         Args:
-            pair_cells: (P, 2) the rows that belong together.
-            groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
-            matrix: to be filled in.
-            span: of the rows, if not all of the modality.
+            out: (N, M), to be filled in.
         """
-        rows, columns = self.embeddings[modality][span], self.embeddings[other]
-        contents = self.contents[modality][span], self.contents[other]
-        pair_cells = pair_cells - [span.start or 0, 0]
-        of_pairs = [(contents[0][i], contents[1][j]) for i, j in pair_cells.tolist()]
-        truth = find_truth(*contents, of_pairs)
-        if groups is None and len(set(of_pairs)) < len(of_pairs):  # copies of a pair say no more than one
-            groups = number_groups(of_pairs)
-        shape = len(rows), len(columns)
-        sampled = (
-            sample_mismatches(shape, truth, self.seed) if len(pair_cells) else np.empty((0, 2), np.int64)
-        )
-        pairs, true, sample = (look_up(rows, columns, index) for index in (pair_cells, truth.index, sampled))
-        found = scan(rows, columns, pairs, sample, matrix, MatrixProgress(shape).update, self.device)
-        metrics, scores, histograms, candidates = compute_metrics(
-            Found(
-                found,
-                pairs,
-                TrueCells(truth, true),
-                Sample(sample, found.n_at_least, shape),
-                None if groups is None else np.asarray(groups),
-            ),
-            self.seed,
-            (modality, other),
-        )
-        return Compared(metrics, scores, histograms, candidates, found.top, truth, sample, groups)
-
-    def compare_pairs(
-        self, modality: str, other: str, lines: Lines, groups: Sequence[int] | None
-    ) -> Compared:
-        """Compare pairs with sampled mismatches, without counting over all rows and columns.
-
-        Args:
-            lines: of the matrix that compare_modalities would count over, in pairing mode.
-            groups: as in compare_modalities.
-        """
-        vectors = self.embeddings[modality], self.embeddings[other]
-        contents = [
-            np.asarray(self.contents[m])[of_lines].tolist()
-            for m, of_lines in zip((modality, other), lines.rows, strict=True)
-        ]
-        of_pairs = [(contents[0][i], contents[1][j]) for i, j in lines.pairs.tolist()]
-        truth = find_truth(*contents, of_pairs)
-        if groups is None and len(truth.index) < len(of_pairs):  # copies of a pair say no more than one
-            groups = number_groups(of_pairs)
-        sampled = sample_mismatches(lines.shape, truth, self.seed)
-        pairs, mismatches = (lines.look_up(vectors, index) for index in (lines.pairs, sampled))
-        candidates, products = [], np.ones(len(mismatches.keys))
-        for axis in (0, 1):
-            references = choose_references(lines.shape, 1 - axis, self.seed)
-            others = vectors[1 - axis][lines.rows[1 - axis][references]]
-            true = find_true_among(references, 1 - axis, lines, vectors, contents, truth)
-            beside_pairs, beside_mismatches = (
-                count_among(vectors[axis], lines.rows[axis][cells.index[:, axis]], cells.keys, others)
-                for cells in (pairs, mismatches)
+        positives, pairs, sample = self._start(matrix)
+        of_positives = PositiveCells(positives, matrix.look_up(positives.index))
+        rows, columns = (vectors[of] for vectors, of in zip(matrix.vectors, matrix.rows, strict=True))
+        progress = MatrixProgress(matrix.shape)
+        counted = scan(rows, columns, pairs, sample, out, progress.update, self.device)
+        lines = (
+            LineCounts(
+                *(counted.n_above[axis], counted.n_equal[axis], matrix.shape[1 - axis]),
+                *(counted.n_at_least[axis], matrix.shape[1 - axis], of_positives),
             )
-            candidates.append(find_candidates(pairs, axis, *beside_pairs, len(references), true))
-            is_added = ~np.isin(mismatches.index[:, 1 - axis], references)  # to what it is compared with
-            n_at_least, n_cells = sum(beside_mismatches) + is_added, len(references) + is_added
-            products *= line_share(mismatches, axis, n_at_least, n_cells, true)
-        metrics, scores, histograms = compute_sampled_metrics(
-            SampledFound(
-                *(pairs, tuple(candidates), mismatches, products),
-                math.prod(lines.shape) - int(truth.n_cells.sum()),
-                None if groups is None else np.asarray(groups),
-            ),
-            self.seed,
+            for axis in (0, 1)
         )
-        return Compared(metrics, scores, histograms, {}, None, truth, mismatches, groups)
+        mismatches = describe_all_mismatches(counted, pairs, of_positives)
+        of_bins = histogram_of(of_positives.cells.ticks, HISTOGRAM_BINS, positives.n_cells)
+        mismatched = counted.histogram(HISTOGRAM_BINS) - of_bins
+        return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched, counted)
+
+    def compare_drawn(self, matrix: Matrix) -> Compared:
+        """Count over drawn columns of each row and drawn rows of each column."""
+        positives, pairs, sample = self._start(matrix)
+        lines = (self._count_drawn(matrix, axis, positives, pairs, sample) for axis in (0, 1))
+        n_mismatches = math.prod(matrix.shape) - int(positives.n_cells.sum())
+        mismatches = describe_sampled_mismatches(n_mismatches, sample, pairs)
+        mismatched = histogram_of(sample.ticks, HISTOGRAM_BINS)
+        return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched)
+
+    def _start(self, matrix: Matrix) -> tuple[Positives, Cells, Cells]:
+        """Find what belongs together, and look up the pairs and a sample of mismatches."""
+        positives = find_positives(*matrix.contents, matrix.pair_contents)
+        chosen = np.empty((0, 2), np.int64)
+        if len(matrix.pairs):
+            chosen = sample_mismatches(matrix.shape, positives, self.seed)
+        return positives, matrix.look_up(matrix.pairs), matrix.look_up(chosen)
+
+    def _count_drawn(
+        self, matrix: Matrix, axis: int, positives: Positives, pairs: Cells, sample: Cells
+    ) -> LineCounts:
+        """Count over drawn cells of the rows of pairs and mismatches (axis 0), or of their columns (1)."""
+        references = choose_references(matrix.shape, 1 - axis, self.seed)
+        others = matrix.vectors[1 - axis][matrix.places(1 - axis, references)]
+        of_pairs, (n_above, n_equal) = (
+            count_among(matrix.vectors[axis], matrix.places(axis, c.index[:, axis]), c.ticks, others)
+            for c in (pairs, sample)
+        )
+        is_added = ~np.isin(sample.index[:, 1 - axis], references)  # to what it is compared with
+        return LineCounts(
+            *(*of_pairs, len(references)),
+            *(n_above + n_equal + is_added, len(references) + is_added),
+            find_positives_among(references, 1 - axis, matrix, positives),
+        )
+
+    def _finish(
+        self,
+        matrix: Matrix,
+        positives: Positives,
+        pairs: Cells,
+        sample: Cells,
+        lines: Iterator[LineCounts],
+        mismatches: Mismatches | None,
+        mismatched: np.ndarray,
+        counted: Scan | None = None,
+    ) -> Compared:
+        """Compute the figures of what was counted."""
+        groups = matrix.groups
+        if groups is None and len(positives.index) < len(
+            matrix.pairs
+        ):  # copies of a pair say no more than one
+            groups = number_groups(matrix.pair_contents)
+        candidates, products = [], np.ones(len(sample.ticks))
+        for axis, of in enumerate(lines):
+            candidates.append(find_candidates(pairs, axis, of.n_above, of.n_equal, of.n_cells, of.positives))
+            products *= line_share(sample, axis, of.n_at_least, of.n_cells_of_sample, of.positives)
+        found = Found(
+            pairs=pairs,
+            sample=sample,
+            candidates=tuple(candidates),
+            rank_products=products,
+            mismatches=mismatches,
+            mismatched=mismatched,
+            groups=None if groups is None else np.asarray(groups),
+            scan=counted,
+        )
+        metrics, scores, histograms, by_direction = compute_metrics(found, self.seed, matrix.modalities)
+        top = None if counted is None else counted.top
+        return Compared(metrics, scores, histograms, by_direction, top, positives, sample)
 
 
-def find_true_among(
-    references: np.ndarray,
-    axis: int,
-    lines: Lines,
-    vectors: tuple[np.ndarray, np.ndarray],
-    contents: Sequence[Sequence[int]],
-    truth: Truth,
-) -> TrueCells:
-    """Find the true cells of a matrix of which some lines alone are counted.
+def find_positives_among(
+    references: np.ndarray, axis: int, matrix: Matrix, positives: Positives
+) -> PositiveCells:
+    """Find the positives of a matrix of which some lines alone are counted.
 
     Args:
         references: (R,) rows (axis 0) or columns (1).
-        contents: of the rows and of the columns of the whole matrix, whose truth is given.
+        positives: of the whole matrix.
     """
-    chosen = list(contents)
-    chosen[axis] = [contents[axis][i] for i in references.tolist()]
-    nearby = find_truth(*chosen, truth.combinations(contents))
+    chosen = list(matrix.contents)
+    chosen[axis] = [matrix.contents[axis][i] for i in references.tolist()]
+    nearby = find_positives(*chosen, positives.combinations(matrix.contents))
     index = nearby.index.copy()
     index[:, axis] = references[index[:, axis]]
-    return TrueCells(nearby, replace(lines.look_up(vectors, index), index=nearby.index))
+    return PositiveCells(nearby, replace(matrix.look_up(index), index=nearby.index))
 
 
 def find_best_others(compared: Compared, pair_cells: np.ndarray) -> dict[str, BestOthers]:
     """Find for each pair the mismatch of its row, and of its column, that is the most similar.
 
     Returns:
-        modality -> rows of it and their similarities; -1 and NaN where the TOP best are all true.
+        modality -> rows of it and their similarities; -1 and NaN where the TOP best are all positives.
     """
     found = {}
     for axis, modality in ((0, "video"), (1, "audio")):
         lines = pair_cells[:, axis]
         matches, scores = compared.top[axis].indices[lines], compared.top[axis].similarities[lines]
         cells = np.stack([np.broadcast_to(lines[:, None], matches.shape), matches], axis=-1).reshape(-1, 2)
-        is_true = compared.truth.contains(cells if axis == 0 else cells[:, ::-1]).reshape(matches.shape)
-        is_wrong = ~is_true & (matches >= 0)
+        is_positive = compared.positives.contains(cells if axis == 0 else cells[:, ::-1]).reshape(
+            matches.shape
+        )
+        is_wrong = ~is_positive & (matches >= 0)
         first, rows = is_wrong.argmax(1), np.arange(len(lines))
         has_one = is_wrong[rows, first]
         found[modality] = BestOthers(

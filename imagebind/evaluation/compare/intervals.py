@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagebind.evaluation.compare.keys import Cells
+from imagebind.evaluation.compare.ticks import Cells
 
 SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
 AUC_SAMPLES = 1000
@@ -154,14 +154,14 @@ def auc_interval(
         mismatches: S sampled ones.
         groups: (P,) number of the group of each pair.
     """
-    n_groups = effective_number(group_sums(np.ones(len(pairs.keys)), groups)[1])
-    if len(pairs.keys) < MIN_AUC_PAIRS or n_groups < MIN_AUC_GROUPS or not len(mismatches.keys):
+    n_groups = effective_number(group_sums(np.ones(len(pairs.ticks)), groups)[1])
+    if len(pairs.ticks) < MIN_AUC_PAIRS or n_groups < MIN_AUC_GROUPS or not len(mismatches.ticks):
         return None
     generator = np.random.default_rng(seed)
-    order = np.argsort(mismatches.keys, kind="stable")
-    first, last = (np.searchsorted(mismatches.keys[order], pairs.keys, side) for side in ("left", "right"))
+    order = np.argsort(mismatches.ticks, kind="stable")
+    first, last = (np.searchsorted(mismatches.ticks[order], pairs.ticks, side) for side in ("left", "right"))
     units, n_units = number_units(pairs, mismatches, groups)
-    of_pairs, of_mismatches = units[: len(pairs.keys), 0], units[len(pairs.keys) :][order]
+    of_pairs, of_mismatches = units[: len(pairs.ticks), 0], units[len(pairs.ticks) :][order]
 
     def weighted_auc(n_drawn: np.ndarray) -> float:
         weights, pair_weights = n_drawn[of_mismatches].prod(axis=1), n_drawn[of_pairs]
@@ -170,7 +170,7 @@ def auc_interval(
         return float(pair_weights @ n_lower) / max(pair_weights.sum() * n_below[-1], 1)
 
     of_sample = weighted_auc(np.ones(n_units))
-    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(pairs.keys), SAMPLES), 200)
+    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(pairs.ticks), SAMPLES), 200)
     aucs = [
         weighted_auc(np.bincount(generator.integers(0, n_units, n_units), minlength=n_units).astype(float))
         for _ in range(n_samples)
@@ -187,14 +187,14 @@ def number_units(pairs: Cells, mismatches: Cells, groups: np.ndarray | None) -> 
     Returns:
         (P + S, 2), and how many units there are.
     """
-    of_pairs = np.arange(len(pairs.keys)) if groups is None else np.asarray(groups)
-    units = np.empty((len(pairs.keys) + len(mismatches.keys), 2), np.int64)
+    of_pairs = np.arange(len(pairs.ticks)) if groups is None else np.asarray(groups)
+    units = np.empty((len(pairs.ticks) + len(mismatches.ticks), 2), np.int64)
     n_lines = 1 + max(int(cells.index.max(initial=0)) for cells in (pairs, mismatches))
     for axis in (0, 1):
         of_line = of_pairs.max(initial=0) + 1 + 2 * np.arange(n_lines) + axis
         of_line[pairs.index[::-1, axis]] = of_pairs[::-1]
-        units[len(pairs.keys) :, axis] = of_line[mismatches.index[:, axis]]
-        units[: len(pairs.keys), axis] = of_pairs
+        units[len(pairs.ticks) :, axis] = of_line[mismatches.index[:, axis]]
+        units[: len(pairs.ticks), axis] = of_pairs
     names, index = np.unique(units, return_inverse=True)
     return index.reshape(units.shape), len(names)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagebind.evaluation.compare.intervals import auc_interval, bootstrap_mean, share_interval
-from imagebind.evaluation.compare.keys import Cells, from_keys, histogram_of
-from imagebind.evaluation.compare.suspects import Sample, can_tell, find_suspects, p_values_of, rank_products
-from imagebind.evaluation.compare.truth import TrueCells
+from imagebind.evaluation.compare.positives import PositiveCells
+from imagebind.evaluation.compare.suspects import can_tell, find_suspects, p_values_of
+from imagebind.evaluation.compare.ticks import Cells, from_ticks, histogram_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.compare.similarity import Scan
@@ -23,22 +23,6 @@ DEFINITIONS = 2  # of the figures; raised when one changes its meaning
 RECALL_AT = (1, 5, 10)
 QUARTILES = ("q1", "median", "q3")
 HISTOGRAM_BINS = 512  # from -1 to 1
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is known of a similarity matrix (N, M)."""
-
-    scan: Scan
-    pairs: Cells  # P of them; a cell may occur twice
-    true: TrueCells
-    sample: Sample  # of mismatches
-    groups: np.ndarray | None = None  # (P,) number of the group of each pair; None: each is its own
-
-    @property
-    def n_mismatches(self) -> int:
-        """All cells that are not true."""
-        return math.prod(self.scan.shape) - int(self.true.truth.n_cells.sum())
 
 
 @dataclass(frozen=True)
@@ -74,13 +58,40 @@ class Candidates:
         return float((sums / self.n_equal).mean())
 
 
+@dataclass(frozen=True)
+class Mismatches:
+    """What is known of the mismatches of a similarity matrix."""
+
+    n: int  # in the matrix
+    mean: float  # of the cosines of those that are counted
+    std: float
+    auc: float  # probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a similarity matrix (N, M) and its pairs."""
+
+    pairs: Cells  # P of them; a cell may occur twice
+    sample: Cells  # S mismatches
+    candidates: tuple[Candidates, Candidates]  # of the pairs in their rows, and in their columns
+    rank_products: np.ndarray  # (S,)
+    mismatches: Mismatches | None  # None: there is none
+    mismatched: np.ndarray  # (HISTOGRAM_BINS,) counts of mismatches
+    groups: np.ndarray | None = None  # (P,) number of the group of each pair; None: each is its own
+    scan: Scan | None = (
+        None  # where all cells are counted, not some columns of each row and rows of each column
+    )
+
+
 def compute_metrics(
     found: Found, seed: int, modalities: tuple[str, str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Candidates]]:
     """Describe a similarity matrix; standard deviations are those of the population (divided by the number).
 
     Args:
-        found: what is known of it; without pairs, the figures that need them are left out.
+        found: what is known of it; without pairs, or where not all cells are counted, the figures that need
+            them are left out.
         seed: of the bootstrap.
         modalities: of the rows and of the columns.
 
@@ -89,30 +100,28 @@ def compute_metrics(
         column are under "video_to_audio" (by the names of the modalities); the columns of pair_scores.csv;
         the histograms of the page; and the candidates by direction.
     """
-    pairs, scan, n_mismatches = found.pairs, found.scan, found.n_mismatches
-    of_true = histogram_of(found.true.cells.keys, HISTOGRAM_BINS, found.true.truth.n_cells)
-    histograms = make_histograms(pairs, scan.histogram(HISTOGRAM_BINS) - of_true)
-    metrics = matrix_metrics(scan)
-    if not len(pairs.keys):
+    edges = np.linspace(-1, 1, HISTOGRAM_BINS + 1)
+    paired = histogram_of(found.pairs.ticks, HISTOGRAM_BINS)
+    histograms = {"edges": edges, "paired": paired, "mismatched": found.mismatched}
+    metrics = {} if found.scan is None else matrix_metrics(found.scan)
+    if not len(found.pairs.ticks):
         return metrics, {}, histograms, {}
-    rows, columns = modalities
-    similarity = from_keys(pairs.keys).astype(np.float64)
-    of_rows, of_columns = (
-        find_candidates(pairs, axis, scan.n_above[axis], scan.n_equal[axis], scan.shape[1 - axis], found.true)
-        for axis in (0, 1)
-    )
-    scores = {"similarity": similarity, f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
+    similarity = from_ticks(found.pairs.ticks).astype(np.float64)
+    scores, by_direction = {"similarity": similarity}, {}
+    (rows, columns), (of_rows, of_columns) = modalities, found.candidates
+    if found.scan is not None:
+        scores |= {f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
+        by_direction = {f"{rows}_to_{columns}": of_rows, f"{columns}_to_{rows}": of_columns}
     metrics |= pair_metrics(similarity, seed, found.groups)
-    if n_mismatches:
-        figures, standing = mismatch_metrics(found, similarity, (of_rows, of_columns), seed)
-        metrics |= figures
+    if found.mismatches is not None:
+        standing = standing_scores(found.candidates, found.rank_products, found.mismatches.n)
+        metrics |= mismatch_metrics(found, similarity, standing.get("suspect"), seed)
         scores |= standing
-    metrics |= {
-        "paired_similarities": similarity.tolist(),
-        **retrieval_metrics(of_rows, found.groups),
-        f"{columns}_to_{rows}": retrieval_metrics(of_columns, found.groups),
-    }
-    return metrics, scores, histograms, {f"{rows}_to_{columns}": of_rows, f"{columns}_to_{rows}": of_columns}
+    metrics["paired_similarities"] = similarity.tolist()
+    if found.scan is not None:
+        metrics |= retrieval_metrics(of_rows, found.groups)
+        metrics[f"{columns}_to_{rows}"] = retrieval_metrics(of_columns, found.groups)
+    return metrics, scores, histograms, by_direction
 
 
 def matrix_metrics(scan: Scan) -> dict[str, float]:
@@ -140,66 +149,24 @@ def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -
     }
 
 
-@dataclass(frozen=True)
-class SampledFound:
-    """What is known of pairs where no similarity matrix was counted."""
-
-    pairs: Cells  # P of them
-    candidates: tuple[Candidates, Candidates]  # of the pairs among the references of their rows, and columns
-    sample: Cells  # S mismatches
-    sample_products: np.ndarray  # (S,) rank product of each
-    n_mismatches: int  # of the matrix
-    groups: np.ndarray | None
-
-
-def compute_sampled_metrics(
-    found: SampledFound, seed: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Describe pairs by their similarities and by sampled mismatches, by the definitions of the whole matrix.
-
-    Returns:
-        the figures of metrics.json, without ranks and what needs all cells; columns of pair_scores.csv; and
-        the histograms of the page.
-    """
-    pairs, sample = found.pairs, found.sample
-    histograms = make_histograms(pairs, histogram_of(sample.keys, HISTOGRAM_BINS))
-    similarity = from_keys(pairs.keys).astype(np.float64)
-    scores, metrics = {"similarity": similarity}, pair_metrics(similarity, seed, found.groups)
-    if len(sample.keys):
-        in_order = np.sort(sample.keys)
-        low, high = (np.searchsorted(in_order, pairs.keys, side) for side in ("left", "right"))
-        auc = float(((low + high) / 2).mean()) / len(in_order)
-        mean, std = math.fsum(sample.cosines) / len(in_order), float(sample.cosines.std())
-        standing = standing_scores(found.candidates, found.sample_products, found.n_mismatches)
-        interval = auc_interval(auc, pairs, sample, found.groups, seed)
-        metrics |= mismatch_figures(similarity, mean, std, auc, interval, standing)
-        scores |= standing
-    return metrics | {"paired_similarities": similarity.tolist()}, scores, histograms
-
-
-def make_histograms(pairs: Cells, mismatched: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what the page draws.
-
-    Args:
-        mismatched: (HISTOGRAM_BINS,) counts of mismatches.
-    """
-    edges = np.linspace(-1, 1, HISTOGRAM_BINS + 1)
-    return {"edges": edges, "paired": histogram_of(pairs.keys, HISTOGRAM_BINS), "mismatched": mismatched}
-
-
 def find_candidates(
-    pairs: Cells, axis: int, n_above: np.ndarray, n_equal: np.ndarray, n_cells: int, true: TrueCells
+    pairs: Cells,
+    axis: int,
+    n_above: np.ndarray,
+    n_equal: np.ndarray,
+    n_cells: int,
+    positives: PositiveCells,
 ) -> Candidates:
-    """Leave the true cells, but the pair itself, out of what is counted in the line of each pair.
+    """Leave the positives, but the pair itself, out of what is counted in the line of each pair.
 
     Args:
         axis: 0 for the rows of the pairs, 1 for their columns.
         n_above, n_equal: (P,) cells that are counted of the line: more similar than the pair, as similar.
         n_cells: that are counted of each line.
-        true: the true cells among them.
+        positives: among them.
     """
-    n_true, n_true_better, n_true_equal = true.count_in_lines(pairs, axis)
-    return Candidates(n_above - n_true_better, n_equal - n_true_equal + 1, n_cells - n_true + 1)
+    n_positive, n_better, n_as_good = positives.count_in_lines(pairs, axis)
+    return Candidates(n_above - n_better, n_equal - n_as_good + 1, n_cells - n_positive + 1)
 
 
 def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) -> dict[str, Any]:
@@ -218,24 +185,6 @@ def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) 
         **{f"recall_at_{k}_interval": share_interval(hits[k], groups) for k in RECALL_AT},
         **{f"recall_at_{k}_chance": candidates.recall_chance(k) for k in RECALL_AT},
     }
-
-
-def mismatch_metrics(
-    found: Found, similarity: np.ndarray, candidates: tuple[Candidates, Candidates], seed: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Compare the similarities (P,) of the pairs with the mismatches: figures, and scores of each pair."""
-    mean, std = mismatch_mean_and_std(found)
-    n_above, n_equal = (
-        counts - true_counts
-        for counts, true_counts in zip(
-            found.scan.count_from(found.pairs.keys), found.true.count_from(found.pairs.keys), strict=True
-        )
-    )
-    # probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)
-    auc = 1 - float((n_above + n_equal / 2).mean()) / found.n_mismatches
-    scores = standing_scores(candidates, rank_products(found.sample, found.true), found.n_mismatches)
-    interval = auc_interval(auc, found.pairs, found.sample.cells, found.groups, seed)
-    return mismatch_figures(similarity, mean, std, auc, interval, scores), scores
 
 
 def standing_scores(
@@ -260,34 +209,49 @@ def standing_scores(
     return scores
 
 
-def mismatch_figures(
-    similarity: np.ndarray,
-    mean: float,
-    std: float,
-    auc: float,
-    auc_interval: list[float] | None,
-    scores: dict[str, np.ndarray],
+def mismatch_metrics(
+    found: Found, similarity: np.ndarray, suspects: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
     """Return the figures of metrics.json that compare the pairs with mismatches.
 
     Args:
         similarity: (P,) of the pairs.
-        mean, std: of the mismatches.
-        scores: as standing_scores gives them.
+        suspects: (P,) bool; None where they cannot be told.
     """
+    others = found.mismatches
     return {
-        "mismatched_similarity_mean": mean,
-        "mismatched_similarity_std": std,
-        "margin": float(similarity.mean()) - mean,
-        "auc": auc,
-        "auc_interval": auc_interval,
-        "suspects": int(scores["suspect"].sum()) if "suspect" in scores else None,
+        "mismatched_similarity_mean": others.mean,
+        "mismatched_similarity_std": others.std,
+        "margin": float(similarity.mean()) - others.mean,
+        "auc": others.auc,
+        "auc_interval": auc_interval(others.auc, found.pairs, found.sample, found.groups, seed),
+        "suspects": None if suspects is None else int(suspects.sum()),
     }
 
 
-def mismatch_mean_and_std(found: Found) -> tuple[float, float]:
-    """Return mean and standard deviation of the cosines of all mismatches."""
-    cosines, n_cells, n = found.true.cells.cosines, found.true.truth.n_cells, found.n_mismatches
-    mean = (found.scan.sum - math.fsum(cosines * n_cells)) / n
-    mean_square = (math.fsum(found.scan.squares) - math.fsum(cosines**2 * n_cells)) / n
-    return mean, math.sqrt(max(mean_square - mean**2, 0))
+def describe_all_mismatches(scan: Scan, pairs: Cells, positives: PositiveCells) -> Mismatches | None:
+    """Describe all mismatches of a matrix."""
+    cosines, n_cells = positives.cells.cosines, positives.positives.n_cells
+    n = math.prod(scan.shape) - int(n_cells.sum())
+    if not n or not len(pairs.ticks):
+        return None
+    mean = (scan.sum - math.fsum(cosines * n_cells)) / n
+    mean_square = (math.fsum(scan.squares) - math.fsum(cosines**2 * n_cells)) / n
+    n_above, n_equal = (
+        counts - of_positives
+        for counts, of_positives in zip(
+            scan.count_from(pairs.ticks), positives.count_from(pairs.ticks), strict=True
+        )
+    )
+    auc = 1 - float((n_above + n_equal / 2).mean()) / n
+    return Mismatches(n, mean, math.sqrt(max(mean_square - mean**2, 0)), auc)
+
+
+def describe_sampled_mismatches(n: int, sample: Cells, pairs: Cells) -> Mismatches | None:
+    """Describe the n mismatches of a matrix by a sample of them."""
+    if not len(sample.ticks):
+        return None
+    in_order = np.sort(sample.ticks)
+    low, high = (np.searchsorted(in_order, pairs.ticks, side) for side in ("left", "right"))
+    auc = float(((low + high) / 2).mean()) / len(in_order)
+    return Mismatches(n, math.fsum(sample.cosines) / len(in_order), float(sample.cosines.std()), auc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -117,12 +118,7 @@ def list_skipped(
 
 def describe_pair(plan: Plan, number: int, columns: Container[str]) -> dict[str, Any]:
     """Return what is known of a pair without its embeddings, under those names that are columns."""
-    known = {}
-    for modality, files, path in zip(
-        MEDIA_MODALITIES, (plan.audio, plan.video), plan.pairing.pairs[number], strict=True
-    ):
-        has_id = plan.manifest is not None and plan.manifest.has_unique_ids
-        known[f"{modality}_key"] = plan.names[number] if has_id else files.stable_key(path)
+    known = {f"{m}_key": keys[0] for m, keys in zip(MEDIA_MODALITIES, keys_of(plan, [number]), strict=True)}
     if plan.groups is not None:
         known["group"] = plan.groups[number]
     if plan.captions is not None:
@@ -130,6 +126,23 @@ def describe_pair(plan: Plan, number: int, columns: Container[str]) -> dict[str,
         captions = {m: texts.get(plan.captions.of_pairs[m][number]) for m in MEDIA_MODALITIES}
         known |= {"caption": captions["video"], "audio_caption": captions["audio"]}
     return {name: value for name, value in known.items() if name in columns}
+
+
+def keys_of(plan: Plan, numbers: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Return what names the sound and the video of each pair in other runs too.
+
+    That is the id of the pair, if each has its own: so systems can be compared that name files in their own
+    ways.
+    """
+    if plan.manifest is not None and plan.manifest.has_unique_ids:
+        names = [plan.names[number] for number in numbers]
+        return names, names
+    key_of = cache(plan.audio.stable_key), cache(plan.video.stable_key)
+    pairs = (plan.pairing.pairs[number] for number in numbers)
+    audio, video = (
+        zip(*((key_of[0](a), key_of[1](v)) for a, v in pairs), strict=True) if numbers else ((), ())
+    )
+    return list(audio), list(video)
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
@@ -160,7 +173,6 @@ class PairScores(Sequence):
     ):
         self.names, self.pairs, self.manifest = names, pairs, manifest
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
-        self.protocol_columns = tuple(name for name in PROTOCOLS if name in columns)
         listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS, *GROUP_COLUMNS)
         self.written_columns = tuple(
             column
@@ -221,3 +233,23 @@ class PairScores(Sequence):
         listed = ("name", "similarity", *OTHER_COLUMNS)
         pairs = (self[i] for i in self.suspects_first(min(n_suspects, SUSPECTS_LISTED)))
         return [{c: pair.get(c) for c in listed} for pair in pairs]
+
+
+def tabulate(plan: Plan, numbers: Sequence[int], columns: dict[str, Sequence[Any]], mode: str) -> PairScores:
+    """Make the table of the pairs that have scores, with what the plan says of them.
+
+    Args:
+        numbers: of the pairs.
+        columns: that are computed.
+        mode: as Options.mode.
+    """
+    absent = RANK_COLUMNS if mode == "pairs_only" else ()
+    names, pairs = ([values[i] for i in numbers] for values in (plan.names, plan.pairing.pairs))
+    audio_keys, video_keys = keys_of(plan, numbers)
+    columns |= {"audio_key": audio_keys, "video_key": video_keys}
+    if plan.groups is not None:
+        columns["group"] = [plan.groups[i] for i in numbers]
+    if plan.manifest is None:
+        return PairScores(names, pairs, columns, absent)
+    of_manifest = ManifestRows(plan.manifest, [plan.manifest.rows[i] for i in numbers])
+    return PairScores(names, pairs, columns | of_manifest.columns(), absent, of_manifest)

@@ -17,8 +17,8 @@ import numpy as np
 from imagebind import data
 from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO, VIDEO_FRAMES, Feature, mmaudio_video
 from imagebind.data.sequences import WindowFacts
-from imagebind.evaluation.compare.keys import from_keys
 from imagebind.evaluation.compare.similarity import look_up
+from imagebind.evaluation.compare.ticks import from_ticks
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted
 from imagebind.evaluation.embed.store import SequenceStore
 
@@ -111,7 +111,7 @@ class ClipProtocol(Protocol):
             ]
             # rounded as the cells of the matrix are, so that equal things have equal scores
             cells = look_up(*rows, np.stack([np.arange(len(some))] * 2, axis=1))
-            scores.values[some] = from_keys(cells.keys)
+            scores.values[some] = from_ticks(cells.ticks)
         return scores
 
 

@@ -2,7 +2,7 @@
 
 A cosine here is the same number in every tile, thread, process and order of additions: embeddings are scaled
 to unit length and rounded to multiples of 2^-26, so every product is a multiple of 2^-52, and no sum needs
-more than the 53 bits of float64. It is then rounded to its key (keys.py).
+more than the 53 bits of float64. It is then rounded to its tick (ticks.py).
 
 Letters in shapes: N rows, M columns, P pairs, C cells, E embedding width.
 """
@@ -24,7 +24,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from imagebind.evaluation.compare.keys import BINS, KEY_BITS, KEYS_PER_BIN, Cells, bin_of, from_keys, rebin
+from imagebind.evaluation.compare.ticks import (
+    BINS,
+    TICK_BITS,
+    TICKS_PER_BIN,
+    Cells,
+    bin_of,
+    from_ticks,
+    rebin,
+)
 from imagebind.memory import free_unused_memory, unless_out_of_memory
 
 UNIT_BITS = 26
@@ -39,7 +47,7 @@ TOP = 10  # best matches that are kept of each row and each column
 EMPTY = np.iinfo(np.int64).min
 NO_CELLS = Cells(np.empty((0, 2), np.int64), np.empty(0, np.int32), np.empty(0))
 GRID = 2048, 128  # rows or columns, and cells for each that is wanted, up to which look_up multiplies all
-HELD_CELLS = 2**24  # that are collected before they are counted by key
+HELD_CELLS = 2**24  # that are collected before they are counted by tick
 MANY_CELLS = 10**8  # for which a GPU's rate in float64 is measured first
 TRIAL_SIZE = 2048  # of the matrices for that
 
@@ -69,47 +77,47 @@ def look_up(rows: np.ndarray, columns: np.ndarray, cells: np.ndarray) -> Cells:
             of_block = unit_rows(rows[cells[block, 0]]), unit_rows(columns[cells[block, 1]])
             found[block] = of_block[0].mul_(of_block[1]).sum(1)
     cosines = found.numpy().copy()
-    return Cells(cells, to_keys(found.mul_(2**KEY_BITS)).int().numpy(), cosines)
+    return Cells(cells, to_ticks(found.mul_(2**TICK_BITS)).int().numpy(), cosines)
 
 
 def count_among(
-    rows: np.ndarray, own: np.ndarray, keys: np.ndarray, others: np.ndarray
+    rows: np.ndarray, own: np.ndarray, ticks: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare cells with the cosines of their rows with some other vectors.
 
     Args:
         rows: (N, E).
         own: (C,) the row of each cell.
-        keys: (C,) of each cell.
+        ticks: (C,) of each cell.
         others: (R, E).
 
     Returns:
         (C,) how many of the R cosines are more similar than the cell, and how many are as similar.
     """
-    units = unit_rows(others).mul_(2**KEY_BITS).T
+    units = unit_rows(others).mul_(2**TICK_BITS).T
     n_above, n_equal = np.zeros((2, len(own)), np.int64)
     order = np.argsort(own, kind="stable")
     used, first = np.unique(own[order], return_index=True)
     first = np.append(first, len(own))
     for block in blocks(len(used), TILE[0]):
         cells = order[first[block.start] : first[min(block.stop, len(used))]]
-        found = np.sort(to_keys(unit_rows(rows[used[block]]) @ units).numpy(), axis=1).astype(np.int64)
+        found = np.sort(to_ticks(unit_rows(rows[used[block]]) @ units).numpy(), axis=1).astype(np.int64)
         line = np.searchsorted(used[block], own[cells])  # of each cell
         # Lines lie one after the other, each in a range of its own, so that one search does for all.
-        sorted_keys = (found + (np.arange(len(found)) << 32)[:, None]).reshape(-1)
-        wanted = keys[cells].astype(np.int64) + (line << 32)
-        low, high = (np.searchsorted(sorted_keys, wanted, side) for side in ("left", "right"))
+        sorted_ticks = (found + (np.arange(len(found)) << 32)[:, None]).reshape(-1)
+        wanted = ticks[cells].astype(np.int64) + (line << 32)
+        low, high = (np.searchsorted(sorted_ticks, wanted, side) for side in ("left", "right"))
         n_above[cells], n_equal[cells] = (line + 1) * len(others) - high, high - low
     return n_above, n_equal
 
 
-def to_keys(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Round cosines times 2^24, float64, to keys in float32.
+def to_ticks(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Round cosines times 2^24, float64, to ticks in float32.
 
     Rounding the units may take a cosine beyond 1 or -1, by less than 2^-23.
     """
-    keys = scaled.float() if out is None else out.copy_(scaled)
-    return keys.round_().clamp_(-(2**KEY_BITS), 2**KEY_BITS)
+    ticks = scaled.float() if out is None else out.copy_(scaled)
+    return ticks.round_().clamp_(-(2**TICK_BITS), 2**TICK_BITS)
 
 
 def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -118,8 +126,8 @@ def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     Returns:
         (N, M) float32.
     """
-    keys = to_keys((unit_rows(rows) @ unit_rows(columns).T).mul_(2**KEY_BITS))
-    return keys.mul_(2**-KEY_BITS).numpy()
+    ticks = to_ticks((unit_rows(rows) @ unit_rows(columns).T).mul_(2**TICK_BITS))
+    return ticks.mul_(2**-TICK_BITS).numpy()
 
 
 @dataclass
@@ -136,7 +144,7 @@ class Scan:
     )  # (2, S) cells of each sample's row, and of its column, that are at least as similar
     bins: np.ndarray  # (BINS,) cells in each bin
     levels: np.ndarray  # (L,) the bins that hold pairs
-    level_keys: np.ndarray  # (L, KEYS_PER_BIN) cells of each key in those bins
+    level_ticks: np.ndarray  # (L, TICKS_PER_BIN) cells of each tick in those bins
     top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
     squares: list[float] = field(default_factory=list)  # sum of squared cosines of each tile
 
@@ -145,13 +153,13 @@ class Scan:
         """The sum of all cosines."""
         return float(self.row_sum @ self.column_sum)
 
-    def count_from(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count the cells above each key, and those of that key, for keys (P,) of pairs."""
-        bins, index = bin_of(keys)
+    def count_from(self, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count the cells above each tick, and those of that tick, for ticks (P,) of pairs."""
+        bins, index = bin_of(ticks)
         beyond = np.append(self.bins[::-1].cumsum()[::-1], 0)[1:]  # (BINS,) cells in higher bins
         level = np.searchsorted(self.levels, bins)
-        within = self.level_keys[:, ::-1].cumsum(axis=1)[:, ::-1] - self.level_keys
-        return beyond[bins] + within[level, index], self.level_keys[level, index]
+        within = self.level_ticks[:, ::-1].cumsum(axis=1)[:, ::-1] - self.level_ticks
+        return beyond[bins] + within[level, index], self.level_ticks[level, index]
 
     def histogram(self, n: int) -> np.ndarray:
         """Count the cells in n equal bins from -1 to 1, n a power of two."""
@@ -159,15 +167,15 @@ class Scan:
 
 
 class Top:
-    """The best matches of each of n lines: higher keys first, among equal ones the lower index."""
+    """The best matches of each of n lines: higher ticks first, among equal ones the lower index."""
 
     def __init__(self, n: int):
-        self.best = np.full((n, TOP), EMPTY)  # key * 2^32 - index, descending
+        self.best = np.full((n, TOP), EMPTY)  # tick * 2^32 - index, descending
 
     @staticmethod
-    def ordered(keys: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Pack keys and indices into numbers whose order is that of the matches."""
-        return (keys.astype(np.int64) << 32) - indices
+    def ordered(ticks: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Pack ticks and indices into numbers whose order is that of the matches."""
+        return (ticks.astype(np.int64) << 32) - indices
 
     @property
     def indices(self) -> np.ndarray:
@@ -177,10 +185,10 @@ class Top:
     @property
     def similarities(self) -> np.ndarray:
         """(n, TOP) of the best matches, float32."""
-        return from_keys(-(-self.best >> 32))
+        return from_ticks(-(-self.best >> 32))
 
     def bounds(self, lines: slice) -> np.ndarray:
-        """(n,) float32 keys that a cell has to reach to be among the best of its line."""
+        """(n,) float32 ticks that a cell has to reach to be among the best of its line."""
         worst = self.best[lines, -1]
         return np.where(worst == EMPTY, -np.inf, -(-worst >> 32)).astype(np.float32)
 
@@ -213,22 +221,22 @@ class SampledLines:
         self.axis, places = axis, sample.index[:, axis]
         self.order = np.argsort(places, kind="stable")  # (S,) the cells, line by line
         self.lines, self.first = np.unique(places[self.order], return_index=True)
-        self.keys = sample.keys[self.order].astype(np.float32)  # (S,) in this order
+        self.ticks = sample.ticks[self.order].astype(np.float32)  # (S,) in this order
 
-    def count(self, begin: int, keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def count(self, begin: int, ticks: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Count the cells of a tile that are at least as similar as those of the sample.
 
         Returns:
             (K,) indices of the sample's cells whose line crosses the tile, and the count for each.
         """
-        n_lines, width = keys.shape[self.axis], keys.shape[1 - self.axis]
+        n_lines, width = ticks.shape[self.axis], ticks.shape[1 - self.axis]
         low, high = np.searchsorted(self.lines, (begin, begin + n_lines))
-        own = torch.from_numpy(self.lines[low:high] - begin).to(keys.device)
-        values = keys.index_select(self.axis, own).cpu().numpy()
+        own = torch.from_numpy(self.lines[low:high] - begin).to(ticks.device)
+        values = ticks.index_select(self.axis, own).cpu().numpy()
         values = np.sort(values if self.axis == 0 else np.ascontiguousarray(values.T), axis=1)
-        bounds = np.append(self.first, len(self.keys))[low : high + 1]
+        bounds = np.append(self.first, len(self.ticks))[low : high + 1]
         n_below = [
-            np.searchsorted(line, self.keys[first:end], "left")
+            np.searchsorted(line, self.ticks[first:end], "left")
             for line, first, end in zip(values, bounds[:-1], bounds[1:], strict=True)
         ]
         cells = slice(bounds[0], bounds[-1]) if n_below else slice(0)
@@ -256,12 +264,12 @@ class Scanner:
     def __init__(
         self, shape: tuple[int, int], width: int, pairs: Cells, sample: Cells, matrix: np.ndarray | None
     ):
-        self.matrix, n_pairs, self.held, self.buffers = matrix, len(pairs.keys), [], threading.local()
+        self.matrix, n_pairs, self.held, self.buffers = matrix, len(pairs.ticks), [], threading.local()
         self.order = [np.argsort(pairs.index[:, axis], kind="stable") for axis in (0, 1)]
         self.lines = [pairs.index[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
-        self.keys = [torch.from_numpy(pairs.keys[order].astype(np.float32)) for order in self.order]
+        self.ticks = [torch.from_numpy(pairs.ticks[order].astype(np.float32)) for order in self.order]
         self.sampled = [SampledLines(sample, axis) for axis in (0, 1)]
-        levels = np.unique(bin_of(pairs.keys)[0])
+        levels = np.unique(bin_of(pairs.ticks)[0])
         self.level_of = torch.full((BINS,), -1, dtype=torch.int32)
         self.level_of[torch.from_numpy(levels)] = torch.arange(len(levels), dtype=torch.int32)
         self.found = Scan(
@@ -270,10 +278,10 @@ class Scanner:
             column_sum=np.zeros(width),
             n_above=np.zeros((2, n_pairs), np.int64),
             n_equal=np.zeros((2, n_pairs), np.int64),
-            n_at_least=np.zeros((2, len(sample.keys)), np.int64),
+            n_at_least=np.zeros((2, len(sample.ticks)), np.int64),
             bins=np.zeros(BINS, np.int64),
             levels=levels,
-            level_keys=np.zeros((len(levels), KEYS_PER_BIN), np.int64),
+            level_ticks=np.zeros((len(levels), TICKS_PER_BIN), np.int64),
             top=(Top(shape[0]), Top(shape[1])),
         )
 
@@ -289,20 +297,20 @@ class Scanner:
             a function that adds the counts to those of the matrix; not thread-safe.
         """
         buffers = self._buffers(len(rows), len(columns), rows.device)
-        cosines, keys = buffers["cosines"], buffers["keys"]  # (n, m)
+        cosines, ticks = buffers["cosines"], buffers["ticks"]  # (n, m)
         torch.mm(rows, columns.T, out=cosines)
         squares = math.fsum(torch.linalg.vector_norm(cosines, dim=1).square_().tolist())
-        to_keys(cosines, out=keys)
+        to_ticks(cosines, out=ticks)
         begins = (row, column)
-        in_lines = [self._in_lines(axis, begins[axis], keys, buffers["marks"]) for axis in (0, 1)]
-        sampled = [self.sampled[axis].count(begins[axis], keys) for axis in (0, 1)]
-        best = self._candidates(begins, keys, buffers["marks"], buffers["chosen"])
-        tile = None if self.matrix is None else (keys * 2**-KEY_BITS).cpu().numpy()
-        bins, held = self._bins(keys, buffers["bins"], buffers["chosen"])
+        in_lines = [self._in_lines(axis, begins[axis], ticks, buffers["marks"]) for axis in (0, 1)]
+        sampled = [self.sampled[axis].count(begins[axis], ticks) for axis in (0, 1)]
+        best = self._candidates(begins, ticks, buffers["marks"], buffers["chosen"])
+        tile = None if self.matrix is None else (ticks * 2**-TICK_BITS).cpu().numpy()
+        bins, held = self._bins(ticks, buffers["bins"], buffers["chosen"])
 
         def add() -> None:
             found = self.found
-            found.squares.append(math.ldexp(squares, -2 * KEY_BITS))
+            found.squares.append(math.ldexp(squares, -2 * TICK_BITS))
             found.bins += bins
             self._hold(held)
             for axis, (pairs, n_above, n_equal) in enumerate(in_lines):
@@ -320,7 +328,7 @@ class Scanner:
         """Return this thread's memory for a tile; allocating it for each tile would double the time."""
         buffers = self.buffers.__dict__
         if (n, m) not in buffers:
-            types = {"cosines": torch.float64, "keys": torch.float32, "marks": torch.float32}
+            types = {"cosines": torch.float64, "ticks": torch.float32, "marks": torch.float32}
             types |= {"bins": torch.int32, "chosen": torch.bool}
             buffers[n, m] = {
                 name: torch.empty(n, m, dtype=type, device=device) for name, type in types.items()
@@ -328,28 +336,28 @@ class Scanner:
         return buffers[n, m]
 
     def _in_lines(
-        self, axis: int, begin: int, keys: torch.Tensor, marks: torch.Tensor
+        self, axis: int, begin: int, ticks: torch.Tensor, marks: torch.Tensor
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count the cells of a tile above, and equal to, the pairs in their row (axis 0) or column (axis 1).
 
         Returns:
             (K,) indices of the pairs, and the two counts for each.
         """
-        n_lines = keys.shape[axis]
+        n_lines = ticks.shape[axis]
         first, end = np.searchsorted(self.lines[axis], (begin, begin + n_lines))
         own = self.lines[axis][first:end] - begin
         if not np.array_equal(own, np.arange(n_lines)):
-            keys = keys.index_select(axis, torch.from_numpy(own).to(keys.device))
-            marks = marks.new_empty(keys.shape)
-        pairs = self.keys[axis][first:end].to(keys.device).unsqueeze(1 - axis)
-        torch.sub(keys, pairs, out=marks).clamp_(BELOW, 1)
+            ticks = ticks.index_select(axis, torch.from_numpy(own).to(ticks.device))
+            marks = marks.new_empty(ticks.shape)
+        pairs = self.ticks[axis][first:end].to(ticks.device).unsqueeze(1 - axis)
+        torch.sub(ticks, pairs, out=marks).clamp_(BELOW, 1)
         sums = marks.sum(1 - axis).double().cpu().numpy()  # exact
         n_above = np.ceil(sums)
-        n_equal = keys.shape[1 - axis] - n_above - (sums - n_above) / BELOW
+        n_equal = ticks.shape[1 - axis] - n_above - (sums - n_above) / BELOW
         return self.order[axis][first:end], n_above.astype(np.int64), n_equal.astype(np.int64)
 
     def _candidates(
-        self, begins: tuple[int, int], keys: torch.Tensor, marks: torch.Tensor, chosen: torch.Tensor
+        self, begins: tuple[int, int], ticks: torch.Tensor, marks: torch.Tensor, chosen: torch.Tensor
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Find the cells of a tile that may be among the TOP best of their row or column.
 
@@ -357,17 +365,17 @@ class Scanner:
             the arguments of Top.offer, for rows and for columns.
         """
         bounds = []
-        for axis, n in enumerate(keys.shape):
+        for axis, n in enumerate(ticks.shape):
             bound = self.found.top[axis].bounds(slice(begins[axis], begins[axis] + n))
-            bound = torch.from_numpy(bound).to(keys.device)
-            if keys.shape[1 - axis] > TOP and bool(bound.isneginf().any()):
-                lines = keys if axis == 0 else keys.T.contiguous()
+            bound = torch.from_numpy(bound).to(ticks.device)
+            if ticks.shape[1 - axis] > TOP and bool(bound.isneginf().any()):
+                lines = ticks if axis == 0 else ticks.T.contiguous()
                 bound = torch.maximum(bound, lines.topk(TOP, dim=1).values[:, -1])
             bounds.append(bound.unsqueeze(1 - axis))
         torch.minimum(*bounds, out=marks)
-        cells = true_indices(torch.ge(keys, marks, out=chosen))
-        rows, columns = cells // keys.shape[1], cells % keys.shape[1]
-        values = keys.view(-1)[cells]
+        cells = true_indices(torch.ge(ticks, marks, out=chosen))
+        rows, columns = cells // ticks.shape[1], cells % ticks.shape[1]
+        values = ticks.view(-1)[cells]
         offers = []
         for axis, lines, others in ((0, rows, columns), (1, columns, rows)):
             kept = values >= bounds[axis].view(-1)[lines]
@@ -376,16 +384,16 @@ class Scanner:
         return offers
 
     def _bins(
-        self, keys: torch.Tensor, bins: torch.Tensor, is_level: torch.Tensor
+        self, ticks: torch.Tensor, bins: torch.Tensor, is_level: torch.Tensor
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """Count the cells of a tile by bin; return those in bins with pairs as flat indices of level_keys."""
-        keys, bins, is_level = keys.view(-1), bins.view(-1), is_level.view(-1)
-        bins.copy_(keys).add_(2**KEY_BITS).bitwise_right_shift_(KEYS_PER_BIN.bit_length() - 1)
+        """Count the cells of a tile by bin; return those in bins with pairs as indices of level_ticks, flat."""
+        ticks, bins, is_level = ticks.view(-1), bins.view(-1), is_level.view(-1)
+        bins.copy_(ticks).add_(2**TICK_BITS).bitwise_right_shift_(TICKS_PER_BIN.bit_length() - 1)
         counts = torch.bincount(bins, minlength=BINS).cpu().numpy()
-        levels = self.level_of.to(keys.device)
+        levels = self.level_of.to(ticks.device)
         held = true_indices(torch.index_select(levels >= 0, 0, bins, out=is_level))
-        index = (keys[held].int() + 2**KEY_BITS) & (KEYS_PER_BIN - 1)
-        return counts, levels[bins[held]] * KEYS_PER_BIN + index
+        index = (ticks[held].int() + 2**TICK_BITS) & (TICKS_PER_BIN - 1)
+        return counts, levels[bins[held]] * TICKS_PER_BIN + index
 
     def _hold(self, level_indices: torch.Tensor) -> None:
         self.held.append(level_indices)
@@ -393,11 +401,11 @@ class Scanner:
             self.count_held()
 
     def count_held(self) -> None:
-        """Count the collected cells by key."""
-        shape = self.found.level_keys.shape
+        """Count the collected cells by tick."""
+        shape = self.found.level_ticks.shape
         if self.held:
             counts = torch.bincount(torch.cat(self.held), minlength=math.prod(shape))
-            self.found.level_keys += counts.cpu().numpy().reshape(shape)
+            self.found.level_ticks += counts.cpu().numpy().reshape(shape)
             self.held.clear()
 
 
@@ -535,7 +543,7 @@ def _scan(
                 start = group.start + block.start
                 units = unit_rows(rows[start : group.start + block.stop])
                 scanner.found.row_sum += units.sum(0).numpy()
-                row_blocks.append((start, units.mul_(2**KEY_BITS).to(device)))
+                row_blocks.append((start, units.mul_(2**TICK_BITS).to(device)))
             run(tiles(row_blocks))
     scanner.count_held()
     return scanner.found

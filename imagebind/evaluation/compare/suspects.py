@@ -9,27 +9,17 @@ Letters in shapes: N rows, M columns, P pairs, S sampled mismatches.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from imagebind.evaluation.compare.keys import Cells
-from imagebind.evaluation.compare.truth import TrueCells, Truth
+from imagebind.evaluation.compare.positives import PositiveCells, Positives
+from imagebind.evaluation.compare.ticks import Cells
 
 FALSE_DISCOVERY_RATE = 0.05  # accepted among the pairs that are not suspects
 SAMPLE_SIZE = 20_000  # mismatches
 SAMPLE_LINES = 250  # rows and columns that they are from, as each line costs as many cosines as it is long
 REFERENCES = 256  # rows and columns that pairs are compared with where there is no matrix, at least
 ENUMERABLE = 2**21  # cells of which all mismatches are listed
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample of mismatches."""
-
-    cells: Cells  # S of them
-    n_at_least: np.ndarray  # (2, S) cells of its row, and of its column, that are at least as similar
-    shape: tuple[int, int]  # (N, M)
 
 
 def p_values_of(statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
@@ -43,12 +33,12 @@ def p_values_of(statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
     return (1 + n) / (1 + len(of_sample))
 
 
-def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.ndarray:
+def sample_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -> np.ndarray:
     """Choose mismatches at random: all of them where there are at most SAMPLE_SIZE.
 
     Args:
         shape: (N, M) of the similarity matrix.
-        truth: the cells that are none.
+        positives: the cells that are none.
 
     Returns:
         (S, 2) row and column.
@@ -56,7 +46,7 @@ def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.nda
     generator = np.random.default_rng(seed)
     if math.prod(shape) <= ENUMERABLE:
         cells = np.stack(np.divmod(np.arange(math.prod(shape)), max(shape[1], 1)), axis=1)
-        cells = cells[~truth.contains(cells)]
+        cells = cells[~positives.contains(cells)]
         if len(cells) > SAMPLE_SIZE:
             cells = cells[np.sort(generator.choice(len(cells), SAMPLE_SIZE, replace=False))]
         return cells
@@ -67,7 +57,7 @@ def sample_mismatches(shape: tuple[int, int], truth: Truth, seed: int) -> np.nda
         generator.choice(n, size, replace=False) for n, size in zip(shape, (n_rows, n_columns), strict=True)
     ]
     drawn = np.stack([generator.choice(axis_lines, 2 * SAMPLE_SIZE) for axis_lines in lines], axis=1)
-    return drawn[~truth.contains(drawn)][:SAMPLE_SIZE]
+    return drawn[~positives.contains(drawn)][:SAMPLE_SIZE]
 
 
 def choose_references(shape: tuple[int, int], axis: int, seed: int) -> np.ndarray:
@@ -83,33 +73,28 @@ def choose_references(shape: tuple[int, int], axis: int, seed: int) -> np.ndarra
     return np.sort(np.random.default_rng(seed).choice(n, n_chosen, replace=False))
 
 
-def rank_products(sample: Sample, true: TrueCells) -> np.ndarray:
-    """Return the rank product (Breitling et al. 2004) of each mismatch of a sample, (S,).
-
-    It is the share of its row that is at least as similar, times that of its column. Of a pair's line one
-    cell is true and the others are mismatches; so it is here, where the true cells of a line count as one.
-    """
-    shares = (
-        line_share(sample.cells, axis, sample.n_at_least[axis], sample.shape[1 - axis], true)
-        for axis in (0, 1)
-    )
-    return math.prod(shares)
-
-
 def line_share(
-    mismatches: Cells, axis: int, n_at_least: np.ndarray, n_cells: int | np.ndarray, true: TrueCells
+    mismatches: Cells,
+    axis: int,
+    n_at_least: np.ndarray,
+    n_cells: int | np.ndarray,
+    positives: PositiveCells,
 ) -> np.ndarray:
     """Return the share of the line of each mismatch that is at least as similar, (S,).
+
+    That of its row times that of its column is its rank product (Breitling et al. 2004). Of a pair's line one
+    cell is positive and the others are mismatches; so it is here, where the positives of a line count as one.
 
     Args:
         axis: 0 for their rows, 1 for their columns.
         n_at_least: (S,) cells that are counted of the line and at least as similar, with the mismatch itself.
         n_cells: that are counted of the line.
-        true: the true cells among them.
+        positives: among them.
     """
-    n_true, n_better, n_equal = true.count_in_lines(mismatches, axis)
-    true_share = (n_better + n_equal) / np.maximum(n_true, 1)
-    return (n_at_least - n_better - n_equal + true_share) / (n_cells - n_true + (n_true > 0))
+    n_positive, n_better, n_equal = positives.count_in_lines(mismatches, axis)
+    positive_share = (n_better + n_equal) / np.maximum(n_positive, 1)
+    n_others = n_cells - n_positive
+    return (n_at_least - n_better - n_equal + positive_share) / (n_others + (n_positive > 0))
 
 
 def can_tell(n_mismatches: int, n_pairs: int) -> bool:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from imagebind import packages
 from imagebind.evaluation.compare.arrays import OutputArrays, create, temporary_path, write_npy_header
-from imagebind.evaluation.compare.keys import reaches
+from imagebind.evaluation.compare.ticks import reaches
 from imagebind.evaluation.embed.store import ensure_directory
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.inputs.tables import load_pyarrow, typed_array, write_rows

@@ -1,9 +1,10 @@
-"""Which cells of a similarity matrix are true: they compare things that belong together.
+"""Which cells of a similarity matrix are positives: they compare things that belong together.
 
 Several rows can be one thing: a sound that stands in several pairs, a caption of several files, a file that
-is there under two names. What belongs to such a thing is true for each of its rows, and never a mismatch.
+is there under two names. What belongs to such a thing is a positive for each of its rows, and never a
+mismatch.
 
-Letters in shapes: N rows, M columns, T true combinations of two things, K cells.
+Letters in shapes: N rows, M columns, T combinations of two things that belong together, K cells.
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from functools import cached_property
 
 import numpy as np
 
-from imagebind.evaluation.compare.keys import Cells
+from imagebind.evaluation.compare.ticks import Cells
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The true combinations of the things behind the rows and the columns of a similarity matrix."""
+class Positives:
+    """The positive combinations of the things behind the rows and the columns of a similarity matrix."""
 
     things: tuple[np.ndarray, np.ndarray]  # (N,) number of the thing behind each row; (M,) of each column
-    index: np.ndarray  # (T, 2) of each true combination one row and one column
+    index: np.ndarray  # (T, 2) of each positive combination one row and one column
 
     def copies(self, axis: int) -> np.ndarray:
-        """(T,) how many rows (axis 0) or columns (1) are the thing of each true combination."""
+        """(T,) how many rows (axis 0) or columns (1) are the thing of each positive combination."""
         things = self.things[axis]
         return np.bincount(things)[things[self.index[:, axis]]] if len(things) else np.empty(0, np.int64)
 
     @property
     def n_cells(self) -> np.ndarray:
-        """(T,) how many cells of the matrix are each true combination."""
+        """(T,) how many cells of the matrix are each positive combination."""
         return self.copies(0) * self.copies(1)
 
     def combinations(self, keys: tuple[Sequence[Hashable], Sequence[Hashable]]) -> list[tuple]:
-        """Return the true combinations as (key of a row, key of a column), each once.
+        """Return the positive combinations as (key of a row, key of a column), each once.
 
         Args:
             keys: of the rows and of the columns.
@@ -43,25 +44,25 @@ class Truth:
         return [(keys[0][i], keys[1][j]) for i, j in self.index.tolist()]
 
     def contains(self, index: np.ndarray) -> np.ndarray:
-        """Tell which cells (K, 2) are true, (K,) bool."""
+        """Tell which cells (K, 2) are positives, (K,) bool."""
         n = 1 + max(self.things[1], default=0)
-        true, asked = (
+        known, asked = (
             self.things[0][cells[:, 0]].astype(np.int64) * n + self.things[1][cells[:, 1]]
             for cells in (self.index, index)
         )
-        return np.isin(asked, true)
+        return np.isin(asked, known)
 
 
-def find_truth(
+def find_positives(
     row_keys: Sequence[Hashable], column_keys: Sequence[Hashable], pairs: Iterable[tuple[Hashable, Hashable]]
-) -> Truth:
+) -> Positives:
     """Find what belongs together.
 
     Args:
         row_keys, column_keys: of what is behind the rows and the columns; equal keys are one thing.
         pairs: (key of a row, key of a column); those without a row or a column are left out.
 
-    >>> find_truth(["a", "a", "b"], ["x", "y"], [("a", "x"), ("b", "y")]).index.tolist()
+    >>> find_positives(["a", "a", "b"], ["x", "y"], [("a", "x"), ("b", "y")]).index.tolist()
     [[0, 0], [2, 1]]
     """
     things, first = [], []
@@ -70,33 +71,33 @@ def find_truth(
         things.append(np.array([number[key] for key in keys], np.int64))
         first.append({key: i for i, key in reversed(list(enumerate(keys)))})
     index = {(first[0][a], first[1][b]) for a, b in pairs if a in first[0] and b in first[1]}
-    return Truth((things[0], things[1]), np.array(sorted(index), np.int64).reshape(-1, 2))
+    return Positives((things[0], things[1]), np.array(sorted(index), np.int64).reshape(-1, 2))
 
 
 @dataclass(frozen=True)
-class TrueCells:
-    """The true combinations with their similarities."""
+class PositiveCells:
+    """The positive combinations with their similarities."""
 
-    truth: Truth
+    positives: Positives
     cells: Cells  # T of them
 
     @cached_property
     def _ordered(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For rows and columns: true combinations in the order of line and key, and the cells before each."""
+        """For rows and columns: positives in the order of line and tick, and the cells before each."""
         ordered = []
         for axis in (0, 1):
             values = self._combine(self.cells, axis)
             order = np.argsort(values, kind="stable")
-            n_before = np.append(0, np.cumsum(self.truth.copies(1 - axis)[order]))
+            n_before = np.append(0, np.cumsum(self.positives.copies(1 - axis)[order]))
             ordered.append((values[order], n_before))
         return ordered
 
     def _combine(self, cells: Cells, axis: int) -> np.ndarray:
         """Pack the thing of a cell's line and its key into numbers (K,) of the same order."""
-        return (self.truth.things[axis][cells.index[:, axis]] << 32) + cells.keys + 2**31
+        return (self.positives.things[axis][cells.index[:, axis]] << 32) + cells.ticks + 2**31
 
     def count_in_lines(self, cells: Cells, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Count the true cells in the row (axis 0) or column (1) of each of K cells.
+        """Count the positives in the row (axis 0) or column (1) of each of K cells.
 
         Returns:
             (K,) all of them, those that are more similar than the cell, and those that are as similar.
@@ -111,10 +112,10 @@ class TrueCells:
         return end - begin, end - last, last - first
 
     def count_from(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count the true cells of the whole matrix above each key (K,), and those of that key."""
-        order = np.argsort(self.cells.keys, kind="stable")
-        n_before = np.append(0, np.cumsum(self.truth.n_cells[order]))
+        """Count the positives of the whole matrix above each key (K,), and those of that key."""
+        order = np.argsort(self.cells.ticks, kind="stable")
+        n_before = np.append(0, np.cumsum(self.positives.n_cells[order]))
         first, last = (
-            n_before[np.searchsorted(self.cells.keys[order], keys, side)] for side in ("left", "right")
+            n_before[np.searchsorted(self.cells.ticks[order], keys, side)] for side in ("left", "right")
         )
         return n_before[-1] - last, last - first
