@@ -386,7 +386,7 @@ class Scanner:
     def _bins(
         self, ticks: torch.Tensor, bins: torch.Tensor, is_level: torch.Tensor
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """Count the cells of a tile by bin; return those in bins with pairs as indices of level_ticks, flat."""
+        """Count the cells of a tile by bin; return those in bins with pairs as indices of level_ticks."""
         ticks, bins, is_level = ticks.view(-1), bins.view(-1), is_level.view(-1)
         bins.copy_(ticks).add_(2**TICK_BITS).bitwise_right_shift_(TICKS_PER_BIN.bit_length() - 1)
         counts = torch.bincount(bins, minlength=BINS).cpu().numpy()
