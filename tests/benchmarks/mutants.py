@@ -141,7 +141,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "checkpoints of one name and other content are not compared",
-        "imagebind/evaluation/systems/systems.py",
+        "imagebind/evaluation/systems/runs.py",
         'for key in ("sha256", "note")}',
         'for key in ("note",)}',
         "tests/test_systems.py::test_checkpoints_of_one_name_and_other_content_are_refused",

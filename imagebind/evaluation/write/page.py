@@ -43,7 +43,7 @@ from imagebind.segments import file_of, fragment_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.compare.protocols import Window
-    from imagebind.evaluation.systems.systems import CommonPairs
+    from imagebind.evaluation.systems.matching import CommonPairs
 
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind

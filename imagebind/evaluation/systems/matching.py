@@ -1,0 +1,103 @@
+"""The pairs that two systems have in common."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imagebind.evaluation.systems.runs import Kind, Pair, Run, values_of
+from imagebind.segments import file_of
+
+
+@dataclass(frozen=True)
+class CommonPairs:
+    """The pairs that two systems have in common, P of them, the largest difference first."""
+
+    run: Run
+    other: Run
+    kind: Kind
+    ours: list[Pair]
+    theirs: list[Pair]
+    scores: np.ndarray  # (P, 2)
+
+    @classmethod
+    def of(cls, run: Run, other: Run, kind: Kind, ours: list[Pair], theirs: list[Pair]) -> CommonPairs:
+        """Sort pairs that match."""
+        keys = run.key(kind), other.key(kind)
+        scores = np.stack([values_of(p, key) for p, key in zip((ours, theirs), keys, strict=True)], axis=1)
+        order = np.argsort(-abs(scores[:, 0] - scores[:, 1]), kind="stable").tolist()
+        ours, theirs = ([pairs[i] for i in order] for pairs in (ours, theirs))
+        return cls(run, other, kind, ours, theirs, scores[order])
+
+    def lines(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the lines of comparison_pairs.csv."""
+        names = self.run.name, self.other.name, self.kind.protocol
+        for pair, other, scores in zip(self.ours, self.theirs, self.scores.astype(np.float32), strict=True):
+            figures = (*scores, float(scores[0]) - float(scores[1]))
+            files = (file_of(path) for path in (pair.audio, pair.video, other.audio, other.video))
+            yield *names, pair.name, *figures, *files
+
+
+def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int, int]]:
+    """Find the pairs that two systems have in common.
+
+    Pairs of the same audio and video key match, then among the others those of the same video key, then those
+    of the same audio key; always only if there is one such pair on either side, or as many copies of one, in
+    all or of each caption. So systems match that name their sounds in their own ways. Keys of listed files
+    are whole paths, which differ from system to system: of these the ends are compared, the longest first.
+
+    Returns:
+        indices into both, in the order of `ours`.
+    """
+    matched = []
+    left, right = range(len(ours)), range(len(theirs))
+    keys = [key for pair in (*ours, *theirs) for key in (pair.audio_key, pair.video_key)]
+    depths = [None]
+    if any(os.path.isabs(key) for key in keys):
+        depths += range(max(len(key.split("/")) for key in keys), 0, -1)
+    for names in (("audio_key", "video_key"), ("video_key",), ("audio_key",)):
+        for depth in depths:
+            groups = defaultdict(lambda: ([], []))
+            for side, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
+                for i in indices:
+                    groups[tuple(end_of(getattr(pairs[i], name), depth) for name in names)][side].append(i)
+            found = [match for a, b in groups.values() for match in match_copies(ours, theirs, a, b)]
+            matched += found
+            left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
+    return sorted(matched)
+
+
+def match_copies(
+    ours: Sequence[Pair], theirs: Sequence[Pair], left: list[int], right: list[int]
+) -> list[tuple[int, int]]:
+    """Match the pairs of one key if each side has one, or as many copies: in all, or of each caption."""
+    if len(left) == len(right) and are_copies(ours, left) and are_copies(theirs, right):
+        return list(zip(left, right, strict=True))
+    captions = {pairs[i].caption for pairs, indices in ((ours, left), (theirs, right)) for i in indices}
+    if len(captions) < 2 or not left or not right:
+        return []
+    return [
+        match
+        for caption in captions
+        for match in match_copies(
+            ours,
+            theirs,
+            [i for i in left if ours[i].caption == caption],
+            [i for i in right if theirs[i].caption == caption],
+        )
+    ]
+
+
+def end_of(key: str, depth: int | None) -> str:
+    """Return the last parts of a path, `depth` of them; all of it for None."""
+    return key if depth is None else "/".join(key.split("/")[-depth:])
+
+
+def are_copies(pairs: Sequence[Pair], indices: Sequence[int]) -> bool:
+    """Whether some pairs of one key are one pair that was named several times."""
+    return all(pairs[i].similarities == pairs[indices[0]].similarities for i in indices)

@@ -1,0 +1,280 @@
+"""Finished runs, read from their output directories and checked."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagebind.evaluation.compare.metrics import DEFINITIONS, RECALL_AT
+from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.inputs.groups import group_names
+from imagebind.evaluation.inputs.manifest import read_seconds
+from imagebind.evaluation.rules import PROTOCOLS
+from imagebind.evaluation.write.outputs import METRICS_NAME, read_cell
+from imagebind.segments import Segment
+
+# Parts of the protocol that have to be equal for scores to be comparable; device and versions may differ.
+COMPARABLE = ("checkpoint", "precision", "audio", "file_embedding", "similarity", "rank")
+COMPARED = {  # column of comparison.csv -> where it is in metrics.json
+    **{f"recall_at_{k}": (f"recall_at_{k}",) for k in RECALL_AT},
+    **{f"video_to_audio_recall_at_{k}": ("video_to_audio", f"recall_at_{k}") for k in RECALL_AT},
+    "auc": ("auc",),
+    "suspects": ("suspects",),
+    "skipped": ("counts", "failed"),
+}
+TABLE = "pair_scores.csv"
+# Which two modalities agree -> the column of pair_scores.csv with the similarity of each pair, by the first
+# protocol. The figures of captions are in metrics.json under the same keys.
+AGREEMENTS = {
+    "audio_video": "similarity",
+    "text_audio": "text_audio_similarity",
+    "text_video": "text_video_similarity",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be compared: an agreement by a protocol."""
+
+    agreement: str  # one of AGREEMENTS
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of a finished run."""
+
+    audio_key: str  # what stays the same from system to system: the path below the searched directory
+    video_key: str
+    caption: str
+    name: str
+    audio: str  # path, as the run was given it; of a part of a file a Segment
+    video: str
+    group: str | None
+    similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    metrics: dict[str, Any]
+    pairs: list[Pair]
+
+    def having(self, kind: Kind) -> list[Pair]:
+        """The pairs that have a similarity of this kind."""
+        if kind.agreement != "audio_video" and kind.protocol != self.first_protocol:
+            return []
+        return [pair for pair in self.pairs if self.key(kind) in pair.similarities]
+
+    def key(self, kind: Kind) -> str:
+        """Return where in `similarities` those of a kind are."""
+        is_first = kind.protocol == self.first_protocol
+        return kind.agreement if is_first else kind.protocol
+
+    def find(self, path: str) -> str:
+        """Return where a file of the run is, seen from here."""
+        folder = str(self.metrics.get("working_directory", ""))
+        if isinstance(path, Segment):
+            return Segment(os.path.join(folder, path.file), path.start, path.end)
+        return os.path.join(folder, path)
+
+    @property
+    def protocols(self) -> dict[str, Any]:
+        """The protocols of its scores, and how each looks at a video; the first gave all figures."""
+        return self.metrics["protocol"].get("protocols") or {
+            "imagebind": self.metrics["protocol"].get("video")
+        }
+
+    @property
+    def first_protocol(self) -> str:
+        return next(iter(self.protocols))
+
+
+def values_of(pairs: Iterable[Pair], key: str) -> np.ndarray:
+    """Return the similarities (P,) of some pairs."""
+    return np.array([pair.similarities[key] for pair in pairs])
+
+
+def regroup(run: Run, group_by: str) -> Run:
+    """Put the pairs of a run into other groups."""
+    groups = group_names([pair.video_key for pair in run.pairs], group_by)
+    pairs = [replace(pair, group=group) for pair, group in zip(run.pairs, groups, strict=True)]
+    return replace(run, pairs=pairs)
+
+
+def read_run(name: str) -> Run:
+    """Read a finished run.
+
+    Raises:
+        EvaluationError: it is none, or has no pairs.
+    """
+    if not os.path.isdir(name):
+        raise EvaluationError(f"{name}: no such directory")
+    try:
+        for file_name in (METRICS_NAME, TABLE):
+            if os.path.exists(Path(name, file_name)) and not os.path.isfile(Path(name, file_name)):
+                raise ValueError(f"{file_name} is no regular file")
+        metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
+        with open(Path(name, TABLE), "rb") as file:
+            file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            if file.read() != b"\n":
+                raise ValueError(f"{TABLE} is cut off")
+        with open(Path(name, TABLE), encoding="utf-8-sig", newline="") as file:
+            pairs = [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
+        if not isinstance(metrics["protocol"], dict):
+            raise ValueError("no protocol")
+        known = [p.similarities["audio_video"] for p in pairs if "audio_video" in p.similarities]
+        for agreement in AGREEMENTS:
+            figures = metrics if agreement == "audio_video" else metrics.get(agreement, {})
+            found = [p.similarities[agreement] for p in pairs if agreement in p.similarities]
+            is_part = agreement != "audio_video" and metrics.get("mode") == "retrieval"
+            check_similarities(figures.get("paired_similarities", []), found, is_part)
+        if not isinstance(metrics["protocol"].get("protocols", {}), dict):
+            raise ValueError("its protocols are no names")
+        scores = metrics.get("scores", {})
+        for protocol in PROTOCOLS:
+            values = [p.similarities[protocol] for p in pairs if protocol in p.similarities]
+            if values or protocol in scores:
+                check_score(scores[protocol], values)
+        for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
+            compared_figures(metrics[agreement] if agreement else metrics)
+    except OSError as e:
+        raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as e:
+        reason = str(e)
+        if isinstance(e, KeyError):
+            reason = f"{METRICS_NAME} has no {reason}"
+        elif isinstance(e, TypeError | AttributeError):
+            reason = f"{METRICS_NAME} or {TABLE} has something else than figures"
+        raise EvaluationError(f"{name}: no finished run of this version ({reason})") from e
+    if not known:
+        raise EvaluationError(f"{name}: has no pairs to compare")
+    return Run(name, metrics, pairs)
+
+
+def check_similarities(expected: Sequence[float], found: Sequence[float], is_part: bool) -> None:
+    """Check what metrics.json says of the similarities of pairs against their table, which may be sorted.
+
+    Args:
+        is_part: whether metrics.json has more: those of captions with files that are in no pair.
+
+    Raises:
+        ValueError, TypeError: it says something else.
+    """
+    expected, found = np.sort(np.asarray(expected, float)), np.sort(found)
+    if is_part and len(found) < len(expected):
+        places = np.searchsorted(expected, found).clip(1, len(expected) - 1)
+        nearest = np.minimum(abs(expected[places - 1] - found), abs(expected[places] - found))
+        is_right = (nearest < 1e-6).all()
+    else:
+        is_right = found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=1e-6)
+    if not is_right:
+        raise ValueError("its files are of different runs")
+
+
+def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
+    """Check what metrics.json says of a protocol's score against the values of the pairs.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    n_scored, n_pairs, mean = (score[key] for key in ("n_scored", "n_pairs", "mean"))
+    if not (type(n_scored) is type(n_pairs) is int and 0 <= n_scored <= n_pairs):
+        raise ValueError(f"{METRICS_NAME} has no numbers of pairs with a score")
+    if n_scored != len(values) or (values and not abs(mean - np.mean(values)) < 1e-6):
+        raise ValueError("its files are of different runs")
+
+
+def read_pair(row: dict[str, str]) -> Pair:
+    """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys.
+
+    A pair that the first protocol dropped may have a score by another one.
+
+    Raises:
+        ValueError: it has no similarity, or one though it was skipped.
+    """
+    texts = {kind: row.get(column) for kind, column in AGREEMENTS.items()}
+    texts |= {protocol: row.get(protocol) for protocol in PROTOCOLS}
+    similarities = {kind: float(text) for kind, text in texts.items() if text}
+    has_its_own = ("audio_video" in similarities) == (row.get("status", "ok") == "ok")
+    if not has_its_own or not all(-1 <= value <= 1 for value in similarities.values()):
+        raise ValueError(f"pair_scores.csv has no similarity of {row['name']}")
+    similarities = {agreement: float(np.float32(value)) for agreement, value in similarities.items()}
+    return Pair(
+        row.get("audio_key", row["name"]),
+        row.get("video_key", row["name"]),
+        row.get("caption") or "",
+        read_cell(row["name"]),
+        *(part_of_file(row, modality) for modality in ("audio", "video")),
+        row.get("group") or None,
+        similarities,
+    )
+
+
+def part_of_file(row: dict[str, str], modality: str) -> str:
+    """Return the path of a file of a pair, or the part of it that was judged."""
+    path = read_cell(row.get(modality) or "")
+    try:
+        start, end = (read_seconds(row.get(column)) for column in ("start", "end"))
+    except ValueError:  # of the user's, with another meaning
+        return path
+    return path if not start and end is None else Segment(path, start or 0, math.inf if end is None else end)
+
+
+def find_difference(runs: Sequence[Run]) -> str | None:
+    """Describe the differences between the protocols of runs; None if there is none."""
+    differences = [
+        f"{run.name}: its figures follow other definitions; evaluate it again with this version"
+        for run in runs
+        if run.metrics.get("definitions") != DEFINITIONS
+    ]
+    protocols = [comparable(run.metrics["protocol"]) for run in runs]
+    for run, protocol in zip(runs[1:], protocols[1:], strict=True):
+        for key in COMPARABLE:
+            if protocol[key] != protocols[0][key]:
+                ways = ", ".join(json.dumps(p[key], ensure_ascii=False) for p in (protocols[0], protocol))
+                differences.append(f"{runs[0].name} and {run.name} differ in {key}: {ways}")
+    for run, other in itertools.combinations(runs, 2):
+        for name, ways in run.protocols.items():
+            if name in other.protocols and other.protocols[name] != ways:
+                both = ", ".join(json.dumps(w, ensure_ascii=False) for w in (ways, other.protocols[name]))
+                differences.append(f"{run.name} and {other.name} differ in {name}: {both}")
+        if not set(run.protocols) & set(other.protocols):
+            differences.append(f"{run.name} and {other.name} have no protocol in common")
+    return "; ".join(differences) or None
+
+
+def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a protocol that have to be equal; of the checkpoint its content, not its name."""
+    parts = {key: protocol.get(key) for key in COMPARABLE}
+    if isinstance(parts["checkpoint"], dict):
+        parts["checkpoint"] = {key: parts["checkpoint"].get(key) for key in ("sha256", "note")}
+    return parts
+
+
+def compared_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Look up the figures of COMPARED; None for one that a run does not have.
+
+    Raises:
+        ValueError, AttributeError: one is no number.
+    """
+    figures = {}
+    for column, keys in COMPARED.items():
+        value = metrics
+        for key in keys:
+            value = value.get(key, {})
+        figures[column] = None if value == {} else value
+        if type(figures[column]) not in (int, float, type(None)) or not abs(figures[column] or 0) < 1e12:
+            raise ValueError(f"{column} is no number")
+    return figures
