@@ -89,39 +89,30 @@ def compare_systems(
             raise EvaluationError(f"{folder}: named twice")
     if output_dir is not None and not no_html:
         check_can_draw()
-    found = [read_run(os.fspath(run)) for run in runs]
+    finished = [read_run(os.fspath(run)) for run in runs]
     if group_by is not None:
-        found = [regroup(run, group_by) for run in found]
-    difference = find_difference(found)
+        finished = [regroup(run, group_by) for run in finished]
+    difference = find_difference(finished)
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    leading = list(dict.fromkeys(run.first_protocol for run in found))
-    kinds = [Kind(agreement, protocol) for protocol in leading for agreement in AGREEMENTS]
-    kinds += [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
     rows, common = [], []
-    for kind in kinds:
-        of_kind, pairs = compare_kind(found, kind, seed)
+    for kind in kinds_of(finished):
+        of_kind, pairs = compare_kind(finished, kind, seed)
         rows += of_kind
         common += pairs if kind.agreement == "audio_video" else []
     if output_dir is not None:
-        leading = [(run, Kind("audio_video", run.first_protocol)) for run in found]
-        similarities = [values_of(run.having(kind), run.key(kind)) for run, kind in leading]
-
-        def write_page(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
-            from imagebind.evaluation.write import page  # plotly is slow to import
-
-            page.write_comparison_page(file, rows, similarities, common, difference, report_lang, output_dir)
-
-        def write_pairs(_: Any, file: BinaryIO) -> None:
-            write_csv(PAIR_TABLE_COLUMNS, (line for pairs in common for line in pairs.lines()), file)
-
-        outputs = {COMPARISON_NAME: write_comparison, PAIRS_NAME: write_pairs}
-        outputs[COMPARISON_PAGE] = None if no_html else write_page
-        with exclusive_use(output_dir, outputs):
-            write_files(outputs, rows, output_dir, marker=COMPARISON_NAME)
+        lang = None if no_html else report_lang
+        write_comparison(rows, finished, common, difference, lang, output_dir)
     return rows
+
+
+def kinds_of(runs: Sequence[Run]) -> list[Kind]:
+    """List what can be compared: all agreements by protocols that come first in a run, then the others."""
+    leading = list(dict.fromkeys(run.first_protocol for run in runs))
+    kinds = [Kind(agreement, protocol) for protocol in leading for agreement in AGREEMENTS]
+    return kinds + [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
 
 
 def compare_kind(
@@ -217,9 +208,38 @@ def describe_difference(
     return describe_mean(differences, groups, seed, most=2) | {"p_value_holm": None} | win_rate
 
 
-def write_comparison(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
-    """Write comparison.csv: systems, then differences, whose second system is under `minus`."""
-    write_csv(COMPARISON_COLUMNS, ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows), file)
+def write_comparison(
+    rows: Sequence[dict[str, Any]],
+    runs: Sequence[Run],
+    common: Sequence[CommonPairs],
+    difference: str | None,
+    lang: str | None,
+    output_dir: str | os.PathLike,
+) -> None:
+    """Write comparison.csv, comparison_pairs.csv and comparison.html.
+
+    Args:
+        rows: systems, then differences, whose second system is under `minus`.
+        common, difference: as in write_comparison_page.
+        lang: of the page; None leaves it out.
+    """
+
+    def write_rows(_: Any, file: BinaryIO) -> None:
+        cells = ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows)
+        write_csv(COMPARISON_COLUMNS, cells, file)
+
+    def write_pairs(_: Any, file: BinaryIO) -> None:
+        write_csv(PAIR_TABLE_COLUMNS, (line for pairs in common for line in pairs.lines()), file)
+
+    def write_page(_: Any, file: BinaryIO) -> None:
+        from imagebind.evaluation.systems import comparison_page as page  # plotly is slow to import
+
+        page.write_comparison_page(file, rows, runs, common, difference, lang, output_dir)
+
+    outputs = {COMPARISON_NAME: write_rows, PAIRS_NAME: write_pairs}
+    outputs[COMPARISON_PAGE] = None if lang is None else write_page
+    with exclusive_use(output_dir, outputs):
+        write_files(outputs, None, output_dir, marker=COMPARISON_NAME)
 
 
 def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -139,76 +138,5 @@ def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:
         height=420,
         xaxis={"title": "K", "type": "log", "dtick": "D1"},
         yaxis={"title": texts["recall"], "tickformat": ".0%", "range": [0, 1.02]},
-    )
-    return figure
-
-
-def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
-    """Draw means with their intervals, one below the other.
-
-    Args:
-        rows: of comparison.csv, with a mean; for differences a line marks zero.
-        title: of the axis.
-    """
-
-    def ends(row: dict[str, Any]) -> tuple[float, float]:
-        return (row["mean"], row["mean"]) if row["low"] is None else (row["low"], row["high"])
-
-    names = [[row[key] for key in ("system", "minus") if key in row] for row in rows]
-    figure = go.Figure(
-        go.Scatter(
-            x=[row["mean"] for row in rows],
-            y=list(range(len(rows))),
-            mode="markers",
-            marker={"size": 10, "color": COLORS[0]},
-            error_x={
-                "array": [ends(row)[1] - row["mean"] for row in rows],
-                "arrayminus": [row["mean"] - ends(row)[0] for row in rows],
-                "color": COLORS[0],
-            },
-            customdata=[
-                [
-                    "<br>− ".join(map(chart_text, name)),
-                    "{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)),
-                ]
-                for name, row in zip(names, rows, strict=True)
-            ],
-            hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
-        )
-    )
-    if "minus" in rows[0]:
-        figure.add_vline(0, line={"color": GRAY, "dash": "dash"})
-    figure.update_layout(
-        height=140 + 44 * len(rows),
-        xaxis={"title": title},
-        yaxis={
-            "tickvals": list(range(len(rows))),
-            "ticktext": ["<br>− ".join(map(chart_text, name)) for name in names],
-            "range": [len(rows) - 0.5, -0.5],
-        },
-    )
-    return figure
-
-
-def box_chart(names: Sequence[str], similarities: Sequence[np.ndarray], lang: str) -> go.Figure:
-    """Draw the distribution of each system's similarities (P,): quartiles, and whiskers to 5 and 95 %."""
-    low, q1, median, q3, high = np.transpose(
-        [np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95)) for x in similarities]
-    )
-    places = list(range(len(names)))
-    figure = go.Figure(
-        go.Box(
-            y=places, lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high, orientation="h",
-            mean=[x.mean() for x in similarities], boxmean=True, line={"color": COLORS[0]}, showlegend=False,
-        )
-    )  # fmt: skip
-    figure.update_layout(
-        height=140 + 44 * len(names),
-        xaxis={"title": PAGE_WORDS[lang]["cosine"]},
-        yaxis={
-            "tickvals": places,
-            "ticktext": list(map(chart_text, names)),
-            "range": [len(names) - 0.5, -0.5],
-        },
     )
     return figure

@@ -15,19 +15,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.write.charts import (
-    box_chart,
     heat_map,
     histogram_chart,
-    interval_chart,
     recall_chart,
 )
-from imagebind.evaluation.write.outputs import REPORT_PAGE
 from imagebind.evaluation.write.page_media import (
     MAX_PAIRS,
     PageMedia,
@@ -43,7 +39,6 @@ from imagebind.segments import file_of, fragment_of
 
 if TYPE_CHECKING:
     from imagebind.evaluation.compare.protocols import Window
-    from imagebind.evaluation.systems.matching import CommonPairs
 
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = {  # of the table of pairs, each with its kind
@@ -57,7 +52,6 @@ FIGURES = {  # of the table of pairs, each with its kind
     "best_other_video": "text",
     "best_other_audio": "text",
 }
-COUNTS = ("pairs", "suspects", "skipped")  # columns of comparison.csv
 
 Part = dict[str, Any]  # of a page: a title, how to read it, and tiles, facts, a chart or a table
 
@@ -142,7 +136,7 @@ def cell(value: Any) -> Any:
     return value
 
 
-# The two pages
+# The page of a run
 
 
 def write_report_page(
@@ -381,147 +375,3 @@ def draw_windows(windows: Sequence[Window]) -> list[Any] | None:
 
 def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
     return base_name(path), address(file_of(path), folder) + fragment_of(path)
-
-
-def write_comparison_page(
-    file: BinaryIO,
-    rows: Sequence[dict[str, Any]],
-    similarities: Sequence[np.ndarray],
-    common: Sequence[CommonPairs],
-    difference: str | None,
-    lang: str,
-    folder: str | os.PathLike,
-) -> None:
-    """Write the page of a comparison.
-
-    Args:
-        rows: of comparison.csv.
-        similarities: (P,) of each system's pairs.
-        common: of every two systems.
-        difference: in how the systems were computed, or None.
-        lang, folder: as in write_report_page.
-    """
-    texts, media = PAGE_WORDS[lang], PageMedia(folder)
-    kinds = list(dict.fromkeys((row["agreement"], row["protocol"]) for row in rows))
-    of_kinds = [[r for r in rows if (r["agreement"], r["protocol"]) == kind] for kind in kinds]
-    names = list(dict.fromkeys(row["system"] for row in rows))
-    parts = [leaderboard(of_kinds, texts, folder)]
-    parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(names, similarities, lang)))
-    for (agreement, protocol), chosen in zip(kinds, of_kinds, strict=True):
-        title = "" if chosen is of_kinds[0] else f"{texts.get(agreement, protocol)}: "
-        parts += compared_parts(chosen, title, texts, folder)
-        of_kind = [c for c in common if (c.kind.agreement, c.kind.protocol) == (agreement, protocol)]
-        if of_kind := [c for c in of_kind if c.ours]:
-            parts.append(duel_part(of_kind, title, texts, media))
-    note = texts["different"].format(difference) if difference else ""
-    write_page(file, lang, texts["comparison"], note, parts, media)
-
-
-def leaderboard(
-    of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], folder: str | os.PathLike
-) -> Part:
-    """Show all systems, the best first, with a column for each agreement and protocol."""
-    means = [{r["system"]: r for r in rows if "minus" not in r} for rows in of_kinds]
-    others = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
-    columns = [(texts["system"], "file"), (texts["pairs"], "count"), (texts["mean"], "number")]
-    columns += [(texts["95 %"], "interval"), *((f"{texts['mean']}, {label}", "number") for label in others)]
-    systems = list(dict.fromkeys(name for of in means for name in of))
-    rows = []
-    for system in sorted(systems, key=lambda name: -means[0].get(name, {"mean": -2})["mean"]):
-        row = means[0].get(system)
-        low, high = (row["low"], row["high"]) if row and row["low"] is not None else (None, None)
-        bar = None if low is None else [round(x, 6) for x in (row["mean"], low, high)]
-        known = (row["pairs"], row["mean"], bar) if row else (None, None, None)
-        rows.append((report_of(system, folder), *known, *(m.get(system, {}).get("mean") for m in means[1:])))
-    return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
-
-
-def compared_parts(
-    rows: Sequence[dict[str, Any]], title: str, texts: dict[str, Any], folder: str | os.PathLike
-) -> list[Part]:
-    """Show the systems and their differences in one agreement and protocol."""
-    systems = [row for row in rows if "minus" not in row]
-    differences = [row for row in rows if "minus" in row]
-    interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
-    figures = {
-        key: figure_label(key, texts, rows[0]["agreement"])
-        for key in systems[0]
-        if key not in ("agreement", "protocol", "system", *interval)
-        and any(row[key] is not None for row in systems)
-    }
-    columns = interval | figures
-    parts = [
-        table(
-            title + texts["systems"],
-            texts["systems how"],
-            [(texts["system"], "file"), *((label, kind_of(key)) for key, label in columns.items())],
-            ((report_of(row["system"], folder), *(row[key] for key in columns)) for row in systems),
-        ),
-        chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
-    ]
-    if not differences:  # one system alone has it, as where another has no captions
-        return parts
-    if told := [row for row in differences if row["pairs"]]:
-        drawn = interval_chart(told, texts["difference"])
-        parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
-    columns = {"system": texts["system"], "minus": texts["minus"], **interval, "mean": texts["difference"]}
-    columns |= {key: texts[key] for row in told for key in row if key in texts and key not in columns}
-    kinds = {"system": "text", "minus": "text"}
-    parts.append(
-        table(
-            "" if told else title + texts["differences"],
-            "" if told else texts["no pairs"],
-            [(label, kinds.get(key) or kind_of(key)) for key, label in columns.items()],
-            ([row.get(key) for key in columns] for row in differences),
-        )
-    )
-    return parts
-
-
-def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], media: PageMedia) -> Part:
-    """Show the pairs of every two systems, the largest difference first; the page lets choose which two."""
-    most, duels, is_cut = max(MAX_PAIRS // len(common), 100), [], False
-    for pairs in common:
-        names = [one_line(pairs.run.name), one_line(pairs.other.name)]
-        columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
-        columns.append((texts["difference"], "number"))
-        rows, details = [], []
-        for ours, theirs, scores in zip(pairs.ours[:most], pairs.theirs, pairs.scores.tolist(), strict=False):
-            rows.append((ours.name, *scores, scores[0] - scores[1]))
-            first, second = (
-                describe_players((run.find(pair.audio), run.find(pair.video)), media) | {"title": name}
-                for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
-            )
-            details.append(first | {"other": second})
-        has_files = all(pair.audio and pair.video for pair in (*pairs.ours, *pairs.theirs))
-        part = table("", "", columns, rows, details=details if has_files else None)
-        duels.append(part | {"systems": names})
-        is_cut |= len(pairs.ours) > most
-    how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
-    return {"title": title + texts["duels"], "how": how, "duels": duels}
-
-
-def kind_of(key: str) -> str:
-    """Tell the kind of a column of comparison.csv."""
-    return "count" if key in COUNTS else "percent" if key.startswith("win_rate") else "number"
-
-
-def figure_label(key: str, texts: dict[str, str], agreement: str = "audio_video") -> str:
-    """Name a column of comparison.csv.
-
-    >>> figure_label("video_to_audio_recall_at_5", PAGE_WORDS["en"])
-    'Recall@5, video to audio'
-    >>> figure_label("recall_at_1", PAGE_WORDS["en"], "text_audio")
-    'Recall@1, caption to audio'
-    """
-    if "recall_at_" in key:
-        k, (modality, other) = key.rpartition("_")[2], agreement.split("_")
-        back = key.startswith("video_to_audio")
-        return f"Recall@{k}, {texts[f'{other}_to_{modality}' if back else f'{modality}_to_{other}']}"
-    return {"auc": "AUC", "suspects": texts["suspects"], "skipped": texts["skipped files"]}[key]
-
-
-def report_of(system: str, folder: str | os.PathLike) -> tuple[str, str]:
-    """Link a system to its page, or to its directory if it has none."""
-    page = os.path.join(system, REPORT_PAGE)
-    return system, address(page if os.path.exists(page) else system, folder)
