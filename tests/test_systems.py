@@ -189,6 +189,29 @@ def test_systems_in_other_folders_match_by_what_is_equal_at_the_end(listed):
     assert difference["pairs"] == 5
 
 
+def test_systems_that_name_their_videos_in_their_own_ways_match_by_the_sounds(
+    tmp_path, small_checkpoint, monkeypatch
+):
+    """Two generators of videos for the same sounds; the second run has them in the opposite order."""
+    monkeypatch.chdir(tmp_path)
+    sounds = [str(write_audio(tmp_path / f"{i}.wav", tone(1, 200 + 150 * i))) for i in range(5)]
+    for name, step in (("one", 1), ("two", -1)):
+        videos = [tmp_path / name / f"{name}_{letter}.mp4" for letter in "abcde"]
+        for i, video in enumerate(videos):
+            write_video(video, [picture(10 * i + k) for k in range(20)])
+        batch_inference_av_consistency(
+            *(sounds[::step], list(map(str, videos)), "cpu"), checkpoint=small_checkpoint, output_dir=name
+        )
+    *_, difference = compare_systems(["one", "two"], "compared", no_html=True)
+    assert difference["pairs"] == 5
+    with open("compared/comparison_pairs.csv", encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert sorted(line["audio"] for line in lines) == sounds
+    for line in lines:
+        assert line["other_audio"] == line["audio"]
+        assert [Path(line[of]).parent.name for of in ("video", "other_video")] == ["one", "two"]
+
+
 def test_the_groups_of_either_system_count(listed, caplog):
     grouped = {"group_by": r"clip([01]|.)"}
     *_, difference = listed((FIVE, {"group_by": r"clip(\d)"}), (FIVE, {"group_by": "(clip)"}))

@@ -147,6 +147,13 @@ BEHAVIOURS = (
         "tests/test_systems.py::test_checkpoints_of_one_name_and_other_content_are_refused",
     ),
     Behaviour(
+        "systems match by their sounds alone",
+        "imagebind/evaluation/systems/matching.py",
+        'for names in (("audio_key", "video_key"), ("video_key",), ("audio_key",)):',
+        'for names in (("audio_key", "video_key"), ("video_key",)):',
+        "tests/test_systems.py::test_systems_that_name_their_videos_in_their_own_ways_match_by_the_sounds",
+    ),
+    Behaviour(
         "metrics.json is gone before another output is replaced",
         "imagebind/evaluation/write/outputs.py",
         "            Path(output_dir, marker).unlink(missing_ok=True)\n",
