@@ -47,9 +47,10 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
     """Find the pairs that two systems have in common.
 
     Pairs of the same audio and video key match, then among the others those of the same video key, then those
-    of the same audio key; always only if there is one such pair on either side, or as many copies of one, in
-    all or of each caption. So systems match that name their sounds in their own ways. Keys of listed files
-    are whole paths, which differ from system to system: of these the ends are compared, the longest first.
+    of the same audio key; always only if each system has one such pair, or as many copies of one, in all or
+    of each caption. So systems match that name their sounds, or their videos, in their own ways. Keys of
+    listed files are whole paths, which differ from system to system: of these the ends are compared, the
+    longest first.
 
     Returns:
         indices into both, in the order of `ours`.
@@ -63,19 +64,20 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
     for names in (("audio_key", "video_key"), ("video_key",), ("audio_key",)):
         for depth in depths:
             groups = defaultdict(lambda: ([], []))
-            for side, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
+            for which, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
                 for i in indices:
-                    groups[tuple(end_of(getattr(pairs[i], name), depth) for name in names)][side].append(i)
-            found = [match for a, b in groups.values() for match in match_copies(ours, theirs, a, b)]
-            matched += found
-            left, right = (sorted(set(x) - {m[i] for m in found}) for i, x in enumerate((left, right)))
+                    key = tuple(end_of(getattr(pairs[i], name), depth) for name in names)
+                    groups[key][which].append(i)
+            new = [match for a, b in groups.values() for match in match_copies(ours, theirs, a, b)]
+            matched += new
+            left, right = (sorted(set(x) - {m[i] for m in new}) for i, x in enumerate((left, right)))
     return sorted(matched)
 
 
 def match_copies(
     ours: Sequence[Pair], theirs: Sequence[Pair], left: list[int], right: list[int]
 ) -> list[tuple[int, int]]:
-    """Match the pairs of one key if each side has one, or as many copies: in all, or of each caption."""
+    """Match the pairs of one key if each system has one, or as many copies: in all, or of each caption."""
     if len(left) == len(right) and are_copies(ours, left) and are_copies(theirs, right):
         return list(zip(left, right, strict=True))
     captions = {pairs[i].caption for pairs, indices in ((ours, left), (theirs, right)) for i in indices}

@@ -126,29 +126,8 @@ def read_run(name: str) -> Run:
             if os.path.exists(Path(name, file_name)) and not os.path.isfile(Path(name, file_name)):
                 raise ValueError(f"{file_name} is no regular file")
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
-        with open(Path(name, TABLE), "rb") as file:
-            file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            if file.read() != b"\n":
-                raise ValueError(f"{TABLE} is cut off")
-        with open(Path(name, TABLE), encoding="utf-8-sig", newline="") as file:
-            pairs = [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
-        if not isinstance(metrics["protocol"], dict):
-            raise ValueError("no protocol")
-        known = [p.similarities["audio_video"] for p in pairs if "audio_video" in p.similarities]
-        for agreement in AGREEMENTS:
-            figures = metrics if agreement == "audio_video" else metrics.get(agreement, {})
-            found = [p.similarities[agreement] for p in pairs if agreement in p.similarities]
-            is_part = agreement != "audio_video" and metrics.get("mode") == "retrieval"
-            check_similarities(figures.get("paired_similarities", []), found, is_part)
-        if not isinstance(metrics["protocol"].get("protocols", {}), dict):
-            raise ValueError("its protocols are no names")
-        scores = metrics.get("scores", {})
-        for protocol in PROTOCOLS:
-            values = [p.similarities[protocol] for p in pairs if protocol in p.similarities]
-            if values or protocol in scores:
-                check_score(scores[protocol], values)
-        for agreement in ("", *(a for a in AGREEMENTS if a in metrics)):
-            compared_figures(metrics[agreement] if agreement else metrics)
+        pairs = read_pairs(Path(name, TABLE))
+        check_metrics(metrics, pairs)
     except OSError as e:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as e:
@@ -158,42 +137,23 @@ def read_run(name: str) -> Run:
         elif isinstance(e, TypeError | AttributeError):
             reason = f"{METRICS_NAME} or {TABLE} has something else than figures"
         raise EvaluationError(f"{name}: no finished run of this version ({reason})") from e
-    if not known:
+    if not any("audio_video" in pair.similarities for pair in pairs):
         raise EvaluationError(f"{name}: has no pairs to compare")
     return Run(name, metrics, pairs)
 
 
-def check_similarities(expected: Sequence[float], found: Sequence[float], is_part: bool) -> None:
-    """Check what metrics.json says of the similarities of pairs against their table, which may be sorted.
-
-    Args:
-        is_part: whether metrics.json has more: those of captions with files that are in no pair.
+def read_pairs(path: Path) -> list[Pair]:
+    """Read the pairs of pair_scores.csv that have a similarity.
 
     Raises:
-        ValueError, TypeError: it says something else.
+        OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error: it is no such file, or cut off.
     """
-    expected, found = np.sort(np.asarray(expected, float)), np.sort(found)
-    if is_part and len(found) < len(expected):
-        places = np.searchsorted(expected, found).clip(1, len(expected) - 1)
-        nearest = np.minimum(abs(expected[places - 1] - found), abs(expected[places] - found))
-        is_right = (nearest < 1e-6).all()
-    else:
-        is_right = found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=1e-6)
-    if not is_right:
-        raise ValueError("its files are of different runs")
-
-
-def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
-    """Check what metrics.json says of a protocol's score against the values of the pairs.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is something else.
-    """
-    n_scored, n_pairs, mean = (score[key] for key in ("n_scored", "n_pairs", "mean"))
-    if not (type(n_scored) is type(n_pairs) is int and 0 <= n_scored <= n_pairs):
-        raise ValueError(f"{METRICS_NAME} has no numbers of pairs with a score")
-    if n_scored != len(values) or (values and not abs(mean - np.mean(values)) < 1e-6):
-        raise ValueError("its files are of different runs")
+    with open(path, "rb") as file:
+        file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        if file.read() != b"\n":
+            raise ValueError(f"{TABLE} is cut off")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
 
 
 def read_pair(row: dict[str, str]) -> Pair:
@@ -230,6 +190,65 @@ def part_of_file(row: dict[str, str], modality: str) -> str:
     except ValueError:  # of the user's, with another meaning
         return path
     return path if not start and end is None else Segment(path, start or 0, math.inf if end is None else end)
+
+
+def check_metrics(metrics: dict[str, Any], pairs: Sequence[Pair]) -> None:
+    """Check what metrics.json says against the table of the pairs.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it says something else.
+    """
+
+    def of_table(key: str) -> list[float]:
+        return [pair.similarities[key] for pair in pairs if key in pair.similarities]
+
+    if not isinstance(metrics["protocol"], dict):
+        raise ValueError("no protocol")
+    for agreement in AGREEMENTS:
+        figures = metrics if agreement == "audio_video" else metrics.get(agreement, {})
+        has_more = agreement != "audio_video" and metrics.get("mode") == "retrieval"
+        check_similarities(figures.get("paired_similarities", []), of_table(agreement), has_more)
+        compared_figures(figures)
+    if not isinstance(metrics["protocol"].get("protocols", {}), dict):
+        raise ValueError("its protocols are no names")
+    scores = metrics.get("scores", {})
+    for protocol in PROTOCOLS:
+        values = of_table(protocol)
+        if values or protocol in scores:
+            check_score(scores[protocol], values)
+
+
+def check_similarities(expected: Sequence[float], actual: Sequence[float], has_more: bool) -> None:
+    """Check what metrics.json says of the similarities of pairs against their table, which may be sorted.
+
+    Args:
+        has_more: whether metrics.json also has those of captions with files that are in no pair.
+
+    Raises:
+        ValueError, TypeError: it says something else.
+    """
+    expected, actual = np.sort(np.asarray(expected, float)), np.sort(actual)
+    if has_more and len(actual) < len(expected):
+        places = np.searchsorted(expected, actual).clip(1, len(expected) - 1)
+        nearest = np.minimum(abs(expected[places - 1] - actual), abs(expected[places] - actual))
+        is_right = (nearest < 1e-6).all()
+    else:
+        is_right = actual.shape == expected.shape and np.allclose(actual, expected, rtol=0, atol=1e-6)
+    if not is_right:
+        raise ValueError("its files are of different runs")
+
+
+def check_score(score: dict[str, Any], values: Sequence[float]) -> None:
+    """Check what metrics.json says of a protocol's score against the values of the pairs.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    n_scored, n_pairs, mean = (score[key] for key in ("n_scored", "n_pairs", "mean"))
+    if not (type(n_scored) is type(n_pairs) is int and 0 <= n_scored <= n_pairs):
+        raise ValueError(f"{METRICS_NAME} has no numbers of pairs with a score")
+    if n_scored != len(values) or (values and not abs(mean - np.mean(values)) < 1e-6):
+        raise ValueError("its files are of different runs")
 
 
 def find_difference(runs: Sequence[Run]) -> str | None:

@@ -169,8 +169,8 @@ def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
 
 def group_differently(ours: Sequence[Pair], theirs: Sequence[Pair]) -> bool:
     """Whether both systems have groups, and other ones, of the pairs that they have in common."""
-    found = [groups_of(pairs) for pairs in (ours, theirs)]
-    return all(groups is not None for groups in found) and not np.array_equal(*found)
+    both = [groups_of(pairs) for pairs in (ours, theirs)]
+    return all(groups is not None for groups in both) and not np.array_equal(*both)
 
 
 def describe_mean(
@@ -181,9 +181,9 @@ def describe_mean(
     Args:
         most: that a mean can be, or -most.
     """
-    found = bootstrap_mean(values, seed, groups, most)
-    low, high = found.interval or (None, None)
-    return {"pairs": len(values), "mean": found.mean, "low": low, "high": high, "p_value": found.p_value}
+    of_all = bootstrap_mean(values, seed, groups, most)
+    low, high = of_all.interval or (None, None)
+    return {"pairs": len(values), "mean": of_all.mean, "low": low, "high": high, "p_value": of_all.p_value}
 
 
 def describe_difference(
