@@ -13,7 +13,8 @@ from conftest import DIRS, Program, contents, tone, with_mounts, write_audio
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind.evaluation.compare.pair_scores import PairScores
-from imagebind.evaluation.write.outputs import exclusive_use, write_csv
+from imagebind.evaluation.write.formats import write_csv
+from imagebind.evaluation.write.lock import exclusive_use
 
 
 def test_strict_is_status_3_with_all_outputs_written(pairs):

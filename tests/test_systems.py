@@ -15,7 +15,7 @@ import torch
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation.write.outputs import cell, read_cell
+from imagebind.evaluation.write.formats import cell, read_cell
 from imagebind.models.imagebind_model import load_model, save_model
 
 

@@ -19,7 +19,8 @@ from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.torchrun import Job
-from imagebind.evaluation.write.outputs import check_can_draw, check_inputs, exclusive_use, output_writers
+from imagebind.evaluation.write.lock import exclusive_use
+from imagebind.evaluation.write.outputs import check_can_draw, check_inputs, output_writers
 
 if TYPE_CHECKING:
     from imagebind.evaluation.embed.model import Model
@@ -55,9 +56,11 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
             stages = load_stages(options)
             embedded, protocols = stages.embed(plan, options, workers, model, job)
         with interruptible(lambda: embedded.summary):
-            results, arrays = stages.compare(plan, embedded, protocols, options, lock)
+            lock.renew()
+            results, arrays = stages.compare(plan, embedded, protocols, options)
             if options.output_dir is not None:
-                stages.write(results, arrays, embedded, options, lock, n_processes)
+                lock.renew()
+                stages.write(results, arrays, embedded, options, n_processes)
     return results
 
 

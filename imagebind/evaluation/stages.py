@@ -17,7 +17,7 @@ from imagebind.evaluation.embed.readers import start_workers
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.torchrun import Job
-from imagebind.evaluation.write.outputs import OutputLock, write_outputs, write_page_again
+from imagebind.evaluation.write.outputs import write_outputs, write_page_again
 from imagebind.evaluation.write.page_media import PageMedia, shown_files
 from imagebind.reading.workers import Workers
 
@@ -42,14 +42,9 @@ def embed(
 
 
 def compare(
-    plan: Plan,
-    embedded: EmbeddedFiles,
-    protocols: Sequence[Protocol],
-    options: Options,
-    lock: OutputLock,
+    plan: Plan, embedded: EmbeddedFiles, protocols: Sequence[Protocol], options: Options
 ) -> tuple[dict[str, Any], OutputArrays]:
     """Compare what is embedded; the arrays lie where the outputs will be."""
-    lock.renew()
     arrays = OutputArrays(options.output_dir)
     return build_results(plan, embedded, protocols, arrays, options).to_dict(), arrays
 
@@ -59,12 +54,11 @@ def write(
     arrays: OutputArrays,
     embedded: EmbeddedFiles,
     options: Options,
-    lock: OutputLock,
     n_processes: int,
 ) -> None:
     """Write the outputs, and copies of media where they are asked for."""
     media = PageMedia(options.output_dir, embedded)
-    write_outputs(results, arrays, options, lock, media)
+    write_outputs(results, arrays, options, media)
     if options.copies_media:  # last: they take long, and room
         with start_workers(options, n_processes, COPIER) as copiers:
             media.copy(shown_files(results), copiers, options.progress)

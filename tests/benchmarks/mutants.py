@@ -155,7 +155,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "metrics.json is gone before another output is replaced",
-        "imagebind/evaluation/write/outputs.py",
+        "imagebind/evaluation/write/atomic.py",
         "            Path(output_dir, marker).unlink(missing_ok=True)\n",
         "            pass\n",
         "tests/test_outputs.py::test_no_figures_of_an_earlier_run_lie_beside_the_files_of_a_later_one",

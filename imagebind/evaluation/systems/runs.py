@@ -19,7 +19,8 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import group_names
 from imagebind.evaluation.inputs.manifest import read_seconds
 from imagebind.evaluation.rules import PROTOCOLS
-from imagebind.evaluation.write.outputs import METRICS_NAME, read_cell
+from imagebind.evaluation.write.atomic import METRICS_NAME
+from imagebind.evaluation.write.formats import read_cell
 from imagebind.segments import Segment
 
 # Parts of the protocol that have to be equal for scores to be comparable; device and versions may differ.

@@ -30,12 +30,10 @@ from imagebind.evaluation.systems.runs import (
     regroup,
     values_of,
 )
-from imagebind.evaluation.write.outputs import (
-    check_can_draw,
-    exclusive_use,
-    write_csv,
-    write_files,
-)
+from imagebind.evaluation.write.atomic import write_files
+from imagebind.evaluation.write.formats import write_csv
+from imagebind.evaluation.write.lock import exclusive_use
+from imagebind.evaluation.write.outputs import check_can_draw
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
