@@ -39,7 +39,8 @@ from imagebind.data.features import VIDEO  # noqa: E402
 from imagebind.evaluation.embed.model import choose_precision  # noqa: E402
 from imagebind.evaluation.embed.readers import start_workers  # noqa: E402
 from imagebind.models.embedder import DTYPES, Embedder  # noqa: E402
-from imagebind.models.imagebind_model import MLP_RATIO, load_model  # noqa: E402
+from imagebind.models.imagebind_model import load_model  # noqa: E402
+from imagebind.models.tower import MLP_RATIO  # noqa: E402
 from imagebind.reading.loader import Reading, load_files  # noqa: E402
 
 REPEATS = 5

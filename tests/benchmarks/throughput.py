@@ -58,12 +58,11 @@ from imagebind.evaluation.rules import PROTOCOLS  # noqa: E402
 from imagebind.models.embedder import Embedder  # noqa: E402
 from imagebind.models.imagebind_model import (  # noqa: E402
     IMAGEBIND_HUGE,
-    MLP_RATIO,
     ImageBindModel,
-    Tower,
     config_of,
     load_model,
 )
+from imagebind.models.tower import MLP_RATIO, Tower  # noqa: E402
 from imagebind.reading.loader import load_files  # noqa: E402
 
 DEMO = TESTS / "demo"

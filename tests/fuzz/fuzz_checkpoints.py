@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from imagebind.evaluation.embed.model import check_towers, load_model
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.models import checkpoints
-from imagebind.models.imagebind_model import ImageBindModel, TowerConfig
+from imagebind.models.imagebind_model import ImageBindModel
+from imagebind.models.sizes import TowerConfig
 
 ODD = [None, -8, 0, 7, 2.0, 2**40, True, "8", b"x", [], [1], {}, float("nan"), torch.ones(2), (1, 2, 3, 4, 5)]
 CONFIG = {

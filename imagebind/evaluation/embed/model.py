@@ -24,7 +24,8 @@ from imagebind.memory import free_unused_memory
 from imagebind.models import checkpoints, download, imagebind_model
 from imagebind.models.checkpoints import CheckpointError, Weights
 from imagebind.models.embedder import Embedder
-from imagebind.models.imagebind_model import ImageBindModel, Tower, scale_of
+from imagebind.models.imagebind_model import ImageBindModel, Tower
+from imagebind.models.tower import scale_of
 
 SLOW_SECONDS = 1  # after which loading is worth a word
 TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
