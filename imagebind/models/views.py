@@ -23,8 +23,8 @@ METHODS = {
 }
 
 
-class HeldTensors(dict):
-    """The tensors of a view by name: one that tools put in the place of another goes into the tower too."""
+class Held(dict):
+    """Tensors or modules of a view by name: what takes the place of another does so in the tower too."""
 
     def __init__(self, places: dict[str, tuple[nn.Module, str]]):
         super().__init__()
@@ -33,11 +33,11 @@ class HeldTensors(dict):
     def __reduce__(self) -> tuple[Any, ...]:  # pickle would fill a dictionary before it has its attributes
         return type(self), (self._places,), None, None, iter(self.items())
 
-    def __setitem__(self, name: str, tensor: torch.Tensor | None) -> None:
-        super().__setitem__(name, tensor)
+    def __setitem__(self, name: str, value: torch.Tensor | nn.Module | None) -> None:
+        super().__setitem__(name, value)
         if name in self._places:
             tower, its_name = self._places[name]
-            setattr(tower, its_name, tensor)
+            setattr(tower, its_name, value)
 
 
 class PartView(nn.Module):
@@ -51,7 +51,7 @@ class PartView(nn.Module):
         super().__init__()
         vars(self)["_compute"] = compute
         vars(self)["_places"] = {}  # name -> tower, and name there
-        vars(self).update({kind: HeldTensors(self._places) for kind in ("_parameters", "_buffers")})
+        vars(self).update({kind: Held(self._places) for kind in ("_parameters", "_buffers", "_modules")})
 
     def hold(self, path: str, tower: nn.Module, name: str) -> None:
         """Show what a tower has under a name at a path of names."""
@@ -62,11 +62,13 @@ class PartView(nn.Module):
             self._modules[first].hold(rest, tower, name)
             return
         held = getattr(tower, name)
+        if held is None:
+            return
         if isinstance(held, nn.Module):
             self.add_module(first, held)
         elif isinstance(held, nn.Parameter):
             self.register_parameter(first, held)
-        elif held is not None:
+        else:
             self.register_buffer(first, held)
         self._places[first] = tower, name
 
@@ -92,10 +94,7 @@ class PartView(nn.Module):
         return list(self._modules)[index] if index < 0 else str(index)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._places:
-            tower, its_name = self._places[name]
-            setattr(tower, its_name, value)
-        elif name != "training" and name not in self._buffers:
+        if name not in ("training", *self._places, *self._buffers):
             raise AttributeError(f"{name}: a view has only what the tower has; patch the modules in it")
         super().__setattr__(name, value)
 
