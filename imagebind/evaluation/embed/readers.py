@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from imagebind.evaluation.options import Options
-from imagebind.reading.workers import CAN_LIMIT_MEMORY, Workers
+from imagebind.reading.starter import CAN_LIMIT_MEMORY
+from imagebind.reading.workers import Workers
 
 log = logging.getLogger(__name__)
 
