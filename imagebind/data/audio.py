@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import pairwise
 
 import av
@@ -387,27 +387,23 @@ def clips_to_input(
     return inputs
 
 
-@dataclass(frozen=True)
+@dataclass
 class AudioInput(ModelInput):
     """A sound as the model sees it."""
 
     mels: torch.Tensor  # (S, 1, 128, 204)
+    counts: dict[int, int] | None = None  # first index of each distinct clip -> how many of the S are equal
 
-    @cached_property
-    def counts(self) -> dict[int, int]:
-        """First index of each distinct clip -> how many of the S clips are equal to it.
-
-        In a sound shorter than a clip all clips are equal, up to the rounding of the repeated subtraction.
-        """
-        return Counter(
-            next(k for k in range(i + 1) if (self.mels[k] - mel).abs().mean() <= SAME_CLIP)
-            for i, mel in enumerate(self.mels)
-        )
+    def __post_init__(self):
+        """Count equal clips; in a sound shorter than a clip all are, but for the repeated subtraction."""
+        if self.counts is None:
+            self.counts = Counter(
+                next(k for k in range(i + 1) if (self.mels[k] - mel).abs().mean() <= SAME_CLIP)
+                for i, mel in enumerate(self.mels)
+            )
 
     def half(self) -> AudioInput:
-        halved = replace(self, mels=self.mels.half())
-        vars(halved)["counts"] = self.counts  # which float16 could not tell
-        return halved
+        return replace(self, mels=self.mels.half())  # with the counts, which float16 could not tell
 
     def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return the distinct clips on a device, (D, 1, 128, 204)."""

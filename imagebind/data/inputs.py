@@ -31,6 +31,4 @@ class ModelInput:
     def pin_memory(self) -> ModelInput:
         """Return a copy in page-locked memory, which is copied to a GPU asynchronously."""
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)}
-        pinned = replace(self, **tensors)
-        vars(pinned).update({k: v for k, v in vars(self).items() if k not in tensors})
-        return pinned
+        return replace(self, **tensors)
