@@ -13,6 +13,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +26,7 @@ from imagebind.evaluation.rules import PARQUET
 from imagebind.names import shorten
 
 DIALECTS = {".csv": "excel", ".tsv": "excel-tab"}
-
-csv.field_size_limit(2**31 - 1)  # a row with a long text is skipped, and does not end the run
+MAX_FIELD = 2**31 - 1  # characters that csv reads at most
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,16 @@ class Row:
     line: str  # its number; of a mapping its name
     values: Mapping[str, Any] = field(default_factory=dict)  # by column
     fault: str | None = None  # why it cannot be used
+
+
+@contextmanager
+def fields_of_any_length() -> Iterator[None]:
+    """Let csv read a long text, which costs its row alone; its limit is the whole process's, and put back."""
+    limit = csv.field_size_limit(MAX_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_table(path: str | os.PathLike, needed: Needed, known: Sequence[str]) -> Iterator[Row]:
@@ -59,7 +69,8 @@ def read_table(path: str | os.PathLike, needed: Needed, known: Sequence[str]) ->
         if suffix == PARQUET:
             yield from parquet_rows(path, needed, known)
             return
-        with open(path, encoding="utf-8-sig", newline="" if suffix in DIALECTS else None) as file:
+        newline = "" if suffix in DIALECTS else None
+        with fields_of_any_length(), open(path, encoding="utf-8-sig", newline=newline) as file:
             if suffix in DIALECTS:
                 yield from csv_rows(file, DIALECTS[suffix], needed, known)
             else:

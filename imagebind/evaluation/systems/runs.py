@@ -18,6 +18,7 @@ from imagebind.evaluation.compare.metrics import DEFINITIONS, RECALL_AT
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import group_names
 from imagebind.evaluation.inputs.manifest import read_seconds
+from imagebind.evaluation.inputs.tables import fields_of_any_length
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.write.atomic import METRICS_NAME
 from imagebind.evaluation.write.formats import read_cell
@@ -153,7 +154,7 @@ def read_pairs(path: Path) -> list[Pair]:
         file.seek(-min(1, os.fstat(file.fileno()).st_size), os.SEEK_END)
         if file.read() != b"\n":
             raise ValueError(f"{TABLE} is cut off")
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with fields_of_any_length(), open(path, encoding="utf-8-sig", newline="") as file:
         return [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
 
 
