@@ -29,29 +29,11 @@ def clip_spans(
     return [(start, start + length) for start in starts]
 
 
-def even_clip_sampler(clip_seconds: float, n_clips: int) -> ClipSampler:
-    """Make the sampler behind the published numbers, for get_clip_timepoints: it gives clip_spans.
-
-    Two versions of pytorchvideo call themselves 0.1.5. The one behind the published numbers spaces the
-    starts by (duration - clip) / (n - 1); the one on PyPI divides by n and so never reaches the file's end.
-    """
-    from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
-
-    class EvenClipSampler(ConstantClipsPerVideoSampler):
-        def __call__(self, last_clip_time, video_duration, annotation):
-            clip = super().__call__(last_clip_time, video_duration, annotation)
-            last_start = Fraction(max(video_duration - self._clip_duration, 0))
-            start = last_start * clip.clip_index / max(self._clips_per_video - 1, 1)
-            return clip._replace(clip_start_sec=start, clip_end_sec=start + self._clip_duration)
-
-    return EvenClipSampler(clip_seconds, n_clips)
-
-
 def get_clip_timepoints(clip_sampler: ClipSampler, duration: float) -> list[tuple[Fraction, Fraction]]:
     """Ask one of pytorchvideo's samplers for all clips of a file; under the released package's name.
 
     Args:
-        clip_sampler: that gives a clip at each call, such as even_clip_sampler makes one.
+        clip_sampler: that gives a clip at each call.
         duration: of the file, in seconds.
 
     Returns:
