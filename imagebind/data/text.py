@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
 TEXT_TOKENS = 77
+TOKENIZER = ("open_clip", "ftfy", "regex")  # the modules that it needs
 # Names of the start and the end token: open_clip's -> CLIP's
 SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -49,7 +50,7 @@ def clip_tokenizer(bpe_path: str | None = None) -> SimpleTokenizer:
     Args:
         bpe_path: of another vocabulary than CLIP's.
     """
-    packages.require("open_clip", "ftfy", "regex")
+    packages.require(*TOKENIZER)
     regex = packages.load("regex")
     made = packages.load("open_clip.tokenizer").SimpleTokenizer(bpe_path or return_bpe_path())
     pattern = made.pat.pattern

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from imagebind import data, packages
+from imagebind.data.text import TOKENIZER
 from imagebind.evaluation.compare.protocols import Protocol
 from imagebind.evaluation.embed.embedded import EmbeddedFiles
 
 PACKAGES = ("torch", "numpy", "av", "einops")  # whose versions are told of every run
-TEXT_PACKAGES = ("open_clip_torch", "ftfy", "regex")
 
 
 def describe_method(embedded: EmbeddedFiles, protocols: Sequence[Protocol]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def describe_method(embedded: EmbeddedFiles, protocols: Sequence[Protocol]) -> d
     model, has_texts, used = embedded.model, "text" in embedded.wanted, [*PACKAGES]
     for protocol in protocols:
         used += [name for name in protocol.packages if name not in used]
-    used += TEXT_PACKAGES if has_texts else ()
+    used += map(packages.package_of, TOKENIZER) if has_texts else ()
     is_card = model.device.type == "cuda"
     card = f" ({torch.cuda.get_device_name(model.device)})" if is_card else ""
     return {
