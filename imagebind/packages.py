@@ -86,10 +86,10 @@ def pip_install(packages: Sequence[str], options: str = "") -> str:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are there."""
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -40,23 +40,8 @@ MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # what FFmpeg calls that format
 PLAIN_WAV = {"max_size": "32768", "max_probe_packets": "1"}  # bytes of a packet; packets to probe
 # Extensions by which FFmpeg decodes any bytes, each in its way, as there is nothing in them to tell
 NAMED_FORMATS = {
-    *(
-        "al",
-        "ub",
-        "ul",
-        "uw",
-        "sb",
-        "sln",
-        "sw",
-        "g722",
-        "722",
-        "g723_1",
-        "rco",
-        "tco",
-        "g728",
-        "g729",
-        "gsm",
-    ),
+    *("al", "ub", "ul", "uw", "sb", "sln", "sw"),
+    *("g722", "722", "g723_1", "rco", "tco", "g728", "g729", "gsm"),
     *("302", "daud", "afc", "aptx", "aptxhd", "bit", "dfpwm", "dtk", "msbc", "sbc"),
     *("ans", "art", "asc", "cdg", "diz", "ice", "idf", "nfo", "vt", "yop"),  # pictures
 }
@@ -278,8 +263,8 @@ def is_plain_wav(file: BinaryIO) -> bool:
 def has_dts(words: np.ndarray) -> bool:
     """Whether one of DTS's sync words is among words of 16 bits."""
     for first, second in DTS_SYNC_WORDS:
-        found = np.flatnonzero(words[:-1] == first)
-        if (words[found + 1] == second).any():
+        places = np.flatnonzero(words[:-1] == first)
+        if (words[places + 1] == second).any():
             return True
     return False
 

@@ -84,7 +84,7 @@ def verify(path: str | os.PathLike) -> Weights:
     path = Path(path)
     with opening_errors(path):
         status = file_status(path)
-        sha256 = recall_digest(path, status)
+        sha256 = known_digest(path, status)
         if sha256 is not None:
             return Weights(path, sha256, True, status)
         weights = Weights(path, hash_and_check(path), False, status)
@@ -101,14 +101,14 @@ def opening_errors(path: str | os.PathLike) -> Iterator[None]:
         raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
 
 
-def recall(path: str | os.PathLike) -> str | None:
+def known_sha256(path: str | os.PathLike) -> str | None:
     """Return the SHA-256 of a checkpoint that was checked before and is the same since; None otherwise.
 
     Raises:
         CheckpointError: there is no such file, or it is none that can be read to its end.
     """
     with opening_errors(path):
-        return recall_digest(Path(path), file_status(Path(path)))
+        return known_digest(Path(path), file_status(Path(path)))
 
 
 def file_status(path: Path) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def hash_and_check(path: Path) -> str:
                 sums[i] = zlib.crc32(chunk[max(start - position, 0) : end - position], sums[i])
                 first = i if end > position + len(chunk) else i + 1
             position += len(chunk)
-    if any(found != stated for found, (_, _, stated) in zip(sums, members, strict=True)):
+    if any(computed != stated for computed, (_, _, stated) in zip(sums, members, strict=True)):
         raise CheckpointError(f"{path}: truncated or damaged; download it again")
     return digest.hexdigest()
 
@@ -172,7 +172,7 @@ def digests_path() -> Path:
     return Path(cache, "imagebind-av-consistency", "checkpoints.json")
 
 
-def recall_digest(path: Path, status: tuple[int, ...]) -> str | None:
+def known_digest(path: Path, status: tuple[int, ...]) -> str | None:
     """Return the SHA-256 of a file that was checked before and is the same since; None otherwise."""
     known = read_digests().get(os.path.realpath(path), {})
     return known.get("sha256") if known == digest_entry(known.get("sha256"), status) else None
@@ -333,14 +333,14 @@ def check_state_dict(
     Raises:
         CheckpointError: tensors are missing or unknown, by the names that the file uses; or of another shape.
     """
-    found = checkpoint.state_dict
-    missing = [checkpoint.name_in_file(name) for name in expected if name not in found]
-    unknown = [checkpoint.name_in_file(name) for name in found if name not in expected]
+    tensors = checkpoint.state_dict
+    missing = [checkpoint.name_in_file(name) for name in expected if name not in tensors]
+    unknown = [checkpoint.name_in_file(name) for name in tensors if name not in expected]
     if misfit := state_dicts.misfit(missing, unknown):
         raise CheckpointError(f"{path}: {misfit}, of {len(expected)} tensors")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        if tensors[name].shape != tensor.shape:
+            shapes = f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
             raise CheckpointError(f"{path}: {name} has shape {shapes}")
 
 

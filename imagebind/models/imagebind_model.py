@@ -140,11 +140,12 @@ class ImageBindModel(nn.Module):
         Args:
             released_names: give them the names and shapes of the released checkpoint; otherwise ours.
         """
-        found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        tensors = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if released_names:
-            own = {name[len(prefix) :]: found.pop(name) for name in list(found) if name.startswith(prefix)}
-            found.update({prefix + name: tensor for name, tensor in released.to_released(own).items()})
-        return found
+            names = [name for name in tensors if name.startswith(prefix)]
+            own = {name[len(prefix) :]: tensors.pop(name) for name in names}
+            tensors.update({prefix + name: tensor for name, tensor in released.to_released(own).items()})
+        return tensors
 
     @staticmethod
     def _take_released_names(

@@ -12,7 +12,6 @@ import torch
 
 PREPROCESSORS, TRUNKS = "modality_preprocessors", "modality_trunks"
 HEADS, POSTPROCESSORS = "modality_heads", "modality_postprocessors"
-MODALITIES = ("vision", "text", "audio", "depth", "thermal", "imu")
 PARTS = (PREPROCESSORS, TRUNKS, HEADS, POSTPROCESSORS)
 
 # What a tower of ours holds -> the part of the released model that holds it, and its name there

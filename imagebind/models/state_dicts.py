@@ -49,10 +49,10 @@ def _holds_tensors(value: Any, depth: int) -> bool:
 
 def refuse_lora(names: Iterable[str]) -> None:
     """Raise a ValueError if some of the names are those of LoRA that is not merged into the weights."""
-    found = [name for name in names if LORA.search(name)]
-    if found:
+    of_lora = [name for name in names if LORA.search(name)]
+    if of_lora:
         raise ValueError(
-            f"holds LoRA that is not merged, {len(found)} tensors such as {shown(found[0])}; "
+            f"holds LoRA that is not merged, {len(of_lora)} tensors such as {shown(of_lora[0])}; "
             "merge it into the weights (peft has merge_and_unload) and save those"
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from imagebind.models import released
+from imagebind.models.sizes import ModalityType
 
 # Part -> the method of a tower that computes it
 METHODS = {
@@ -145,7 +146,7 @@ class PartsView(nn.ModuleDict):
         Raises:
             KeyError: no modality has this name.
         """
-        if modality not in released.MODALITIES:
+        if modality not in vars(ModalityType).values():
             raise KeyError(modality)
         self._towers._modules.pop(modality, None)
         self._modules.pop(modality, None)

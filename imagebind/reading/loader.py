@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,7 +38,6 @@ from imagebind.torch_settings import settings_for_inputs
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
 MAX_HASHES = 64  # that are remembered of files of which parts are read
-HASHES: dict[tuple[int, ...], str] = {}  # of these files, by their fingerprint
 FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 log = logging.getLogger(__name__)
 data_log = logging.getLogger(data.__name__)
@@ -54,11 +53,13 @@ class Reading:
         cache: where to look for embeddings first.
         half: whether inputs may be float16, for a model in that precision.
         has_thumbnails: whether a picture of each file is made too.
+        hashes: of files of which parts are read, by their fingerprint; filled while they are.
     """
 
     cache: EmbeddingCache | None = None
     half: bool = False
     has_thumbnails: bool = False
+    hashes: dict[tuple[int, ...], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,12 @@ def _look_up_or_read(reading: Reading, file: File) -> Iterator[Loaded]:
                 check_is_file(path)
                 with hold_open(path) as held:
                     before = fingerprint(held)
-                    content_hash = hash_content(path, held, before)
+                    content_hash = hash_content(path, held, before, reading.hashes)
                     reader = FileReader(reading.cache, modality, path, content_hash)
                     yield from reader.read(features)
                     if fingerprint(held) == before:
                         thumbnail = reader.thumbnail() if reading.has_thumbnails else None
-                        yield LoadedFile(modality, path, reader.found, content_hash, thumbnail=thumbnail)
+                        yield LoadedFile(modality, path, reader.loaded, content_hash, thumbnail=thumbnail)
                         return
         except data.MediaError as e:
             yield nothing_of(file, Missing(e.reason, "skipped"))
@@ -254,7 +255,7 @@ def _look_up_or_read(reading: Reading, file: File) -> Iterator[Loaded]:
 
 
 class FileReader:
-    """Looks up or reads what is wanted of one file; `found` has what came of it.
+    """Looks up or reads what is wanted of one file; `loaded` has what came of it.
 
     Args:
         cache: where to look first, or None.
@@ -263,23 +264,23 @@ class FileReader:
 
     def __init__(self, cache: EmbeddingCache | None, modality: str, path: str, content_hash: str):
         self.cache, self.modality, self.path, self.content_hash = cache, modality, path, content_hash
-        self.found: dict[str, LoadedFeature | Missing] = {}
+        self.loaded: dict[str, LoadedFeature | Missing] = {}
 
     def read(self, features: Sequence[Feature]) -> Iterator[LoadedPart]:
-        """Fill `found`, and yield the parts of sequences."""
+        """Fill `loaded`, and yield the parts of sequences."""
         for feature in features if self.cache is not None else ():
             yield from self._look_up(feature)
-        missing = [feature for feature in features if feature.name not in self.found]
+        missing = [feature for feature in features if feature.name not in self.loaded]
         if missing:
             yield from (self._read_video if self.modality == "video" else self._read_audio)(missing)
-        self.found = {feature.name: self.found[feature.name] for feature in features}
+        self.loaded = {feature.name: self.loaded[feature.name] for feature in features}
 
     def thumbnail(self) -> bytes | None:
         """Make a picture of what was read, or look up the one that an earlier run made of it."""
-        for found in self.found.values():
-            if isinstance(found, LoadedFeature) and found.input is not None:
+        for loaded in self.loaded.values():
+            if isinstance(loaded, LoadedFeature) and loaded.input is not None:
                 try:
-                    return make_thumbnail(found.input)
+                    return make_thumbnail(loaded.input)
                 except Exception as e:  # a picture is no reason to skip a file
                     log.debug("%s: no thumbnail (%s)", self.path, e)
                     return None
@@ -289,9 +290,9 @@ class FileReader:
         if not feature.is_sequence:
             embedding = self.cache.get(self.content_hash, feature.name)
             if embedding is not None:
-                self.found[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
+                self.loaded[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
             elif (facts := self.cache.get_facts(self.content_hash, dropped_name(feature.name))) is not None:
-                self.found[feature.name] = Missing(str(facts.get("reason")), "dropped", is_cached=True)
+                self.loaded[feature.name] = Missing(str(facts.get("reason")), "dropped", is_cached=True)
             return
         parts = get_sequence(self.cache, self.content_hash, feature.name)
         facts = next(parts)
@@ -300,7 +301,7 @@ class FileReader:
                 return
             yield LoadedPart(self.modality, self.path, feature.name, number, rows=rows)
         if facts is not None:
-            self.found[feature.name] = LoadedFeature(facts=facts, is_cached=True)
+            self.loaded[feature.name] = LoadedFeature(facts=facts, is_cached=True)
 
     def _read_audio(self, missing: Sequence[Feature]) -> Iterator[LoadedPart]:
         audio = None
@@ -311,7 +312,7 @@ class FileReader:
                 self._fail([AUDIO_WINDOWS], e)
         if AUDIO in missing:
             try:
-                self.found[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.path))
+                self.loaded[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.path))
             except data.MediaError as e:
                 self._fail([AUDIO], e)
 
@@ -330,23 +331,23 @@ class FileReader:
             return
         for feature, read in zip(of_clips, inputs, strict=True):
             if isinstance(read, DroppedError):
-                self.found[feature.name] = Missing(str(read), "dropped")
+                self.loaded[feature.name] = Missing(str(read), "dropped")
             else:
-                self.found[feature.name] = LoadedFeature(read)
+                self.loaded[feature.name] = LoadedFeature(read)
 
     def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
         """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
         number = 0
         for part in reading:
             if isinstance(part, WholeVideo | WholeSound):
-                self.found[feature.name] = LoadedFeature(facts=part.facts)
+                self.loaded[feature.name] = LoadedFeature(facts=part.facts)
                 return part.clips
             yield LoadedPart(self.modality, self.path, feature.name, number, part)
             number += part is not None
         raise AssertionError("a reading ends with its facts")
 
     def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:
-        self.found |= {feature.name: Missing(error.reason, "skipped") for feature in features}
+        self.loaded |= {feature.name: Missing(error.reason, "skipped") for feature in features}
 
 
 def dropped_name(feature: str) -> str:
@@ -380,7 +381,9 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
     return LoadedFile("text", text, {TEXT.name: loaded}, content_hash, is_truncated=read.is_truncated)
 
 
-def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:
+def hash_content(
+    path: str, file: BinaryIO, state: tuple[int, ...], hashes: dict[tuple[int, ...], str]
+) -> str:
     """Hash a file; of a part of one, of which there may be many, its file once while that stays the same.
 
     Returns:
@@ -388,11 +391,11 @@ def hash_content(path: str, file: BinaryIO, state: tuple[int, ...]) -> str:
     """
     if not isinstance(path, Segment):
         return hash_file(file) + named_format(path)
-    if state not in HASHES:
-        if len(HASHES) >= MAX_HASHES:
-            HASHES.clear()
-        HASHES[state] = hash_file(file)
-    return HASHES[state] + named_format(path) + fragment_of(path)
+    if state not in hashes:
+        if len(hashes) >= MAX_HASHES:
+            hashes.clear()
+        hashes[state] = hash_file(file)
+    return hashes[state] + named_format(path) + fragment_of(path)
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:

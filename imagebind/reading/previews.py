@@ -144,10 +144,10 @@ def start_of(container: av.container.InputContainer) -> float:
 
 def peek(frames: Timed, path: str, kind: str) -> tuple[av.frame.Frame, Timed]:
     """Return the first frame, and an iterator over all."""
-    found = next(frames, None)
-    if found is None:
+    first = next(frames, None)
+    if first is None:
         raise MediaError(path, f"no {kind} frames")
-    return found[1], chain([found], frames)
+    return first[1], chain([first], frames)
 
 
 def add_video(copy: av.container.OutputContainer, path: str) -> Packets:

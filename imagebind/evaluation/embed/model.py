@@ -179,7 +179,7 @@ class Model:
 
     def _known_sha256(self) -> str | None:
         with checkpoint_errors():
-            return checkpoints.recall(self.path)
+            return checkpoints.known_sha256(self.path)
 
 
 @contextmanager
