@@ -27,7 +27,7 @@ from imagebind.evaluation.embed.store import EmbeddingStore
 from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.evaluation.inputs.pairing import pair_files
 from imagebind.evaluation.inputs.plan import Plan
-from imagebind.evaluation.write import charts, page, page_media
+from imagebind.evaluation.write import charts, page_media, report_page
 from imagebind.evaluation.write.charts import histogram_chart, recall_chart
 from imagebind.evaluation.write.page_media import PageMedia
 from imagebind.evaluation.write.report import report_sections
@@ -341,7 +341,7 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
 
 def write(results: dict, path: Path, lang: str = "en") -> Path:
     with open(path, "wb") as file:
-        page.write_report_page(file, results, {}, lang, PageMedia(path.parent))
+        report_page.write_report_page(file, results, {}, lang, PageMedia(path.parent))
     return path
 
 
@@ -358,7 +358,7 @@ def parts_of(path: Path) -> dict[str, dict]:
 
 def test_more_than_a_tile_of_rows_and_a_table_of_pairs(tmp_path, monkeypatch):
     """Ranks are those of the whole matrix; table and heat map have a part of it, and the suspects first."""
-    monkeypatch.setattr(page, "MAX_PAIRS", 1050)
+    monkeypatch.setattr(report_page, "MAX_PAIRS", 1050)
     results = made_up(1100)
     audio, video = (results[f"{side}_embeddings"].double().numpy() for side in ("audio", "video"))
     cosines = audio @ video.T  # of unit rows
@@ -415,7 +415,7 @@ def test_ten_thousand_pairs_open(browser, tmp_path):
 
 
 def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "MAX_PAIRS", 150)
+    monkeypatch.setattr(report_page, "MAX_PAIRS", 150)
     browser.open(write(made_up(160), tmp_path / "report.html"))
     assert any("the first 150 of 160 pairs" in text for text in texts(browser, ".how"))
     assert texts(browser, "[role=status]")[0] == "150 of 150"
@@ -861,7 +861,7 @@ def test_thumbnails_are_the_same_from_the_cache_and_end_with_their_room(
     first = shown("one")
     assert all(len(pictures) == 2 and all(pictures) for pictures in first)
     assert shown("two") == first
-    monkeypatch.setattr(page, "MAX_THUMBNAIL_BYTES", sum(map(len, first[0])) + 1)
+    monkeypatch.setattr(report_page, "MAX_THUMBNAIL_BYTES", sum(map(len, first[0])) + 1)
     assert shown("three") == [*first[:2], None, None]
     browser.open(Path("one/report.html"))
     sizes = browser.run(

@@ -183,7 +183,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "a long table of pairs holds suspects and the least similar",
-        "imagebind/evaluation/write/page.py",
+        "imagebind/evaluation/write/report_page.py",
         "shown = scores.suspects_first(MAX_PAIRS)",
         "shown = list(range(len(scores)))[:MAX_PAIRS]",
         "tests/test_page.py::test_more_than_a_tile_of_rows_and_a_table_of_pairs",

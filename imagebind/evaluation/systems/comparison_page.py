@@ -13,7 +13,7 @@ from imagebind.evaluation.systems.matching import CommonPairs
 from imagebind.evaluation.systems.runs import Kind, Run, values_of
 from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
 from imagebind.evaluation.write.outputs import REPORT_PAGE
-from imagebind.evaluation.write.page import Part, chart, describe_players, table, write_page
+from imagebind.evaluation.write.page import Part, chart, table, write_page
 from imagebind.evaluation.write.page_media import MAX_PAIRS, PageMedia, address
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
@@ -126,7 +126,7 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
         for ours, theirs, scores in zip(pairs.ours[:most], pairs.theirs, pairs.scores.tolist(), strict=False):
             rows.append((ours.name, *scores, scores[0] - scores[1]))
             first, second = (
-                describe_players((run.find(pair.audio), run.find(pair.video)), media) | {"title": name}
+                media.pair_players(run.find(pair.audio), run.find(pair.video)) | {"title": name}
                 for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
             )
             details.append(first | {"other": second})

@@ -89,10 +89,10 @@ def output_writers(options: Options, media: PageMedia | None = None) -> dict[str
     """
 
     def write_page(results: Results, file: BinaryIO) -> None:
-        from imagebind.evaluation.write import page  # plotly is slow to import
+        from imagebind.evaluation.write import report_page  # imports torch and plotly
 
         sections = report_sections(results["metrics"], options.report_lang)
-        page.write_report_page(file, results, sections, options.report_lang, media)
+        report_page.write_report_page(file, results, sections, options.report_lang, media)
 
     def report_lines(results: Results) -> list[str]:
         return format_report(results["metrics"], options.report_lang).splitlines()

@@ -61,6 +61,11 @@ class PageMedia:
             self.players.append(self._describe(modality, path))
         return self.numbers[modality, path]
 
+    def pair_players(self, audio: str, video: str) -> dict[str, int]:
+        """Let the page play the two files of a pair; without "audio" where that is the video's own sound."""
+        players = {"video": self.player("video", video)}
+        return players if audio == video else {"audio": self.player("audio", audio)} | players
+
     def _describe(self, modality: str, path: str) -> list[object]:
         """Describe what plays a file.
 
