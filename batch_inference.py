@@ -55,7 +55,7 @@ except PackageError as e:
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
 from imagebind.evaluation.options import GROUPS, Options, options_of
-from imagebind.evaluation.rules import PROTOCOL, PROTOCOLS, SHARD, Paths
+from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
 from imagebind.evaluation.systems.systems import (
     COMPARISON_NAME,
@@ -71,7 +71,7 @@ from imagebind.evaluation.terminal import (
     stopped_by_signals,
 )
 from imagebind.evaluation.torchrun import Job, JobError, LostProcessError
-from imagebind.evaluation.write.outputs import REPORT_PAGE, is_output
+from imagebind.evaluation.write.outputs import REPORT_PAGE, check_inputs
 from imagebind.evaluation.write.report import format_report
 from imagebind.names import one_line
 
@@ -318,40 +318,44 @@ list_file = argument_type(ListFile)
 
 
 def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
-    """Parse the command line, and check that its options go together."""
+    """Parse the command line, and check that its options go together; `options` are those of a run."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    names = [f"{modality}_{kind}" for modality in SUFFIXES for kind in ("dir", "file", "paths")]
-    inputs = [name for name in (*names, "manifest", "captions", "shard") if getattr(args, name) is not None]
-    if args.compare and inputs:
-        parser.error(f"argument --compare: not allowed with argument --{inputs[0]}")
-    if args.manifest and (others := [name for name in inputs if name not in ("manifest", "shard")]):
-        parser.error(f"argument --manifest: not allowed with argument --{others[0]}; it names the files")
-    if args.pairs_only and args.retrieval_mode:
-        parser.error("argument --pairs_only: not allowed with argument --retrieval_mode")
-    if args.compare and len(args.compare) < 2:
-        parser.error("argument --compare: two directories or more are needed")
+    kinds = [f"{modality}_{kind}" for modality in SUFFIXES for kind in ("dir", "file", "paths")]
+    given = [name for name in (*kinds, "manifest", "captions", "shard") if getattr(args, name) is not None]
     try:
-        PROTOCOL.check(named_protocols(args), shown=" ".join(args.protocols))
+        if args.compare:
+            if given:
+                parser.error(f"argument --compare: not allowed with argument --{given[0]}")
+            if len(args.compare) < 2:
+                parser.error("argument --compare: two directories or more are needed")
+            Options(None, "", output_dir=args.output_dir)  # checks it
+            return args
+        if not any(name.startswith(("video", "manifest")) for name in given):
+            parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
+        args.options = Options(**run_options(args))
+        listed = (getattr(args, f"{modality}_file") for modality in SUFFIXES)
+        check_inputs(args.options, [paths.source for paths in listed if paths is not None])
     except OptionError as e:
-        parser.error(f"argument --protocol: {e}")
-    if args.protocol_seconds != Options.protocol_seconds and "mmaudio" not in named_protocols(args):
-        parser.error("argument --protocol_seconds: is for --protocol mmaudio")
+        parser.error(describe(e, given))
     if args.shard and args.no_cache:
         parser.error("argument --shard: not allowed with argument --no_cache")
     if args.shard and job is not None:
         parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
-    read = [getattr(args, f"{modality}_file") for modality in SUFFIXES]
-    try:
-        plain = Options(None, "", output_dir=args.output_dir)
-    except OptionError as e:
-        parser.error(str(e))
-    for source in [*(listed.source for listed in read if listed is not None), args.captions, args.manifest]:
-        if source is not None and is_output(source, plain):
-            parser.error(f"argument --output_dir: {source} is an input, and would be overwritten")
-    if not args.compare and not any(name.startswith(("video", "manifest")) for name in inputs):
-        parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
     return args
+
+
+def describe(error: OptionError, given: Sequence[str] = ()) -> str:
+    """Name the argument that an error is of.
+
+    Args:
+        given: names of arguments, of which one can be of an option of another name: --video_dir.
+    """
+    if not error.name:
+        return str(error)
+    start = error.name.removesuffix("paths") if error.name in ("audio_paths", "video_paths") else None
+    argument = next((name for name in given if start and name.startswith(start)), error.name)
+    return f"argument --{'protocol' if argument == 'protocols' else argument}: {error.sentence}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -370,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             if not args.compare:
-                help_embed(Options(**run_options(args)), job)
+                help_embed(args.options, job)
             return 0
         with logging_to_stderr(), stopped_by_signals() as signals:
             try:
@@ -382,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"interrupted: {one_line(what)}", file=sys.stderr)
                 return 128 + signals[0]
     except OptionError as e:
-        print_error(str(e))
+        print_error(describe(e))
         return 2
     except EvaluationError as e:
         if is_first:
@@ -414,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     """Evaluate, and print the report."""
-    results = batch_inference_av_consistency(**run_options(args), job=job)
+    results = evaluate(args.options, job=job)
     metrics = results["metrics"]
     report = format_report(metrics, args.report_lang)
     places = [f"results: {one_line(args.output_dir)}"]
@@ -443,7 +447,7 @@ def run_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_shard(args: argparse.Namespace) -> int:
     """Embed one shard, and print how many files that were."""
-    n = evaluate_shard(Options(**run_options(args)), args.shard)
+    n = evaluate_shard(args.options, args.shard)
     what = "files and captions" if args.captions else "files"
     line = f"{n['embedded']} {what} embedded, {n['found']} found in the cache, {n['skipped']} skipped"
     return print_results("shard {}/{}: ".format(*args.shard) + line)

@@ -59,11 +59,11 @@ def can_be_path(text: str) -> bool:
         return False
 
 
-def shorten(names: Sequence[str], n_shown: int = NAMES_SHOWN) -> str:
+def shorten(names: Sequence[object], n_shown: int = NAMES_SHOWN) -> str:
     """List the first few of many names, and how many more there are.
 
     >>> shorten(["a", "b", "c", "d", "e"], 3)
     'a, b, c and 2 more'
     """
     rest = len(names) - n_shown
-    return ", ".join(names[:n_shown]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(str, names[:n_shown])) + (f" and {rest} more" if rest > 0 else "")

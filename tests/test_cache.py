@@ -29,6 +29,7 @@ from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading import cache as cache_module
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.loader import LoadedFeature, LoadedFile
+from imagebind.sources import Source
 
 ROW = np.arange(1024, dtype=np.float32)
 
@@ -106,13 +107,13 @@ def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     for i in range(3):
         sound = data.AudioInput(torch.zeros(3, 1, 128, 204))
         inputs.append(weakref.ref(sound))
-        batches.add("audio", LoadedFile("audio", f"{i}.wav", {"audio": LoadedFeature(sound)}, "hash"))
+        batches.add("audio", LoadedFile("audio", Source(f"{i}.wav"), {"audio": LoadedFeature(sound)}, "hash"))
         del sound
     assert [input() is None for input in inputs] == [False, True, True]
     batches.flush()
     ((feature, files, rows),) = embedded
     assert (feature, rows.shape[0]) == ("audio", 1)
-    assert [file.path for file in files["hash"]] == ["0.wav", "1.wav", "2.wav"]
+    assert [file.source.path for file in files["hash"]] == ["0.wav", "1.wav", "2.wav"]
 
 
 def test_another_model_or_precision_has_rows_of_its_own(evaluate, small_checkpoint, tmp_path):

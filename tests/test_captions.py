@@ -158,7 +158,8 @@ def listed(side: str, *paths: str):
     ],
 )
 def test_captions_belong_to_files_by_name(paths, names, expected):
-    assert match_names(names, listed("video", *paths)) == expected
+    matched = match_names(names, listed("video", *paths))
+    assert {source.path: name for source, name in matched.items()} == expected
 
 
 def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
@@ -173,7 +174,10 @@ def test_what_is_said_of_a_file_is_said_of_its_pair(caplog):
         caplog.clear()
         captioned = match_captions(captions, audio, video, pairs, retrieval)
         assert captioned.of_pairs == {key: ["x", "2", None] for key in ("audio", "video")}
-        assert {modality: dict(links) for modality, links in captioned.of_files.items()} == {
+        assert {
+            modality: {source.path: name for source, name in links}
+            for modality, links in captioned.of_files.items()
+        } == {
             "audio": {"a/1.wav": "x", "a/2.wav": "2"},
             "video": {"v/x.mp4": "x", "v/y.mp4": "2"},
         }
@@ -417,6 +421,7 @@ def test_250_000_captions_are_read_in_little_memory(tmp_path):
 from imagebind.evaluation.inputs.captions import match_captions
 from imagebind.evaluation.inputs.files import gather_files
 from imagebind.evaluation.inputs.pairing import pair_files
+from imagebind.sources import Source
 names = [f"clip_{{i:07d}}.x" for i in range(0, 500_000, 4)]
 sides = [gather_files(side, [f"{{side}}/{{name}}" for name in names]) for side in ("audio", "video")]
 captioned = match_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)

@@ -19,6 +19,7 @@ from imagebind.models import embedder as embedder_module
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model, save_model
 from imagebind.reading.loader import Reading, load_files
+from imagebind.sources import Source
 
 CPU = torch.device("cpu")
 FIRST = torch.tensor([0])
@@ -210,7 +211,7 @@ def test_inputs_in_half_precision_give_the_rows_of_whole_ones(files, small_check
     """The model rounds its inputs in any case; what is equal among clips is found before that."""
     embedder = Embedder(load_model(small_checkpoint), CPU, "fp16")
     for modality, feature, paths in (("audio", AUDIO, files[0]), ("vision", VIDEO, files[1])):
-        tasks = [(feature.modality, str(path), (feature,)) for path in paths]
+        tasks = [(feature.modality, Source(str(path)), (feature,)) for path in paths]
         whole, half = (
             [file.features[feature.name].input for file in load_files(tasks, None, Reading(half=half))]
             for half in (False, True)
@@ -281,18 +282,18 @@ def test_workers_report_warnings_and_time(tmp_path):
     path = write_audio(tmp_path / "click.wav", tone(0.01))
     with start_workers(Options(None, "", num_workers=1, timeout=60, worker_memory_gb=1)) as one:
         for workers in (None, one):
-            (file,) = load_files([("audio", str(path), (AUDIO,))], workers, ahead=1)
+            (file,) = load_files([("audio", Source(str(path)), (AUDIO,))], workers, ahead=1)
             assert file.warnings == (f"{path}: 10.0 ms of sound, padded with silence to 25",)
             assert file.seconds > 0
             assert file.features["audio"].input.mels.shape == (3, 1, 128, 204)
 
 
 def test_every_file_is_read_once(tmp_path):
-    files = [("audio", f"{i}.wav", (AUDIO,)) for i in range(5)]
-    files += [("video", f"{i}.mp4", (VIDEO,)) for i in range(4)]
+    files = [("audio", Source(f"{i}.wav"), (AUDIO,)) for i in range(5)]
+    files += [("video", Source(f"{i}.mp4"), (VIDEO,)) for i in range(4)]
     with start_workers(Options(None, "", num_workers=2, timeout=60, worker_memory_gb=1)) as workers:
         loaded = list(load_files(files, workers))
-    assert sorted((file.modality, file.path) for file in loaded) == sorted(file[:2] for file in files)
+    assert sorted((file.modality, file.source) for file in loaded) == sorted(file[:2] for file in files)
     (reason,) = {feature.reason for file in loaded for feature in file.features.values()}
     assert reason == "No such file or directory"
 

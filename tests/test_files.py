@@ -14,10 +14,11 @@ from conftest import Program
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind.evaluation.inputs.files import MediaFiles, gather_files, read_list_file
+from imagebind.sources import Source
 
 
 def found(side: str, *keys: str) -> MediaFiles:
-    return MediaFiles(tuple(f"{side}s/{key}" for key in keys), f"{side}s")
+    return MediaFiles(tuple(Source(f"{side}s/{key}") for key in keys), f"{side}s")
 
 
 def make(folder, *names):
@@ -30,7 +31,7 @@ def make(folder, *names):
 def test_directories_are_searched_below_sorted_and_without_hidden_files(tmp_path):
     make(tmp_path, "b.WAV", "a.wav", "sub/deep/c.Mp3", "sub/d.flac", "notes.txt", "x.mp4", "wav")
     make(tmp_path, ".hidden.wav", ".cache/e.wav", "sub/._d.flac")
-    paths = [os.path.relpath(path, tmp_path) for path in gather_files("audio", tmp_path).paths]
+    paths = [os.path.relpath(x.path, tmp_path) for x in gather_files("audio", tmp_path).listed]
     assert paths == ["a.wav", "b.WAV", "sub/d.flac", "sub/deep/c.Mp3"]
 
 
@@ -38,7 +39,7 @@ def test_links_to_directories_are_followed_once(tmp_path):
     make(tmp_path, "data/a.wav", "data/sub/b.wav", "elsewhere/c.wav")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
-    paths = [os.path.relpath(path, tmp_path) for path in gather_files("audio", tmp_path / "data").paths]
+    paths = [os.path.relpath(x.path, tmp_path) for x in gather_files("audio", tmp_path / "data").listed]
     assert paths == ["data/a.wav", "data/link/c.wav", "data/sub/b.wav"]
 
 
@@ -51,12 +52,12 @@ def test_links_to_directories_are_followed_once(tmp_path):
 )
 def test_every_format_of_the_guide_is_found(tmp_path, side, suffixes):
     make(tmp_path, *(f"x{suffix}" for suffix in suffixes), "x.txt", "x.jpg")
-    assert {os.path.splitext(path)[1] for path in gather_files(side, tmp_path).paths} == set(suffixes)
+    assert {os.path.splitext(x.path)[1] for x in gather_files(side, tmp_path).listed} == set(suffixes)
 
 
 def test_videos_lend_their_sound_where_a_directory_has_no_audio(tmp_path, caplog):
     make(tmp_path, "a.mp4", "b.webm")
-    assert len(gather_files("audio", tmp_path).paths) == 2
+    assert len(gather_files("audio", tmp_path).listed) == 2
     assert f"{tmp_path}: no audio files; the sound of its 2 video files is used" in caplog.text
 
 
@@ -176,7 +177,7 @@ def test_a_tree_of_10_000_files_and_loops_is_walked_once(pairs):
 
 def test_formats_that_are_left_out_are_counted_with_a_way_to_take_them(tmp_path, caplog):
     make(tmp_path, "a.mp4", "b.m4v", "c.TS", "d.ts", "e.wav", "notes.txt")
-    assert len(gather_files("video", tmp_path).paths) == 1
+    assert len(gather_files("video", tmp_path).listed) == 1
     (message,) = caplog.messages
     start, command = message.split("a list file takes any format: ")
     assert start == f"{tmp_path}: left out 2 .ts, 1 .m4v; "
@@ -187,8 +188,8 @@ def test_formats_that_are_left_out_are_counted_with_a_way_to_take_them(tmp_path,
 
 def test_one_file_in_two_spellings_is_one_file():
     files = gather_files("audio", ["a.wav", "./a.wav", "x//b.wav", "x/./b.wav", "/a.wav", "../a.wav"])
-    assert files.distinct == ("a.wav", "x//b.wav", "/a.wav", "../a.wav")
-    assert len(files.paths) == 6
+    assert tuple(x.path for x in files.distinct) == ("a.wav", "x//b.wav", "/a.wav", "../a.wav")
+    assert len(files.listed) == 6
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

@@ -13,6 +13,7 @@ from fuzz.media_sweep import sweep
 
 from imagebind.data.features import AUDIO, VIDEO
 from imagebind.reading.loader import Reading, read_file
+from imagebind.sources import Source
 
 CASES = sorted((TESTS / "fuzz" / "cases").iterdir())
 
@@ -29,7 +30,9 @@ def test_damaged_files_give_an_input_or_a_reason(tmp_path):
 def test_what_was_found_stays_mended(path):
     """Each is named by its side and by what was wrong with it."""
     modality = path.name.split("_")[0]
-    (loaded,) = read_file(Reading(), (modality, str(path), ({"audio": AUDIO, "video": VIDEO}[modality],)))
+    (loaded,) = read_file(
+        Reading(), (modality, Source(str(path)), ({"audio": AUDIO, "video": VIDEO}[modality],))
+    )
     assert fault(loaded) is None
 
 

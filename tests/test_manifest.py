@@ -244,11 +244,11 @@ def test_what_is_no_manifest_is_refused_in_one_line(run, name, content, message)
     [
         (["--manifest", "x.txt"], "argument --manifest: must be a .csv, .tsv, .jsonl or .parquet file"),
         (["--manifest", "none.csv"], "argument --manifest: none.csv: no such file"),
-        (["--manifest", "x.csv", "--video_dir", "."], "--manifest: not allowed with argument --video_dir"),
-        (["--manifest", "x.csv", "--captions", "x.csv"], "--manifest: not allowed with argument --captions"),
+        (["--manifest", "x.csv", "--video_dir", "."], "--video_dir: is not for a run with a manifest"),
+        (["--manifest", "x.csv", "--captions", "x.csv"], "--captions: is not for a run with a manifest"),
         (["--manifest", "x.csv", "--output_dir", "."], None),
         (["--manifest", "kept.csv", "--output_dir", "."], "argument --output_dir: kept.csv is an input"),
-        (["--video_dir", ".", "--retrieval_mode", "--pairs_only"], "argument --pairs_only: not allowed with"),
+        (["--video_dir", ".", "--retrieval_mode", "--pairs_only"], "--pairs_only: is not for retrieval_mode"),
         (["--video_dir", ".", "--keep_above", "2"], "argument --keep_above: must be a number from -1 to 1"),
     ],
 )  # fmt: skip

@@ -54,6 +54,27 @@ def test_no_name_of_a_cache_is_the_usual_one(cache):
     assert Options(None, "x.mp4", cache=cache).cache_path is None
 
 
+@pytest.mark.parametrize(
+    ("argv", "options", "said"),
+    [
+        (
+            ["--no_cache", "--cache=x"],
+            {"no_cache": True, "cache": "x"},
+            "cache is not for a run with no_cache",
+        ),
+        (["--protocol_seconds=9"], {"protocol_seconds": 9}, "protocol_seconds is for the protocol mmaudio"),
+        (["--copy_media", "--no_html"], {"copy_media": True, "no_html": True}, "copy_media is for the page"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named_in_both_ways(argv, options, said, capsys):
+    with pytest.raises(OptionError, match=f"^{said}"):
+        Options(None, "x.mp4", **options)
+    with pytest.raises(SystemExit):
+        main(["--video_paths", "x.mp4", *argv])
+    name, _, sentence = said.partition(" ")
+    assert capsys.readouterr().err.startswith(f"error: argument --{name}: {sentence}")
+
+
 def test_the_limits_are_allowed():
     for name, values in {
         "batch_size": (1, 4096),

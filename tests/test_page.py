@@ -32,6 +32,7 @@ from imagebind.evaluation.write.charts import histogram_chart, recall_chart
 from imagebind.evaluation.write.page_media import PageMedia
 from imagebind.evaluation.write.report import report_sections
 from imagebind.names import one_line
+from imagebind.sources import Source
 
 try:
     import axe_core_python
@@ -307,11 +308,11 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     for side, suffix, n, embeddings in (("audio", "wav", n_audio, audio), ("video", "mp4", n_video, video)):
         names = [f"clip_{i:06d}" for i in range(n_pairs)] + [f"{side}_{i:06d}" for i in range(n)]
         names = names[::-1] if side == "video" and n else names
-        paths = [f"{folder}{side}/{name}.{suffix}" for name in names]
+        paths = [Source(f"{folder}{side}/{name}.{suffix}") for name in names]
         sides[side], rows[side] = MediaFiles(tuple(paths)), EmbeddingStore(len(paths), None)
         for path, name in zip(paths, names, strict=True):
             place = int(name[-6:]) + (0 if name.startswith("clip") else n_pairs)
-            rows[side].add(path, embeddings[place].astype(np.float32), content_hash=path)
+            rows[side].add(path, embeddings[place].astype(np.float32), content_hash=str(path))
     protocols = make_protocols(["imagebind"], 8)
     scales, device = {"audio": 2, "video": 2}, torch.device("cpu")
     embedded = EmbeddedFiles(

@@ -19,7 +19,7 @@ from imagebind.data import MediaError
 from imagebind.evaluation.write.page_media import address
 from imagebind.reading.cache import hash_file
 from imagebind.reading.previews import make_preview, write_preview
-from imagebind.segments import Segment
+from imagebind.sources import Source
 
 
 def frames_of(path: Path) -> list[tuple[float, np.ndarray]]:
@@ -46,7 +46,7 @@ def number_of(image: np.ndarray) -> float:
 def test_a_part_begins_with_the_frame_that_is_shown_then(tmp_path, start, end, first, seconds):
     """Of one frame a second the part's first one was shown before it begins."""
     path = write_video(tmp_path / "x.mp4", [picture(10 * k) for k in range(4)], fps=1)
-    write_preview("video", Segment(str(path), start, end), tmp_path / "copy.mp4")
+    write_preview("video", Source(str(path), start, end), tmp_path / "copy.mp4")
     frames = frames_of(tmp_path / "copy.mp4")
     assert frames[0][0] == 0
     assert [round(number_of(image) / 10) for _, image in frames] == list(range(first, first + len(frames)))
@@ -56,12 +56,12 @@ def test_a_part_begins_with_the_frame_that_is_shown_then(tmp_path, start, end, f
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "h264"])
 def test_files_that_are_hard_to_search_are_copied_whole(tmp_path, suffix):
     path = write_video(tmp_path / f"x.{suffix}", [picture(k) for k in range(80)])
-    write_preview("video", str(path), tmp_path / "copy.mp4")
+    write_preview("video", Source(str(path)), tmp_path / "copy.mp4")
     times, images = zip(*frames_of(tmp_path / "copy.mp4"), strict=True)
     assert [number_of(image) for image in images] == pytest.approx(range(80), abs=1.5)
     assert times[-1] == pytest.approx(79 / (25 if suffix == "h264" else 20), abs=0.01)
     if suffix != "h264":
-        write_preview("video", Segment(str(path), 2, 2.5), tmp_path / "part.mp4")
+        write_preview("video", Source(str(path), 2, 2.5), tmp_path / "part.mp4")
         numbers = [number_of(image) for _, image in frames_of(tmp_path / "part.mp4")]
         assert numbers == pytest.approx(range(40, 50), abs=1.5)
 
@@ -69,7 +69,7 @@ def test_files_that_are_hard_to_search_are_copied_whole(tmp_path, suffix):
 def test_a_picture_keeps_its_shape(tmp_path):
     """It is turned upright, and pixels that are not square count as wide as they are."""
     path = write_video(tmp_path / "x.mp4", [picture(k, 480, 640) for k in range(3)], rotation=90)
-    write_preview("video", str(path), tmp_path / "copy.mp4")
+    write_preview("video", Source(str(path)), tmp_path / "copy.mp4")
     assert frames_of(tmp_path / "copy.mp4")[0][1].shape == (320, 240, 3)
     with av.open(str(tmp_path / "wide.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=20)
@@ -78,7 +78,7 @@ def test_a_picture_keeps_its_shape(tmp_path):
         for k in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(k, 288, 360), "rgb24")))
         container.mux(stream.encode(None))
-    write_preview("video", str(tmp_path / "wide.mp4"), tmp_path / "copy.mp4")
+    write_preview("video", Source(str(tmp_path / "wide.mp4")), tmp_path / "copy.mp4")
     assert frames_of(tmp_path / "copy.mp4")[0][1].shape == (240, 426, 3)
 
 
@@ -92,7 +92,7 @@ def test_gaps_of_a_sound_stay_silent(tmp_path):
             frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), second * RATE
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    write_preview("audio", str(tmp_path / "x.mka"), tmp_path / "copy.m4a")
+    write_preview("audio", Source(str(tmp_path / "x.mka")), tmp_path / "copy.m4a")
     seconds = sound_of(tmp_path / "copy.m4a")[: 4 * 44100].reshape(4, 44100)
     middles = np.abs(seconds[:, 11025:33075]).max(1)
     assert (middles > 0.3).tolist() == [True, False, False, True]
@@ -101,9 +101,9 @@ def test_gaps_of_a_sound_stay_silent(tmp_path):
 def test_what_holds_no_sound_gives_a_reason(tmp_path):
     write_audio(tmp_path / "x.wav", tone(0)[:0])
     with pytest.raises(MediaError):
-        write_preview("audio", str(tmp_path / "x.wav"), tmp_path / "copy.m4a")
+        write_preview("audio", Source(str(tmp_path / "x.wav")), tmp_path / "copy.m4a")
     write_video(tmp_path / "x.mp4", [picture(k) for k in range(20)])
-    write_preview("video", str(tmp_path / "x.mp4"), tmp_path / "copy.mp4")  # a video without sound
+    write_preview("video", Source(str(tmp_path / "x.mp4")), tmp_path / "copy.mp4")  # a video without sound
     with av.open(str(tmp_path / "copy.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
@@ -113,7 +113,7 @@ def test_a_file_that_changed_is_not_copied(tmp_path):
     with open(path, "rb") as file:
         content_hash = hash_file(file)
     write_audio(path, tone(1, 500))
-    assert list(make_preview(None, ("audio", str(path), content_hash, str(target)))) == [
+    assert list(make_preview(None, ("audio", Source(str(path)), content_hash, str(target)))) == [
         "it changed since it was evaluated"
     ]
     assert os.listdir(tmp_path) == ["x.wav"]

@@ -30,6 +30,7 @@ from imagebind.data.media import open_stream
 from imagebind.data.video import DroppedError, crop, crop_offsets, imagebind_clips, read_clips
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.reading import loader
+from imagebind.sources import Source
 
 FOLDER = TESTS / "reference" / "protocols"
 MEDIA, CHECKPOINT = FOLDER / "media", FOLDER / "tiny.pth"
@@ -564,7 +565,7 @@ def test_a_worker_that_dies_in_the_middle_costs_the_sequence_alone(pairs):
 def test_a_long_still_shows_that_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sequences, "FRAMES_PER_SIGN", 10)
     path = write_video(tmp_path / "x.mp4", [picture(30)] * 100, options={"crf": "0"})
-    file = ("video", str(path), (VIDEO, VIDEO_FRAMES))
+    file = ("video", Source(str(path)), (VIDEO, VIDEO_FRAMES))
     *parts, whole = loader.read_file(loader.Reading(), file)
     assert sum(part.is_empty for part in parts) >= 8
     assert [part.number for part in parts if not part.is_empty] == [0]

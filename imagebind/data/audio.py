@@ -34,7 +34,7 @@ from imagebind.data.media import (
     warn_if_truncated,
 )
 from imagebind.data.resampling import make_filter, n_resampled, resample
-from imagebind.segments import span_of
+from imagebind.sources import Source
 
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
@@ -149,8 +149,9 @@ class MergedFrames:
 
 def sample_range(path: Path, rate: int) -> tuple[int, float]:
     """Return the samples [first, last) of a file, or of a part of it; its end may be infinite."""
-    start, end = span_of(path)
-    return round(start * rate), end if end == math.inf else round(end * rate)
+    source = Source.of(path)
+    end = source.end if source.end == math.inf else round(source.end * rate)
+    return round(source.start * rate), end
 
 
 def load_windows(

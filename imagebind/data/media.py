@@ -9,9 +9,9 @@ import logging
 import os
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from imagebind.names import can_be_path
 from imagebind.packages import PackageError
-from imagebind.segments import file_of
+from imagebind.sources import Source
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's length
 MAX_TYPICAL_PACKETS = 20  # as long as these a packet of sound can be; from one to the next is a gap otherwise
@@ -57,7 +57,7 @@ TELLS_SIDEDATA = hasattr(av.Packet, "has_sidedata")  # so of an encrypted packet
 FAULTS = (NameError, AttributeError, TypeError, AssertionError)  # of a program, and not of a file
 PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-Path = str | os.PathLike
+Path = str | os.PathLike | Source
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class MediaError(Exception):
 
     def __init__(self, path: Path, reason: str):
         super().__init__(path, reason)
-        self.path = os.fspath(path)
+        self.path = str(Source.of(path))
         self.reason = " ".join(reason.split())
 
     def __str__(self) -> str:
@@ -107,23 +107,15 @@ def is_of_this_package(error: Exception) -> bool:
     return last.tb_frame.f_code.co_filename.startswith(PACKAGE_FOLDER)
 
 
-_held_open = threading.local()  # its `descriptors`: path -> descriptor
-
-
 @contextmanager
-def hold_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file once: what reads this path inside reads this very file, whatever its name then leads to.
+def hold_open(source: Source) -> Iterator[tuple[Source, BinaryIO]]:
+    """Open a file once: what reads the given source reads this very file, whatever its name then leads to.
 
     Raises:
         OSError: it cannot be opened.
     """
-    held = _held_open.__dict__.setdefault("descriptors", {})
-    with open(file_of(path), "rb") as file:
-        held[os.fspath(path)] = file.fileno()
-        try:
-            yield file
-        finally:
-            del held[os.fspath(path)]
+    with open(source.path, "rb") as file:
+        yield replace(source, descriptor=file.fileno()), file
 
 
 class File(io.BufferedReader):
@@ -138,27 +130,27 @@ class File(io.BufferedReader):
 
 
 def open_file(path: Path) -> File:
-    """Open a file, or the one that is held open under this path, at its start.
+    """Open a file, or the one that is held open, at its start.
 
     Its name is that of the file, by whose extension FFmpeg knows some formats.
     """
-    descriptor = _held_open.__dict__.get("descriptors", {}).get(os.fspath(path))
-    if descriptor is not None and sys.platform == "linux":  # elsewhere its position would be shared
-        held = f"/proc/self/fd/{descriptor}"
+    source = Source.of(path)
+    if source.descriptor is not None and sys.platform == "linux":  # elsewhere its position would be shared
+        held = f"/proc/self/fd/{source.descriptor}"
     else:
-        held = file_of(path)
-    return File(io.FileIO(file_of(path), "rb", opener=lambda _, flags: os.open(held, flags)))
+        held = source.path
+    return File(io.FileIO(source.path, "rb", opener=lambda _, flags: os.open(held, flags)))
 
 
 def named_format(path: Path) -> str:
     """Return what of a file's name decides how it is decoded, as "#al"; "" where its content does."""
-    suffix = os.path.splitext(file_of(path))[1][1:].lower()
+    suffix = os.path.splitext(Source.of(path).path)[1][1:].lower()
     return f"#{suffix}" if suffix in NAMED_FORMATS else ""
 
 
 def check_is_file(path: Path) -> None:
     """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
-    file = os.fspath(file_of(path))
+    file = Source.of(path).path
     if not can_be_path(file):
         raise MediaError(path, "a path that no file can have")
     if os.path.isdir(file):

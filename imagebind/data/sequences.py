@@ -39,7 +39,7 @@ from imagebind.data.video import (
     normalize_rgb,
     read_clips,
 )
-from imagebind.segments import Segment
+from imagebind.sources import Source
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -167,7 +167,7 @@ def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[Fram
             raise MediaError(path, "no video frames")
         if waiting:
             yield FramesPart(torch.stack(waiting))
-        if isinstance(path, Segment):
+        if Source.of(path).is_part:
             if not watched.is_as_listed:
                 raise MediaError(path, "damaged: its frames cannot be told by their times")
             times = [time - times[0] for time in times]

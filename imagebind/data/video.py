@@ -42,7 +42,7 @@ from imagebind.data.media import (
     open_stream,
     warn_if_truncated,
 )
-from imagebind.segments import span_of
+from imagebind.sources import Source
 
 VIDEO_CLIPS = 5
 FRAMES_PER_CLIP = 2  # the first and the last
@@ -282,7 +282,8 @@ class ChosenFrames:
     """
 
     def __init__(self, path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]):
-        span = span_of(path)
+        source = Source.of(path)
+        span = source.start, source.end
         with_times = timeline
         if timeline.times is None and (timeline.is_guessed or any(r.needs_times for r in recipes)):
             with_times = decoded_timeline(path, timeline)

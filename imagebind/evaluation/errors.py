@@ -29,3 +29,4 @@ class OptionError(ValueError):
 
     def __init__(self, sentence: str, name: str = ""):
         super().__init__(f"{name} {sentence}".strip())
+        self.sentence, self.name = sentence, name

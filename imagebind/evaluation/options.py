@@ -16,6 +16,7 @@ from imagebind.evaluation.rules import Paths, Rule, number, suffix_of, whole
 from imagebind.names import can_be_path
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
+PATHS = ("output_dir", "cache", "checkpoint", "manifest", "captions")
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
@@ -186,28 +187,8 @@ class Options:
 
     def __post_init__(self):
         for f in fields(self):
-            value, rule = getattr(self, f.name), f.metadata.get("rule")
-            if rule is not None and not (value is None and f.default is None):
-                rule.check(value, f.name)
-            if f.name == "video_paths" and value is None and self.manifest is None:
-                raise OptionError("must be given", f.name)
-            is_other = f.name in ("audio_paths", "video_paths", "captions") and value is not None
-            if is_other and self.manifest is not None:
-                raise OptionError("is not for a run with a manifest, which names its files", f.name)
-            if f.name in ("output_dir", "cache", "checkpoint", "manifest", "captions"):
-                is_path = isinstance(value, str | os.PathLike)
-                if is_path and os.fspath(value).startswith("~/"):
-                    raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", f.name)
-                if is_path and not can_be_path(os.fspath(value)):
-                    raise OptionError(f"must be a path that a file can have, not {value!r}", f.name)
-            if f.name == "checkpoint" and value is not None and not os.fspath(value):
-                raise OptionError("is empty", f.name)
-            if f.name == "pairs_only" and value and self.retrieval_mode:
-                raise OptionError("is not for retrieval_mode, which compares all files", f.name)
-            if f.name == "copy_media" and value and self.no_html:
-                raise OptionError("is for the page, which no_html leaves out", f.name)
-            if f.default is False and value not in (True, False):
-                raise OptionError(f"must be True or False, not {value!r}", f.name)
+            check_value(f, getattr(self, f.name))
+        check_together(self)
 
     @property
     def mode(self) -> str:
@@ -244,3 +225,37 @@ class Options:
 def options_of(group: str) -> list[Field]:
     """List the options of a group of --help."""
     return [f for f in fields(Options) if f.metadata.get("group") == group]
+
+
+def check_value(option: Field, value: Any) -> None:
+    """Raise an OptionError for a value that an option does not take."""
+    rule = option.metadata.get("rule")
+    if rule is not None and not (value is None and option.default is None):
+        rule.check(value, option.name)
+    if option.name in PATHS and isinstance(value, str | os.PathLike):
+        if os.fspath(value).startswith("~/"):
+            raise OptionError(f"{value}: ~ is taken as it stands here; write the path out", option.name)
+        if not can_be_path(os.fspath(value)):
+            raise OptionError(f"must be a path that a file can have, not {value!r}", option.name)
+    if option.name == "checkpoint" and value is not None and not os.fspath(value):
+        raise OptionError("is empty", option.name)
+    if option.default is False and value not in (True, False):
+        raise OptionError(f"must be True or False, not {value!r}", option.name)
+
+
+def check_together(options: Options) -> None:
+    """Raise an OptionError for options that do not go together."""
+    has_manifest = options.manifest is not None
+    if options.video_paths is None and not has_manifest:
+        raise OptionError("must be given", "video_paths")
+    for name in ("audio_paths", "video_paths", "captions"):
+        if has_manifest and getattr(options, name) is not None:
+            raise OptionError("is not for a run with a manifest, which names its files", name)
+    if options.pairs_only and options.retrieval_mode:
+        raise OptionError("is not for retrieval_mode, which compares all files", "pairs_only")
+    if options.copy_media and options.no_html:
+        raise OptionError("is for the page, which no_html leaves out", "copy_media")
+    if options.cache and options.no_cache:
+        raise OptionError("is not for a run with no_cache", "cache")
+    if options.protocol_seconds != Options.protocol_seconds and "mmaudio" not in options.protocols:
+        raise OptionError("is for the protocol mmaudio", "protocol_seconds")

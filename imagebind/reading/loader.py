@@ -33,7 +33,7 @@ from imagebind.data.video import DroppedError, read_clips
 from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache, hash_file
 from imagebind.reading.workers import Lost, Workers
-from imagebind.segments import Segment, fragment_of
+from imagebind.sources import Source
 from imagebind.torch_settings import settings_for_inputs
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
@@ -42,7 +42,8 @@ FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 log = logging.getLogger(__name__)
 data_log = logging.getLogger(data.__name__)
 
-File = tuple[str, str, tuple[Feature, ...]]  # modality, path, what is wanted of it; of a text the text itself
+# Modality, source, and what is wanted of it; of a text the text itself
+File = tuple[str, Source | str, tuple[Feature, ...]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class LoadedPart:
     """
 
     modality: str
-    path: str
+    source: Source | str
     feature: str  # its name
     number: int
     input: FramesPart | WindowsPart | None = None
@@ -109,7 +110,7 @@ class LoadedFile:
     """What became of all that is wanted of a file."""
 
     modality: str
-    path: str
+    source: Source | str
     features: dict[str, LoadedFeature | Missing]  # by name
     content_hash: str | None = None  # of a file its SHA-256, of a text that of its tokens; None: not read
     fault: str | None = None  # the traceback of an error that is the program's and not the file's
@@ -176,17 +177,17 @@ def load_files(
 
 def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
     """Say of files whose worker was lost why they, or their sequences, cannot be had."""
-    lost: dict[tuple[str, str], dict[str, Missing]] = {}  # (modality, path) -> its sequences
+    lost: dict[File[:2], dict[str, Missing]] = {}  # (modality, source) -> its sequences
     for file, loaded in read:
-        modality, path, features = file
+        modality, source, features = file
         if isinstance(loaded, Lost) and without_sequences(file) is not None:
             missing = Missing(loaded.reason, "lost")
-            lost[modality, path] = {feature.name: missing for feature in features if feature.is_sequence}
+            lost[modality, source] = {feature.name: missing for feature in features if feature.is_sequence}
             continue
         if isinstance(loaded, Lost):
             loaded = nothing_of(file, Missing(loaded.reason, "lost"))
-        if isinstance(loaded, LoadedFile) and (modality, path) in lost:
-            sequences = lost[modality, path]
+        if isinstance(loaded, LoadedFile) and (modality, source) in lost:
+            sequences = lost[modality, source]
             if loaded.content_hash is None:  # nor can the rest be had, which says more
                 sequences = dict.fromkeys(sequences, next(iter(loaded.features.values())))
             loaded = replace(loaded, features=loaded.features | sequences)
@@ -195,15 +196,15 @@ def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]
 
 def nothing_of(file: File, missing: Missing, **more: Any) -> LoadedFile:
     """Return a file of which nothing can be had."""
-    modality, path, features = file
-    return LoadedFile(modality, path, {feature.name: missing for feature in features}, **more)
+    modality, source, features = file
+    return LoadedFile(modality, source, {feature.name: missing for feature in features}, **more)
 
 
 def without_sequences(file: File) -> File | None:
     """Return what else is wanted of a file whose worker was lost; None if there is nothing else."""
-    modality, path, features = file
+    modality, source, features = file
     others = tuple(feature for feature in features if not feature.is_sequence)
-    return (modality, path, others) if others and len(others) < len(features) else None
+    return (modality, source, others) if others and len(others) < len(features) else None
 
 
 def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
@@ -231,22 +232,22 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
 
 
 def _look_up_or_read(reading: Reading, file: File) -> Iterator[Loaded]:
-    modality, path, features = file
+    modality, source, features = file
     if modality == "text":
-        yield _look_up_or_read_text(reading.cache, path)
+        yield _look_up_or_read_text(reading.cache, source)
         return
     for _ in range(ATTEMPTS):
         try:
-            with media_errors(path):
-                check_is_file(path)
-                with hold_open(path) as held:
-                    before = fingerprint(held)
-                    content_hash = hash_content(path, held, before, reading.hashes)
-                    reader = FileReader(reading.cache, modality, path, content_hash)
+            with media_errors(source):
+                check_is_file(source)
+                with hold_open(source) as (held, opened):
+                    before = fingerprint(opened)
+                    content_hash = hash_content(source, opened, before, reading.hashes)
+                    reader = FileReader(reading.cache, modality, held, content_hash)
                     yield from reader.read(features)
-                    if fingerprint(held) == before:
+                    if fingerprint(opened) == before:
                         thumbnail = reader.thumbnail() if reading.has_thumbnails else None
-                        yield LoadedFile(modality, path, reader.loaded, content_hash, thumbnail=thumbnail)
+                        yield LoadedFile(modality, source, reader.loaded, content_hash, thumbnail=thumbnail)
                         return
         except data.MediaError as e:
             yield nothing_of(file, Missing(e.reason, "skipped"))
@@ -259,11 +260,12 @@ class FileReader:
 
     Args:
         cache: where to look first, or None.
-        modality, path, content_hash: of the file.
+        modality, source, content_hash: of the file, which is held open.
     """
 
-    def __init__(self, cache: EmbeddingCache | None, modality: str, path: str, content_hash: str):
-        self.cache, self.modality, self.path, self.content_hash = cache, modality, path, content_hash
+    def __init__(self, cache: EmbeddingCache | None, modality: str, source: Source, content_hash: str):
+        self.cache, self.modality, self.source, self.content_hash = cache, modality, source, content_hash
+        self.named = replace(source, descriptor=None)  # for another process, where it is not open
         self.loaded: dict[str, LoadedFeature | Missing] = {}
 
     def read(self, features: Sequence[Feature]) -> Iterator[LoadedPart]:
@@ -282,7 +284,7 @@ class FileReader:
                 try:
                     return make_thumbnail(loaded.input)
                 except Exception as e:  # a picture is no reason to skip a file
-                    log.debug("%s: no thumbnail (%s)", self.path, e)
+                    log.debug("%s: no thumbnail (%s)", self.source, e)
                     return None
         return None if self.cache is None else self.cache.get_thumbnail(self.content_hash, self.modality)
 
@@ -299,7 +301,7 @@ class FileReader:
         for number, rows in enumerate(parts):
             if rows is None:
                 return
-            yield LoadedPart(self.modality, self.path, feature.name, number, rows=rows)
+            yield LoadedPart(self.modality, self.named, feature.name, number, rows=rows)
         if facts is not None:
             self.loaded[feature.name] = LoadedFeature(facts=facts, is_cached=True)
 
@@ -307,12 +309,12 @@ class FileReader:
         audio = None
         if AUDIO_WINDOWS in missing:
             try:
-                audio = yield from self._read_parts(AUDIO_WINDOWS, read_whole_sound(self.path))
+                audio = yield from self._read_parts(AUDIO_WINDOWS, read_whole_sound(self.source))
             except data.MediaError as e:
                 self._fail([AUDIO_WINDOWS], e)
         if AUDIO in missing:
             try:
-                self.loaded[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.path))
+                self.loaded[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.source))
             except data.MediaError as e:
                 self._fail([AUDIO], e)
 
@@ -321,11 +323,11 @@ class FileReader:
         recipes, inputs = [feature.clips for feature in of_clips], None
         if VIDEO_FRAMES in missing:
             try:
-                inputs = yield from self._read_parts(VIDEO_FRAMES, read_whole_video(self.path, recipes))
+                inputs = yield from self._read_parts(VIDEO_FRAMES, read_whole_video(self.source, recipes))
             except data.MediaError as e:
                 self._fail([VIDEO_FRAMES], e)
         try:
-            inputs = read_clips(self.path, recipes) if inputs is None and recipes else inputs or []
+            inputs = read_clips(self.source, recipes) if inputs is None and recipes else inputs or []
         except data.MediaError as e:
             self._fail(of_clips, e)
             return
@@ -342,7 +344,7 @@ class FileReader:
             if isinstance(part, WholeVideo | WholeSound):
                 self.loaded[feature.name] = LoadedFeature(facts=part.facts)
                 return part.clips
-            yield LoadedPart(self.modality, self.path, feature.name, number, part)
+            yield LoadedPart(self.modality, self.named, feature.name, number, part)
             number += part is not None
         raise AssertionError("a reading ends with its facts")
 
@@ -382,20 +384,20 @@ def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile
 
 
 def hash_content(
-    path: str, file: BinaryIO, state: tuple[int, ...], hashes: dict[tuple[int, ...], str]
+    source: Source, file: BinaryIO, state: tuple[int, ...], hashes: dict[tuple[int, ...], str]
 ) -> str:
     """Hash a file; of a part of one, of which there may be many, its file once while that stays the same.
 
     Returns:
         the SHA-256 of the file, with what else decides what is read of it.
     """
-    if not isinstance(path, Segment):
-        return hash_file(file) + named_format(path)
+    if not source.is_part:
+        return hash_file(file) + named_format(source)
     if state not in hashes:
         if len(hashes) >= MAX_HASHES:
             hashes.clear()
         hashes[state] = hash_file(file)
-    return hashes[state] + named_format(path) + fragment_of(path)
+    return hashes[state] + named_format(source) + source.fragment
 
 
 def fingerprint(file: BinaryIO) -> tuple[int, ...]:

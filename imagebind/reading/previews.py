@@ -24,7 +24,7 @@ from imagebind.data.media import (
 )
 from imagebind.reading.cache import hash_file
 from imagebind.reading.loader import fingerprint
-from imagebind.segments import fragment_of, span_of
+from imagebind.sources import Source
 
 SUFFIXES = {"audio": ".m4a", "video": ".mp4"}
 SHORT_SIDE, MAX_LONG_SIDE = 240, 720  # pixels
@@ -44,20 +44,20 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
 
     A video has its own sound in it.
     """
-    modality, path, content_hash, target = task
+    modality, source, content_hash, target = task
     temporary = Path(target).with_name(f".{Path(target).name}.tmp")
     try:
         if os.path.islink(target):
             os.unlink(target)
         if not os.path.exists(target):
-            with media_errors(path), hold_open(path) as file:
+            with media_errors(source), hold_open(source) as (held, file):
                 before = fingerprint(file)
-                if hash_file(file) + named_format(path) + fragment_of(path) != content_hash:
-                    raise MediaError(path, "it changed since it was evaluated")
+                if hash_file(file) + named_format(source) + source.fragment != content_hash:
+                    raise MediaError(source, "it changed since it was evaluated")
                 temporary.unlink(missing_ok=True)  # a link there would be followed
-                write_preview(modality, path, temporary)
+                write_preview(modality, held, temporary)
                 if fingerprint(file) != before:
-                    raise MediaError(path, "it changed while it was copied")
+                    raise MediaError(source, "it changed while it was copied")
                 os.replace(temporary, target)
         yield None
     except MediaError as e:
@@ -65,22 +65,22 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
         yield e.reason
 
 
-def write_preview(modality: str, path: str, target: Path) -> None:
+def write_preview(modality: str, source: Source, target: Path) -> None:
     """Write a copy of a file, or of a part of one, whose time begins with that of the part."""
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as copy:
         if modality == "video":
-            streams = [add_video(copy, path), *own_sound(copy, path)]
+            streams = [add_video(copy, source), *own_sound(copy, source)]
         else:
-            streams = [add_audio(copy, path)]
+            streams = [add_audio(copy, source)]
         n_packets = 0
         for packets in chain(*streams):
             copy.mux(packets)
             n_packets += len(packets)
         if not n_packets:
-            raise MediaError(path, f"no {modality} to copy")
+            raise MediaError(source, f"no {modality} to copy")
 
 
-def own_sound(copy: av.container.OutputContainer, path: str) -> list[Packets]:
+def own_sound(copy: av.container.OutputContainer, source: Source) -> list[Packets]:
     """Add the sound of a video, as far as it can be decoded, if it has any."""
 
     def as_far_as_it_goes(packets: Packets) -> Packets:
@@ -88,31 +88,31 @@ def own_sound(copy: av.container.OutputContainer, path: str) -> list[Packets]:
             yield from packets
 
     try:
-        return [as_far_as_it_goes(add_audio(copy, path))]
+        return [as_far_as_it_goes(add_audio(copy, source))]
     except MediaError:
         return []
 
 
-def decoded(path: str, kind: str) -> Timed:
+def decoded(source: Source, kind: str) -> Timed:
     """Yield the frames of a file or a part of one; of a video first the one shown when the part begins."""
-    start, _ = span_of(path)
+    start = source.start
     if start > SEEK_FROM:
-        with open_stream(path, kind) as stream:
+        with open_stream(source, kind) as stream:
             if stream.container.duration:
                 place = start_of(stream.container) + start - SEEK_FROM
                 stream.container.seek(round(place * av.time_base))
                 frames = timed(stream)
                 head = next(frames, None)
                 if head is not None and head[0] <= start:  # else the search went too far
-                    yield from part_of(path, kind, chain([head], frames))
+                    yield from part_of(source, kind, chain([head], frames))
                     return
-    with open_stream(path, kind) as stream:
-        yield from part_of(path, kind, timed(stream))
+    with open_stream(source, kind) as stream:
+        yield from part_of(source, kind, timed(stream))
 
 
-def part_of(path: str, kind: str, frames: Timed) -> Timed:
+def part_of(source: Source, kind: str, frames: Timed) -> Timed:
     """Yield those frames of a file that belong to a part of it, with their times in that."""
-    (start, end), before = span_of(path), None
+    start, end, before = source.start, source.end, None
     for time, frame in frames:
         if time >= end:
             break
@@ -142,18 +142,18 @@ def start_of(container: av.container.InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
-def peek(frames: Timed, path: str, kind: str) -> tuple[av.frame.Frame, Timed]:
+def peek(frames: Timed, source: Source, kind: str) -> tuple[av.frame.Frame, Timed]:
     """Return the first frame, and an iterator over all."""
     first = next(frames, None)
     if first is None:
-        raise MediaError(path, f"no {kind} frames")
+        raise MediaError(source, f"no {kind} frames")
     return first[1], chain([first], frames)
 
 
-def add_video(copy: av.container.OutputContainer, path: str) -> Packets:
+def add_video(copy: av.container.OutputContainer, source: Source) -> Packets:
     """Add a stream to a copy, and return what yields its packets."""
-    first, frames = peek(decoded(path, "video"), path, "video")
-    with open_stream(path, "video") as source:
+    first, frames = peek(decoded(source, "video"), source, "video")
+    with open_stream(source, "video") as source:
         wide = float(source.sample_aspect_ratio or 1)  # of a pixel
     turns = quarter_turns(first)
     size = np.array([first.width * wide, first.height])
@@ -179,9 +179,9 @@ def add_video(copy: av.container.OutputContainer, path: str) -> Packets:
     return packets()
 
 
-def add_audio(copy: av.container.OutputContainer, path: str) -> Packets:
+def add_audio(copy: av.container.OutputContainer, source: Source) -> Packets:
     """Add a stream to a copy, and return what yields its packets."""
-    _, frames = peek(decoded(path, "audio"), path, "audio")
+    _, frames = peek(decoded(source, "audio"), source, "audio")
     stream = copy.add_stream("aac", rate=RATE, layout="stereo")
     stream.bit_rate = BITS_PER_SECOND
 

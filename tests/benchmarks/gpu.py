@@ -42,6 +42,7 @@ from imagebind.models.embedder import DTYPES, Embedder  # noqa: E402
 from imagebind.models.imagebind_model import load_model  # noqa: E402
 from imagebind.models.tower import MLP_RATIO  # noqa: E402
 from imagebind.reading.loader import Reading, load_files  # noqa: E402
+from imagebind.sources import Source  # noqa: E402
 
 REPEATS = 5
 
@@ -98,7 +99,7 @@ def reading(setup: Setup, device: torch.device) -> Iterator[str]:
     n_cores = len(os.sched_getaffinity(0))
     paths = [str(path) for path in make_clips(setup.folder / "clips", setup.n(4, 1), setup.n(10, 1))]
     for n_workers in sorted({1, max(n_cores // 2, 1), n_cores}):
-        files = [("video", path, (VIDEO,)) for path in paths * setup.n(max(n_workers, 2), 1)]
+        files = [("video", Source(path), (VIDEO,)) for path in paths * setup.n(max(n_workers, 2), 1)]
         with start_workers(Options(None, "", num_workers=n_workers)) as workers:
             loaded = load_files([files[0]] * n_workers + files, workers, Reading(half=device.type == "cuda"))
             for _ in range(n_workers):

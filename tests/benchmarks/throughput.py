@@ -64,6 +64,7 @@ from imagebind.models.imagebind_model import (  # noqa: E402
 )
 from imagebind.models.tower import MLP_RATIO, Tower  # noqa: E402
 from imagebind.reading.loader import load_files  # noqa: E402
+from imagebind.sources import Source  # noqa: E402
 
 DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
@@ -234,7 +235,7 @@ def read_files(how: str, modality: str, n_cores: int, paths: list[str]) -> float
         feature = AUDIO if modality == "audio" else VIDEO
         with start_workers(options) as workers:
             loaded = load_files(
-                [(modality, path, (feature,)) for path in [paths[0]] * n_cores + paths], workers
+                [(modality, Source(str(path)), (feature,)) for path in [paths[0]] * n_cores + paths], workers
             )
             for _ in range(n_cores):
                 next(loaded)
@@ -529,7 +530,7 @@ def reading_and_model(clips: Path, checkpoint: Path) -> tuple[float, float, floa
     files, held = sorted(map(str, clips.iterdir())), []
     options = Options(None, "", num_workers=1, batch_size=1)
     with start_workers(options) as workers:
-        loaded = load_files([("video", path, (VIDEO,)) for path in [files[0], *files]], workers)
+        loaded = load_files([("video", Source(path), (VIDEO,)) for path in [files[0], *files]], workers)
         next(loaded)
         decode = timed(lambda: held.extend(loaded))
     model = Model(checkpoint, "cpu", "fp32")
@@ -541,7 +542,7 @@ def reading_and_model(clips: Path, checkpoint: Path) -> tuple[float, float, floa
     with start_workers(options) as workers:
         wanted = features_of(make_protocols(["imagebind"], 8))
         whole = FileEmbedder(options, model, wanted, {"video": len(files)}, workers, None)
-        run = timed(lambda: whole.embed({"video": files}))
+        run = timed(lambda: whole.embed({"video": list(map(Source, files))}))
     return decode, alone, run
 
 

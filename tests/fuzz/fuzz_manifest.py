@@ -49,7 +49,7 @@ from batch_inference import EvaluationError, batch_inference_av_consistency
 from imagebind.data.features import AUDIO, TEXT, VIDEO
 from imagebind.evaluation.embed.model import Model
 from imagebind.reading.loader import Missing, Reading, read_file
-from imagebind.segments import Segment
+from imagebind.sources import Source
 
 try:
     import pandas
@@ -346,8 +346,9 @@ def make_reference() -> Callable[..., Embedded]:
     def embed(side: str, path: str | None, start: float = 0, end: float = math.inf) -> Embedded:
         if path is None:
             return Embedded(None)
-        part, (feature, tower) = Segment(path, start, end), features[side]
-        (loaded,) = read_file(Reading(), (side, path if (start, end) == (0, math.inf) else part, (feature,)))
+        feature, tower = features[side]
+        source = path if side == "text" else Source(path, start, end)
+        (loaded,) = read_file(Reading(), (side, source, (feature,)))
         if isinstance(loaded.features[side], Missing):
             return Embedded(path, reason=loaded.features[side].reason)
         input = loaded.features[side].input

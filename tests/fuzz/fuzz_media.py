@@ -33,6 +33,7 @@ from imagebind import data
 from imagebind.data.features import AUDIO, VIDEO, Feature
 from imagebind.reading.loader import load_files
 from imagebind.reading.workers import Workers
+from imagebind.sources import Source
 
 TIMEOUT_SECONDS = 60
 MEMORY_BYTES = 1_000_000_000
@@ -204,12 +205,12 @@ def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Co
     """
     whole, outcomes, faults = whole_files(), Counter(), {}
 
-    def cases() -> Iterator[tuple[str, str, tuple[Feature]]]:
+    def cases() -> Iterator[tuple[str, Source, tuple[Feature]]]:
         for seed in range(first, first + n_cases):
             side, suffix, content = damaged(whole, seed)
             path = folder / f"{seed}{suffix}"
             path.write_bytes(content)
-            yield side, str(path), ({"audio": AUDIO, "video": VIDEO}[side],)
+            yield side, Source(str(path)), ({"audio": AUDIO, "video": VIDEO}[side],)
 
     workers = Workers("imagebind.reading.loader:read_file", n_workers, TIMEOUT_SECONDS, MEMORY_BYTES)
     with workers:

@@ -42,7 +42,7 @@ from imagebind.data.features import AUDIO, VIDEO, Feature
 from imagebind.data.frames import Timeline
 from imagebind.data.video import CROPS, ClipRecipe, VideoInput
 from imagebind.reading.loader import Reading, collected_warnings, read_file
-from imagebind.segments import Segment
+from imagebind.sources import Source
 
 MAX_DIFFERENCE = 1e-6  # of samples in [-1, 1]: decoders of Opus differ in their rounding
 RATE = 44100
@@ -359,7 +359,7 @@ def check(case: Case, folder: Path, ffmpeg: str | None) -> tuple[str, list[str]]
     path, recorder = folder / case.name, Recorder()
     ffmpeg = None if case.beside == "other" else ffmpeg
     path.write_bytes(case.content)
-    part = Segment(str(path), *case.part) if case.part else str(path)
+    part = Source(str(path), *case.part or ())
     feature = recorder.feature if case.modality == "video" else AUDIO
     *_, loaded = read_file(Reading(), (case.modality, part, (feature,)))
     reason, said = reason_of(loaded), [message.removeprefix(f"{part}: ") for message in loaded.warnings]

@@ -16,7 +16,6 @@ from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.rules import PROTOCOLS
-from imagebind.segments import file_of
 
 SUSPECTS_LISTED = 10  # in metrics.json and the report
 OTHER_COLUMNS = (  # of suspects
@@ -92,7 +91,15 @@ def list_skipped(
     for number, pair in enumerate(plan.pairing.pairs):
         if number not in with_similarity:
             row = number if plan.manifest is None else plan.manifest.rows[number]
-            found.append((row, number, plan.names[number], *map(file_of, pair), embedded.why_skipped(pair)))
+            found.append(
+                (
+                    row,
+                    number,
+                    plan.names[number],
+                    *(source.path for source in pair),
+                    embedded.why_skipped(pair),
+                )
+            )
     if plan.manifest is not None:
         for row, fault in plan.manifest.faults.items():
             name = plan.manifest.get("id", row)
@@ -203,12 +210,12 @@ class PairScores(Sequence):
         figures = dict.fromkeys(self.written_columns)
         figures |= {column: values[i : i + 1].tolist()[0] for column, values in self.columns.items()}
         figures = {column: without_nan(value) for column, value in figures.items()}
-        paths = {"audio": file_of(audio), "video": file_of(video)}
+        paths = {"audio": audio.path, "video": video.path}
         return {"name": self.names[i], **paths, "status": "ok", **figures}
 
     def table(self) -> dict[str, Sequence[Any]]:
         """Return the columns of pair_scores.csv: lists of texts, arrays of figures (similarities float32)."""
-        paths = {m: [file_of(pair[i]) for pair in self.pairs] for i, m in enumerate(MEDIA_MODALITIES)}
+        paths = {m: [pair[i].path for pair in self.pairs] for i, m in enumerate(MEDIA_MODALITIES)}
         found = {"name": self.names, **paths, "status": ["ok"] * len(self)}
         for column in self.written_columns:
             values = self.columns.get(column)

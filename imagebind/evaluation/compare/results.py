@@ -98,9 +98,9 @@ class Results:
             "metrics": self.metrics,
             "audio_names": names["audio"],
             "video_names": names["video"],
-            "audio_paths": list(run.rows.files["audio"]),
-            "video_paths": list(run.rows.files["video"]),
-            "pairs": [run.plan.pairing.pairs[number] for number in run.rows.numbers],
+            "audio_sources": list(run.rows.files["audio"]),
+            "video_sources": list(run.rows.files["video"]),
+            "pairs": [tuple(map(str, run.plan.pairing.pairs[number])) for number in run.rows.numbers],
             "pair_rows": run.rows.cells,
             "top_matches": compared.top and dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
             "best_others": self.best_others or None,
@@ -189,7 +189,7 @@ def count_files(plan: Plan, embedded: EmbeddedFiles, rows: Rows) -> dict[str, in
 
 def count_unmatched(plan: Plan, embedded: EmbeddedFiles) -> int:
     """Count the files without a partner that were not skipped."""
-    skipped = {(failure.modality, failure.path) for failure in embedded.failures}
+    skipped = {(failure.modality, failure.source) for failure in embedded.failures}
     unmatched = {"audio": plan.pairing.unmatched_audio, "video": plan.pairing.unmatched_video}
     return sum((modality, path) not in skipped for modality, paths in unmatched.items() for path in paths)
 
@@ -303,7 +303,7 @@ def describe(
     metrics, options, embedded = compared.metrics | text_metrics, run.options, run.embedded
     if options.keep_above is not None:
         metrics["kept"] = count_kept(compared, options.keep_above) | {"file": options.kept_name}
-    failures = [{"path": f.path, "side": f.modality, "reason": f.reason} for f in embedded.failures]
+    failures = [{"path": str(f.source), "side": f.modality, "reason": f.reason} for f in embedded.failures]
     method = describe_method(embedded, run.protocols)
     return {
         "mode": options.mode,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
+from imagebind.sources import Source
 
 if TYPE_CHECKING:  # torch takes seconds to import, and outputs are listed without it
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and outputs are listed witho
     from imagebind.reading.loader import Missing
 
 MEDIA_MODALITIES = ("audio", "video")
-Inputs = dict[str, Sequence[str]]  # modality -> paths, each once; of captions the texts
+Inputs = dict[str, Sequence[Source | str]]  # modality -> sources, each once; of captions the texts
 Wanted = dict[str, tuple["Feature", ...]]  # modality -> what is embedded; the first gives matrix and ranks
 
 
@@ -24,7 +25,7 @@ Wanted = dict[str, tuple["Feature", ...]]  # modality -> what is embedded; the f
 class Failure:
     """A file that was skipped."""
 
-    path: str  # of a caption the text
+    source: Source | str  # of a caption the text
     modality: str
     reason: str
 
@@ -47,7 +48,7 @@ class EmbeddedFiles:
 
     wanted: Wanted
     features: dict[str, EmbeddingStore | SequenceStore]  # by name
-    missing: dict[tuple[str, str], Missing]  # (feature, path) -> why there is none
+    missing: dict[tuple[str, Source | str], Missing]  # (feature, source) -> why there is none
     failures: list[Failure]  # files without what drives the matrix and the ranks, in the order of the inputs
     truncated_texts: set[str]
     thumbnails: dict[str, BlobStore]  # by modality: content hash -> JPEG
@@ -59,18 +60,18 @@ class EmbeddedFiles:
         """What drives the matrix and the ranks, by modality."""
         return {modality: self.features[features[0].name] for modality, features in self.wanted.items()}
 
-    def why_missing(self, feature: Feature, path: str) -> str | None:
+    def why_missing(self, feature: Feature, source: Source) -> str | None:
         """Say why a file has no such feature; None if it has it."""
-        if path in self.features[feature.name]:
+        if source in self.features[feature.name]:
             return None
-        missing = self.missing.get((feature.name, path))
-        of_file = self.missing.get((self.wanted[feature.modality][0].name, path))
+        missing = self.missing.get((feature.name, source))
+        of_file = self.missing.get((self.wanted[feature.modality][0].name, source))
         if of_file is not None and (missing is None or missing.reason == of_file.reason):
             return f"{feature.modality} file: {of_file.reason}"
         return "it was skipped" if missing is None else missing.reason
 
-    def why_skipped(self, pair: tuple[str, str]) -> str:
-        """Say why files of a pair (audio path, video path) were skipped; "" where none was."""
+    def why_skipped(self, pair: tuple[Source, Source]) -> str:
+        """Say why the sound or the video of a pair were skipped; "" where none was."""
         found = zip(MEDIA_MODALITIES, pair, strict=True)
-        reasons = {(failure.modality, failure.path): failure.reason for failure in self.failures}
+        reasons = {(failure.modality, failure.source): failure.reason for failure in self.failures}
         return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 from imagebind.data.features import Feature
 from imagebind.evaluation.embed.batches import Batches
@@ -21,6 +22,7 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.options import Options
 from imagebind.reading.loader import Loaded, LoadedFile, LoadedPart, Missing, Reading, load_files
 from imagebind.reading.workers import Workers, WorkersError
+from imagebind.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class FileEmbedder:
 
     def _read(self, inputs: Inputs) -> Iterator[Loaded]:
         """Begin to read files, of all modalities in turn, and return what comes of them."""
-        files = [(modality, path, self.wanted[modality]) for modality, path in interleaved(inputs)]
+        files = [(modality, source, self.wanted[modality]) for modality, source in interleaved(inputs)]
         ahead, on_gpu = 2 * self.options.batch_size, self.model.device.type == "cuda"
         if on_gpu:
             check_device(self.model.device)  # memory that is pinned first would open the first card
@@ -100,14 +102,14 @@ class FileEmbedder:
         rows = part.rows
         if rows is None:
             rows = self.batches.result(self.batches.launch(part.modality, part.input.split()))
-        self.keeper.stores[part.feature].add_part(part.path, part.number, rows)
+        self.keeper.stores[part.feature].add_part(part.source, part.number, rows)
 
     def _take_file(self, file: LoadedFile) -> None:
         """Keep what is known of a file; what is not waits for the model."""
         self.timing.seconds["reading"] += file.seconds
         self._report(file)
         if file.is_truncated:
-            self.keeper.truncated_texts.add(file.path)
+            self.keeper.truncated_texts.add(file.source)
         if file.thumbnail is not None:
             self.keeper.thumbnails[file.modality].add(file.content_hash, file.thumbnail)
         for feature in self.wanted[file.modality]:
@@ -134,7 +136,7 @@ class FileEmbedder:
         if file.fault is not None and not self._has_met_fault:
             self._has_met_fault = True
             shown = {"traceback": file.fault}
-            log.error("this is an error of the program, at %s; please report it:", file.path, extra=shown)
+            log.error("this is an error of the program, at %s; please report it:", file.source, extra=shown)
 
     def result(self, inputs: Inputs) -> EmbeddedFiles:
         """Return what became of the files."""
@@ -189,8 +191,8 @@ def embed_files(
     return file_embedder.result(inputs)
 
 
-def interleaved(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """List (modality, path) of all files so that each stretch of the list has its share of every modality.
+def interleaved(inputs: Inputs) -> Iterator[tuple[str, Source | str]]:
+    """List (modality, source) of all files so that each stretch of the list has its share of every modality.
 
     What is done then tells how long the rest takes.
 
@@ -198,13 +200,13 @@ def interleaved(inputs: Inputs) -> Iterator[tuple[str, str]]:
     [('audio', 'a'), ('video', 'v'), ('audio', 'b')]
     """
 
-    def ranked(order: int, modality: str, paths: Sequence[str]) -> Iterator[tuple[float, int, str, str]]:
-        return (((i + 0.5) / len(paths), order, modality, path) for i, path in enumerate(paths))
+    def ranked(order: int, modality: str, sources: Sequence[Any]) -> Iterator[tuple[float, int, str, Any]]:
+        return (((i + 0.5) / len(sources), order, modality, source) for i, source in enumerate(sources))
 
     of_modalities = (ranked(order, *item) for order, item in enumerate(inputs.items()))
-    return ((modality, path) for _, _, modality, path in heapq.merge(*of_modalities))
+    return ((modality, source) for _, _, modality, source in heapq.merge(*of_modalities))
 
 
 def count_inputs(inputs: Inputs) -> dict[str, int]:
     """Count the files of each modality."""
-    return {modality: len(paths) for modality, paths in inputs.items()}
+    return {modality: len(sources) for modality, sources in inputs.items()}

@@ -33,7 +33,7 @@ from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.loader import Missing, get_sequence
 from imagebind.reading.workers import Workers
-from imagebind.segments import file_of
+from imagebind.sources import Source
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -43,8 +43,8 @@ package_log = logging.getLogger("imagebind")
 class ShareReport:
     """What a process did with its share, for the first one."""
 
-    content_hashes: dict[str, list[tuple[str, str]]]  # feature -> (path, content hash) of files that have it
-    missing: dict[tuple[str, str], Missing]  # as in EmbeddedFiles
+    content_hashes: dict[str, list[tuple[Source | str, str]]]  # feature -> files that have it, with theirs
+    missing: dict[tuple[str, Source | str], Missing]  # as in EmbeddedFiles
     truncated_texts: set[str]
     counts: dict[str, Counter]  # modality -> files that are done and cached
     warnings: list[tuple[int, str]]  # logging level and message
@@ -307,9 +307,9 @@ def share_of(order: np.ndarray, i: int, n_shares: int) -> list[int]:
     return np.sort(order[i::n_shares]).tolist()
 
 
-def file_size(path: str) -> int:
+def file_size(source: Source) -> int:
     with suppress(OSError):
-        return os.stat(file_of(path)).st_size
+        return os.stat(source.path).st_size
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from imagebind.evaluation.embed.progress import Progress
 from imagebind.evaluation.embed.run_cache import RunCache
 from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.reading.loader import LoadedFeature, LoadedFile, Missing
+from imagebind.sources import Source
 
 NOT_FINITE = Missing("its embedding is not finite", "skipped")
 
@@ -46,7 +48,7 @@ class Keeper:
             for feature in wanted[modality]
         }
         self.thumbnails = {modality: BlobStore(directory) for modality in MEDIA_MODALITIES}
-        self.missing: dict[tuple[str, str], Missing] = {}
+        self.missing: dict[tuple[str, Source | str], Missing] = {}
         self.truncated_texts: set[str] = set()
         self.progress = Progress({})
 
@@ -57,7 +59,7 @@ class Keeper:
 
     def keep(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
         """Keep an embedding (E,) of a file for this run."""
-        self.stores[feature].add(file.path, embedding, file.content_hash)
+        self.stores[feature].add(file.source, embedding, file.content_hash)
         if self._is_main(feature, file.modality):
             self.progress.update(file.modality, skipped=False, cached=file.is_cached)
 
@@ -82,31 +84,32 @@ class Keeper:
         """Keep a sequence of which all parts have come, or forget what is there of it."""
         store = self.stores[feature]
         if isinstance(loaded, LoadedFeature):
-            loaded = self._check_sequence(store, file.path, loaded)
+            loaded = self._check_sequence(store, file.source, loaded)
         if isinstance(loaded, Missing):
-            store.abandon(file.path)
+            store.abandon(file.source)
             self.miss(feature, file, loaded)
             return
-        store.commit(file.path, file.content_hash, loaded.facts)
+        store.commit(file.source, file.content_hash, loaded.facts)
         if not loaded.is_cached:
-            self.cache.keep_sequence(feature, file.content_hash, loaded.facts, lambda: store.parts(file.path))
+            parts = partial(store.parts, file.source)
+            self.cache.keep_sequence(feature, file.content_hash, loaded.facts, parts)
 
     def _check_sequence(
-        self, store: SequenceStore, path: str, loaded: LoadedFeature
+        self, store: SequenceStore, source: Source, loaded: LoadedFeature
     ) -> LoadedFeature | Missing:
         if not loaded.facts.n_rows:
-            store.abandon(path)  # of an earlier attempt
-        if store.n_growing(path) != loaded.facts.n_rows:
+            store.abandon(source)  # of an earlier attempt
+        if store.n_growing(source) != loaded.facts.n_rows:
             return Missing("not all of it was read", "skipped")
-        return loaded if store.is_finite(path) else Missing("an embedding of it is not finite", "skipped")
+        return loaded if store.is_finite(source) else Missing("an embedding of it is not finite", "skipped")
 
     def miss(self, feature: str, file: LoadedFile, missing: Missing) -> None:
         """Note that a feature of a file cannot be had; without the main one the file is skipped."""
-        self.missing[feature, file.path] = missing
+        self.missing[feature, file.source] = missing
         if missing.kind == "dropped" and not missing.is_cached:
             self.cache.keep_reason(feature, file.content_hash, missing.reason)
         if self._is_main(feature, file.modality):
-            report_skipped(file.modality, file.path, missing.reason)
+            report_skipped(file.modality, file.source, missing.reason)
             self.progress.update(file.modality, skipped=True, cached=False)
 
     def drop_changed(self) -> None:
@@ -115,39 +118,39 @@ class Keeper:
             dict(found for feature in self.wanted[m] for found in self.stores[feature.name].hashes())
             for m in MEDIA_MODALITIES
         )
-        for path in [path for path in audio if path in video and audio[path] != video[path]]:
+        for source in [s for s in audio if s in video and audio[s] != video[s]]:
             for modality in MEDIA_MODALITIES:
                 reason = "it changed between reading sound and picture"
-                if (self.wanted[modality][0].name, path) not in self.missing:
-                    report_skipped(modality, path, reason)
+                if (self.wanted[modality][0].name, source) not in self.missing:
+                    report_skipped(modality, source, reason)
                 for feature in self.wanted[modality]:
-                    self.stores[feature.name].discard(path)
-                    self.missing.setdefault((feature.name, path), Missing(reason, "skipped"))
+                    self.stores[feature.name].discard(source)
+                    self.missing.setdefault((feature.name, source), Missing(reason, "skipped"))
 
-    def lacks(self, modality: str, path: str) -> bool:
+    def lacks(self, modality: str, source: Source | str) -> bool:
         """Tell whether something is wanted of a file that is not skipped, and neither here nor missing."""
         names = [feature.name for feature in self.wanted[modality]]
-        is_skipped = (names[0], path) in self.missing
-        unknown = (path not in self.stores[name] and (name, path) not in self.missing for name in names)
+        is_skipped = (names[0], source) in self.missing
+        unknown = (source not in self.stores[name] and (name, source) not in self.missing for name in names)
         return not is_skipped and any(unknown)
 
     def failures(self, inputs: Inputs) -> list[Failure]:
         """List the files that are skipped, in the order of `inputs`."""
         return [
-            Failure(path, modality, missing.reason)
-            for modality, paths in inputs.items()
-            for path in paths
-            if (missing := self.missing.get((self.wanted[modality][0].name, path))) is not None
+            Failure(source, modality, missing.reason)
+            for modality, sources in inputs.items()
+            for source in sources
+            if (missing := self.missing.get((self.wanted[modality][0].name, source))) is not None
         ]
 
     def _is_main(self, feature: str, modality: str) -> bool:
         return feature == self.wanted[modality][0].name
 
 
-def report_skipped(modality: str, path: str, reason: str) -> None:
+def report_skipped(modality: str, source: Source | str, reason: str) -> None:
     """Warn of a file that is skipped."""
     what = "caption" if modality == "text" else f"{modality} file"
-    log.warning("skipped %s %s: %s", what, path, reason)
+    log.warning("skipped %s %s: %s", what, source, reason)
 
 
 def open_store(

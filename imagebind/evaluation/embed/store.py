@@ -14,9 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.sources import Source
 
 ROWS_PER_COPY = 1024
 ZEROS = 1 << 20  # that are written together
+
+Key = Source | str  # of a file, or of a caption its text
 
 log = logging.getLogger(__name__)
 
@@ -34,59 +37,59 @@ class EmbeddingStore:
 
     def __init__(self, n_files: int, directory: str | os.PathLike | None):
         self.n_files, self.directory = n_files, directory
-        self.row_of: dict[str, int] = {}  # path -> row number
+        self.row_of: dict[Key, int] = {}  # source -> row number
         self.content_hashes: list[str] = []  # of each row
         self.first_row: dict[str, int] = {}  # content hash -> row of the first file of that content
         self.equal_row: dict[tuple[str, bytes], int] = {}  # hash of a file, of an embedding -> first row
         self.contents: list[int] = []  # of each row that of the first equal one
         self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
 
-    def __contains__(self, path: str) -> bool:
-        return path in self.row_of
+    def __contains__(self, source: Key) -> bool:
+        return source in self.row_of
 
-    def add(self, path: str, embedding: np.ndarray, content_hash: str) -> None:
+    def add(self, source: Key, embedding: np.ndarray, content_hash: str) -> None:
         """Store the embedding (E,) of a file; files of one content get that of the first, bit for bit."""
-        if path in self.row_of:
+        if source in self.row_of:
             return
         if self.array is None:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
         known, row = self.find(content_hash), len(self.content_hashes)
         self.array[row] = embedding if known is None else known
         self.first_row.setdefault(content_hash, row)
-        self.row_of[path] = row
+        self.row_of[source] = row
         self.content_hashes.append(content_hash)
         # Parts of a file that give the same are one content, such as all of it and a part that ends after it.
         digest = hashlib.blake2b(self.array[row].tobytes(), digest_size=16).digest()
         self.contents.append(self.equal_row.setdefault((content_hash.partition("#")[0], digest), row))
 
-    def hashes(self) -> list[tuple[str, str]]:
+    def hashes(self) -> list[tuple[Key, str]]:
         """List the files that are here, each with its content hash."""
-        return [(path, self.content_hashes[row]) for path, row in self.row_of.items()]
+        return [(source, self.content_hashes[row]) for source, row in self.row_of.items()]
 
-    def get(self, path: str) -> np.ndarray:
+    def get(self, source: Key) -> np.ndarray:
         """Return the embedding (E,) of a file."""
-        return self.array[self.row_of[path]]
+        return self.array[self.row_of[source]]
 
-    def discard(self, path: str) -> None:
+    def discard(self, source: Key) -> None:
         """Forget a file, if it is here."""
-        self.row_of.pop(path, None)
+        self.row_of.pop(source, None)
 
-    def hash_of(self, path: str) -> str:
+    def hash_of(self, source: Key) -> str:
         """Return the content hash of a file."""
-        return self.content_hashes[self.row_of[path]]
+        return self.content_hashes[self.row_of[source]]
 
     def find(self, content_hash: str | None) -> np.ndarray | None:
         """Return the embedding (E,) of a content, or None if there is none yet."""
         row = self.first_row.get(content_hash)
         return None if row is None else self.array[row]
 
-    def content_of(self, path: str) -> int:
+    def content_of(self, source: Key) -> int:
         """Return a number that is the same for all files of one content."""
-        return self.contents[self.row_of[path]]
+        return self.contents[self.row_of[source]]
 
-    def copy_to(self, array: np.ndarray, paths: Sequence[str]) -> None:
+    def copy_to(self, array: np.ndarray, sources: Sequence[Key]) -> None:
         """Copy the embeddings of some files, in their order, to an array (N, E)."""
-        rows = np.fromiter(map(self.row_of.__getitem__, paths), np.int64, len(paths))
+        rows = np.fromiter(map(self.row_of.__getitem__, sources), np.int64, len(sources))
         for i in range(0, len(rows), ROWS_PER_COPY):
             array[i : i + ROWS_PER_COPY] = self.array[rows[i : i + ROWS_PER_COPY]]
 
@@ -105,21 +108,21 @@ class SequenceStore:
         self.directory, self.part_size = directory, part_size
         self.file: int | None = None  # its descriptor
         self.width = 0
-        self.growing: dict[str, list[tuple[int, int]]] = {}  # path -> first row and length of each part
+        self.growing: dict[Key, list[tuple[int, int]]] = {}  # source -> first row and length of each part
         self.complete: dict[str, tuple[list[tuple[int, int]], Any]] = {}  # content hash -> parts, facts
-        self.content_hashes: dict[str, str] = {}  # path -> content hash
+        self.content_hashes: dict[Key, str] = {}  # source -> content hash
         self.n_rows = 0
 
-    def __contains__(self, path: str) -> bool:
-        return path in self.content_hashes
+    def __contains__(self, source: Key) -> bool:
+        return source in self.content_hashes
 
-    def add_part(self, path: str, number: int, rows: np.ndarray) -> None:
+    def add_part(self, source: Key, number: int, rows: np.ndarray) -> None:
         """Append rows (n, E) to what is there of a file; part 0 begins anew.
 
         Raises:
             EvaluationError: there is no room.
         """
-        parts = self.growing.setdefault(path, [])
+        parts = self.growing.setdefault(source, [])
         if number == 0:
             parts.clear()
         try:
@@ -133,47 +136,47 @@ class SequenceStore:
         parts.append((self.n_rows, len(rows)))
         self.n_rows += len(rows)
 
-    def is_finite(self, path: str) -> bool:
+    def is_finite(self, source: Key) -> bool:
         """Tell whether all that is there of a file that is not complete is finite."""
-        return all(np.isfinite(self._read(first, n)).all() for first, n in self.growing.get(path, ()))
+        return all(np.isfinite(self._read(first, n)).all() for first, n in self.growing.get(source, ()))
 
-    def n_growing(self, path: str) -> int:
+    def n_growing(self, source: Key) -> int:
         """Count the rows that are there of a file that is not complete."""
-        return sum(n for _, n in self.growing.get(path, ()))
+        return sum(n for _, n in self.growing.get(source, ()))
 
-    def commit(self, path: str, content_hash: str, facts: Any) -> None:
+    def commit(self, source: Key, content_hash: str, facts: Any) -> None:
         """Close a sequence, with what else is known of it."""
-        self.complete.setdefault(content_hash, (self.growing.pop(path, []), facts))
-        self.content_hashes[path] = content_hash
+        self.complete.setdefault(content_hash, (self.growing.pop(source, []), facts))
+        self.content_hashes[source] = content_hash
 
-    def abandon(self, path: str) -> None:
+    def abandon(self, source: Key) -> None:
         """Forget what is there of a file that is not complete."""
-        self.growing.pop(path, None)
+        self.growing.pop(source, None)
 
-    def discard(self, path: str) -> None:
+    def discard(self, source: Key) -> None:
         """Forget a file, if it is here."""
-        self.content_hashes.pop(path, None)
+        self.content_hashes.pop(source, None)
 
-    def content_of(self, path: str) -> str:
+    def content_of(self, source: Key) -> str:
         """Return what is the same for all files of one content."""
-        return self.content_hashes[path]
+        return self.content_hashes[source]
 
-    def hashes(self) -> list[tuple[str, str]]:
+    def hashes(self) -> list[tuple[Key, str]]:
         """List the files that are here, each with its content hash."""
         return list(self.content_hashes.items())
 
-    def facts(self, path: str) -> Any:
+    def facts(self, source: Key) -> Any:
         """Return what is known of the sequence of a file beside its rows."""
-        return self.complete[self.content_hashes[path]][1]
+        return self.complete[self.content_hashes[source]][1]
 
-    def parts(self, path: str) -> Iterator[np.ndarray]:
+    def parts(self, source: Key) -> Iterator[np.ndarray]:
         """Yield the rows of a file, (n, E) each."""
-        for first, n in self.complete[self.content_hashes[path]][0]:
+        for first, n in self.complete[self.content_hashes[source]][0]:
             yield self._read(first, n)
 
-    def rows(self, path: str, numbers: np.ndarray) -> np.ndarray:
+    def rows(self, source: Key, numbers: np.ndarray) -> np.ndarray:
         """Return some rows of a file, (K, E), by their numbers (K,) in ascending order."""
-        parts, found = self.complete[self.content_hashes[path]][0], []
+        parts, found = self.complete[self.content_hashes[source]][0], []
         part, inside = np.divmod(numbers, self.part_size)
         for number in np.unique(part).tolist():
             found.append(self._read(*parts[number])[inside[part == number]])

@@ -24,6 +24,7 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.files import SUFFIXES, MediaFiles, stem
 from imagebind.evaluation.inputs.tables import Row, read_table, warn_of_skipped
 from imagebind.names import shorten
+from imagebind.sources import Source
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
 GROUP = "group"
@@ -106,7 +107,7 @@ class MatchedCaptions:
     texts: dict[str, str]  # name -> text, of all captions
     groups: dict[str, str]  # name -> its group, where it has one
     of_pairs: dict[str, Sequence[str | None]]  # modality -> of each pair the caption of that side
-    of_files: dict[str, Sequence[tuple[str, str]]]  # modality -> (path, name of a caption of it)
+    of_files: dict[str, Sequence[tuple[Source, str]]]  # modality -> (file, name of a caption of it)
     n_skipped: int  # rows that could not be used
     labels: dict[str, str] = field(default_factory=dict)  # name -> how it is shown, where that is other
 
@@ -125,7 +126,7 @@ def match_captions(
     source: str | os.PathLike | Mapping[str, str],
     audio: MediaFiles,
     video: MediaFiles,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[Source, Source]],
     retrieval: bool,
 ) -> MatchedCaptions:
     """Read captions, and match them with the pairs or, in retrieval mode, with all files.
@@ -135,13 +136,13 @@ def match_captions(
     """
     captions = read_captions(source)
     of_audio, of_video = (match_names(captions.texts, files) for files in (audio, video))
-    of_pairs = [of_video.get(video_path) or of_audio.get(audio_path) for audio_path, video_path in pairs]
+    of_pairs = [of_video.get(video_file) or of_audio.get(audio_file) for audio_file, video_file in pairs]
     if not retrieval:
         of_audio, of_video = {}, {}
-    for (audio_path, video_path), name in zip(pairs, of_pairs, strict=True):
+    for (audio_file, video_file), name in zip(pairs, of_pairs, strict=True):
         if name is not None:  # a caption of one file of a pair belongs to the other one too
-            of_audio.setdefault(audio_path, name)
-            of_video.setdefault(video_path, name)
+            of_audio.setdefault(audio_file, name)
+            of_video.setdefault(video_file, name)
     of_files = {"audio": list(of_audio.items()), "video": list(of_video.items())}
     matched = MatchedCaptions(
         captions.texts, captions.groups, dict.fromkeys(of_files, of_pairs), of_files, captions.n_skipped
@@ -150,34 +151,34 @@ def match_captions(
     return matched
 
 
-def match_names(captions: Iterable[str], files: MediaFiles) -> dict[str, str]:
-    """Match captions with files by name: path -> name of its caption.
+def match_names(captions: Iterable[str], files: MediaFiles) -> dict[Source, str]:
+    """Match captions with files by name: file -> name of its caption.
 
     A caption has a file's name as it is in the outputs, with or without extension. It may have folders before
     that name which are not needed to tell the files apart, unless two captions then fit one file. Names are
     compared in Unicode's NFC: files of one name in it share a caption, unless one is spelt as the file is.
     """
-    paths = defaultdict(list)
-    for path in files.distinct:
-        paths[normalize("NFC", files.names[path])].append(path)
-    found = defaultdict(list)  # path -> how badly a caption fits, and its name
+    sources = defaultdict(list)
+    for source in files.distinct:
+        sources[normalize("NFC", files.names[source])].append(source)
+    found = defaultdict(list)  # file -> how badly a caption fits, and its name
     for name in captions:
         bare = without_media_suffix(name)
         for shown in (name, bare, os.path.basename(bare)):
-            if of_name := paths.get(normalize("NFC", shown), []):
+            if of_name := sources.get(normalize("NFC", shown), []):
                 break
         has_folders = shown not in (name, bare)
-        for path in of_name:
+        for source in of_name:
             is_other_suffix = (
-                not has_folders and bare != name and not name.endswith(os.path.splitext(path)[1])
+                not has_folders and bare != name and not name.endswith(os.path.splitext(source.path)[1])
             )
-            found[path].append(((has_folders, is_other_suffix, shown != files.names[path]), name))
+            found[source].append(((has_folders, is_other_suffix, shown != files.names[source]), name))
     matched = {}
-    for path, captions_of in found.items():
+    for source, captions_of in found.items():
         best = min(captions_of)[0]
         names = [name for fit, name in captions_of if fit == best]
         if len(names) == 1 or not best[0]:
-            matched[path] = names[0]
+            matched[source] = names[0]
     return matched
 
 
@@ -189,7 +190,7 @@ def without_media_suffix(name: str) -> str:
 
 def report_captions(
     captions: MatchedCaptions,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[Source, Source]],
     retrieval: bool,
     source: str | os.PathLike | Mapping[str, str],
 ) -> None:
@@ -210,6 +211,6 @@ def report_captions(
     if unused:
         log.warning("%d captions belong to nothing: %s", len(unused), shorten(unused))
     named = zip(pairs, captions.of_pairs["video"], strict=True)
-    if without := [stem(video_path) for (_, video_path), name in named if name is None]:
+    if without := [stem(video_file) for (_, video_file), name in named if name is None]:
         log.warning("%d pairs without a caption: %s", len(without), shorten(without))
     log.info("%d captions, %d of them used", len(captions.texts), len(captions.used))

@@ -16,7 +16,7 @@ from pathlib import Path
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.rules import Paths
 from imagebind.names import can_be_path, shorten
-from imagebind.segments import file_of, fragment_of
+from imagebind.sources import Source
 
 SUFFIXES = {
     "audio": (".wav", ".mp3", ".flac", ".m4a", ".ogg"),
@@ -54,74 +54,74 @@ log = logging.getLogger(__name__)
 class MediaFiles:
     """The files of one modality, in order."""
 
-    paths: tuple[str, ...]  # a file that is listed twice is there twice
+    listed: tuple[Source, ...]  # a file that is listed twice is there twice
     root: str | None = None  # the directory that was searched for them; None: they were listed
 
     @cached_property
-    def distinct(self) -> tuple[str, ...]:
-        """The paths, each once."""
-        return tuple(dict.fromkeys(self.paths))
+    def distinct(self) -> tuple[Source, ...]:
+        """The files, each once."""
+        return tuple(dict.fromkeys(self.listed))
 
     @cached_property
     def base(self) -> str:
         """The directory that keys are relative to: the searched one, or the common one of listed files."""
-        folders = {os.path.dirname(os.path.abspath(file_of(path))) for path in self.paths}
+        folders = {os.path.dirname(os.path.abspath(source.path)) for source in self.listed}
         return self.root or os.path.commonpath(folders)
 
-    def key(self, path: str) -> str:
+    def key(self, source: Source) -> str:
         """Return the path relative to the base, without extension."""
-        return os.path.splitext(os.path.relpath(file_of(path), self.base))[0] + fragment_of(path)
+        return os.path.splitext(os.path.relpath(source.path, self.base))[0] + source.fragment
 
-    def stable_key(self, path: str) -> str:
+    def stable_key(self, source: Source) -> str:
         """Return what stays the same when files are added: the path below the searched directory.
 
         Of listed files, whose common directory may change with any of them, it is the absolute path.
         """
         if self.root:
-            return self.key(path)
-        return os.path.splitext(os.path.abspath(file_of(path)))[0] + fragment_of(path)
+            return self.key(source)
+        return os.path.splitext(os.path.abspath(source.path))[0] + source.fragment
 
     @cached_property
-    def stems(self) -> dict[str, str]:
-        """Path -> its stem."""
-        return {path: stem(path) for path in self.distinct}
+    def stems(self) -> dict[Source, str]:
+        """The stem of each file."""
+        return {source: stem(source) for source in self.distinct}
 
     @cached_property
-    def names(self) -> dict[str, str]:
-        """Path -> its stem; where files share the stem its key, and where they share that with extension."""
+    def names(self) -> dict[Source, str]:
+        """The stem of each file; where files share it the key, and where they share that with extension."""
         n_files = Counter(self.stems.values())
-        names = {path: name if n_files[name] == 1 else self.key(path) for path, name in self.stems.items()}
+        names = {source: x if n_files[x] == 1 else self.key(source) for source, x in self.stems.items()}
         n_uses = Counter(names.values())
         return {
-            path: name if n_uses[name] == 1 else os.path.relpath(file_of(path), self.base) + fragment_of(path)
-            for path, name in names.items()
+            source: name if n_uses[name] == 1 else os.path.relpath(source.path, self.base) + source.fragment
+            for source, name in names.items()
         }
 
 
-def stem(path: str) -> str:
+def stem(source: Source) -> str:
     """Return a file's name without folders and extension."""
-    return os.path.splitext(os.path.basename(file_of(path)))[0] + fragment_of(path)
+    return os.path.splitext(os.path.basename(source.path))[0] + source.fragment
 
 
-def gather_files(modality: str, source: Paths) -> MediaFiles:
+def gather_files(modality: str, given: Paths) -> MediaFiles:
     """Collect the files of one modality.
 
     Args:
         modality: "audio" or "video".
-        source: a directory, which is searched; one file; or files, in order.
+        given: a directory, which is searched; one file; or files, in order.
 
     Raises:
         EvaluationError: there are none.
     """
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
-        return search_directory(modality, os.fspath(source))
-    if isinstance(source, str | os.PathLike) and not os.path.lexists(source):
-        raise EvaluationError(f"{os.fspath(source)}: no such file or directory")
-    paths = [source] if isinstance(source, str | os.PathLike) else source
-    files = MediaFiles(unify_spelling(map(os.fspath, paths)))
-    if not files.paths:
+    if isinstance(given, str | os.PathLike) and os.path.isdir(given):
+        return search_directory(modality, os.fspath(given))
+    if isinstance(given, str | os.PathLike) and not os.path.lexists(given):
+        raise EvaluationError(f"{os.fspath(given)}: no such file or directory")
+    paths = [given] if isinstance(given, str | os.PathLike) else given
+    listed = tuple(map(Source, unify_spelling(map(os.fspath, paths))))
+    if not listed:
         raise EvaluationError(f"no {modality} files given; a list of them is empty")
-    return files
+    return MediaFiles(listed)
 
 
 def unify_spelling(paths: Iterable[str]) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def search_directory(modality: str, directory: str) -> MediaFiles:
             "%s: left out %s; a list file takes any format: find %s -type f \\( %s \\) > list.txt",
             *(directory, describe_suffixes(left_out), shlex.quote(directory), pattern),
         )
-    return MediaFiles(tuple(found), directory)
+    return MediaFiles(tuple(map(Source, found)), directory)
 
 
 def select(by_suffix: dict[str, list[str]], suffixes: Iterable[str]) -> list[str]:

@@ -37,7 +37,7 @@ from imagebind.evaluation.inputs.tables import (
 )
 from imagebind.evaluation.rules import PARQUET, TABLE_METHODS, Rows, is_table, suffix_of
 from imagebind.names import can_be_path, shorten
-from imagebind.segments import Segment, file_of
+from imagebind.sources import Source
 
 # meaning -> names of the column; the second is JavisBench's
 COLUMNS = {
@@ -68,7 +68,7 @@ class Manifest:
     schema: Any = None  # pyarrow's, of a Parquet file
     faults: dict[int, str] = field(default_factory=dict)  # row -> why it cannot be used
     rows: list[int] = field(default_factory=list)  # of each pair its row
-    pairs: list[tuple[str, str]] = field(default_factory=list)  # (audio path, video path)
+    pairs: list[tuple[Source, Source]] = field(default_factory=list)  # of a sound and a video
 
     @cached_property
     def column_of(self) -> dict[str, str]:
@@ -225,7 +225,7 @@ def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
         log.warning("%s: names no audio: each video's own sound is judged%s", manifest.source, there)
     elif others:
         log.info("%s: columns that are handed on as they are: %s", manifest.source, others)
-    first = [file_of(path) for _, path in manifest.pairs[:PATHS_TRIED]]
+    first = [video.path for _, video in manifest.pairs[:PATHS_TRIED]]
     if manifest.folder and not any(map(os.path.exists, first)):
         from_here = [os.path.relpath(path, manifest.folder) for path in first]
         if any(map(os.path.exists, from_here)):
@@ -290,14 +290,12 @@ def find_pairs(manifest: Manifest) -> list[str]:
             own.append(line)
     manifest.faults = dict(sorted(manifest.faults.items()))
     spellings = iter(unify_spelling(path for _, audio, video, _ in found for path in (audio, video)))
-    kinds: dict[str, type] = {}
+    named: dict[str, Source] = {}
     for row, _, _, span in found:
-        pair = next(spellings), next(spellings)
-        if span != (0, math.inf):
-            pair = tuple(Segment(path, *span) for path in pair)
-        for path in pair:
-            if kinds.setdefault(path, type(path)) is not type(path):
-                raise EvaluationError(f"{path}: is a file and a part of another one; rename the file")
+        pair = Source(next(spellings), *span), Source(next(spellings), *span)
+        for source in pair:
+            if named.setdefault(str(source), source) != source:
+                raise EvaluationError(f"{source}: is a file and a part of another one; rename the file")
         manifest.rows.append(row)
         manifest.pairs.append(pair)
     return own

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.names import shorten
+from imagebind.sources import Source
 
 NAMES_TRIED = 300  # of each modality, in search of two that nearly match
 
@@ -23,16 +24,10 @@ class Pairing:
     """Which sound belongs to which video."""
 
     rule: str  # "stem", "position", "file", "manifest" or "none"
-    pairs: tuple[tuple[str, str], ...] = ()  # (audio path, video path)
-    unmatched_audio: tuple[str, ...] = ()
-    unmatched_video: tuple[str, ...] = ()
-    ambiguous: tuple[
-        str, ...
-    ] = ()  # unmatched files that several files of the other modality could belong to
-
-    @property
-    def n_unmatched(self) -> int:
-        return len(self.unmatched_audio) + len(self.unmatched_video)
+    pairs: tuple[tuple[Source, Source], ...] = ()  # of a sound and a video
+    unmatched_audio: tuple[Source, ...] = ()
+    unmatched_video: tuple[Source, ...] = ()
+    ambiguous: tuple[Source, ...] = ()  # unmatched, as several of the other modality have their name
 
 
 def pair_files(audio: MediaFiles, video: MediaFiles) -> Pairing:
@@ -43,44 +38,44 @@ def pair_files(audio: MediaFiles, video: MediaFiles) -> Pairing:
     """
     pairs, clashes = match_by_name(audio.distinct, video.distinct, audio.stems.get, video.stems.get)
     if not pairs and not clashes:
-        if audio.root is None and video.root is None and len(audio.paths) == len(video.paths):
-            return Pairing("position", tuple(zip(audio.paths, video.paths, strict=True)))
+        if audio.root is None and video.root is None and len(audio.listed) == len(video.listed):
+            return Pairing("position", tuple(zip(audio.listed, video.listed, strict=True)))
         return Pairing("none", (), audio.distinct, video.distinct)
-    for audio_paths, video_paths in clashes:
-        pairs += match_by_name(audio_paths, video_paths, audio.key, video.key)[0]
-    order = {path: i for i, path in enumerate(audio.distinct)}
+    for sounds, videos in clashes:
+        pairs += match_by_name(sounds, videos, audio.key, video.key)[0]
+    order = {source: i for i, source in enumerate(audio.distinct)}
     pairs.sort(key=lambda pair: order[pair[0]])
     paired_audio, paired_video = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
     ambiguous = []
-    for audio_paths, video_paths in clashes:
-        left = [path for path in audio_paths if path not in paired_audio]
-        right = [path for path in video_paths if path not in paired_video]
+    for sounds, videos in clashes:
+        left = [source for source in sounds if source not in paired_audio]
+        right = [source for source in videos if source not in paired_video]
         ambiguous += left + right if left and right else []
     return Pairing(
         "stem",
         tuple(pairs),
-        tuple(path for path in audio.distinct if path not in paired_audio),
-        tuple(path for path in video.distinct if path not in paired_video),
+        tuple(source for source in audio.distinct if source not in paired_audio),
+        tuple(source for source in video.distinct if source not in paired_video),
         tuple(ambiguous),
     )
 
 
 def match_by_name(
-    audio_paths: Sequence[str],
-    video_paths: Sequence[str],
-    audio_name: Callable[[str], str],
-    video_name: Callable[[str], str],
-) -> tuple[list[tuple[str, str]], list[tuple[list[str], list[str]]]]:
+    sounds: Sequence[Source],
+    videos: Sequence[Source],
+    audio_name: Callable[[Source], str],
+    video_name: Callable[[Source], str],
+) -> tuple[list[tuple[Source, Source]], list[tuple[list[Source], list[Source]]]]:
     """Match sounds and videos by name.
 
     Returns:
         the pairs of files that are alone with their name, and the groups that share one with others.
     """
-    groups = defaultdict(lambda: ([], []))  # name -> audio paths, video paths
-    for i, (paths, name_of) in enumerate(((audio_paths, audio_name), (video_paths, video_name))):
-        for path in paths:
+    groups = defaultdict(lambda: ([], []))  # name -> sounds, videos
+    for i, (sources, name_of) in enumerate(((sounds, audio_name), (videos, video_name))):
+        for source in sources:
             # One name can be spelt in two ways in Unicode, and file systems differ in which they keep.
-            groups[unicodedata.normalize("NFC", name_of(path))][i].append(path)
+            groups[unicodedata.normalize("NFC", name_of(source))][i].append(source)
     both = [group for group in groups.values() if all(group)]
     pairs = [(left[0], right[0]) for left, right in both if len(left) == len(right) == 1]
     return pairs, [(left, right) for left, right in both if len(left) + len(right) > 2]
@@ -88,7 +83,7 @@ def match_by_name(
 
 def pair_with_own_sound(video: MediaFiles) -> Pairing:
     """Pair each video file with itself: its picture with its sound."""
-    return Pairing("file", tuple((path, path) for path in video.distinct))
+    return Pairing("file", tuple((source, source) for source in video.distinct))
 
 
 def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> None:
@@ -108,8 +103,8 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
     if pairing.rule == "stem":
         if pairing.ambiguous:
             log.warning("not paired, as several files share the name: %s", shorten(pairing.ambiguous))
-        for modality, paths in (("audio", pairing.unmatched_audio), ("video", pairing.unmatched_video)):
-            if others := sorted(set(paths) - set(pairing.ambiguous)):
+        for modality, sources in (("audio", pairing.unmatched_audio), ("video", pairing.unmatched_video)):
+            if others := sorted(set(sources) - set(pairing.ambiguous)):
                 log.warning("%d %s files without a partner: %s", len(others), modality, shorten(others))
     n_audio, n_video = len(audio.distinct), len(video.distinct)
     log.info("%d audio files, %d video files, %d pairs", n_audio, n_video, len(pairing.pairs))
@@ -118,7 +113,7 @@ def report_pairing(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> No
 def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
     """Say in one line why no file has a partner, with some names, and two that nearly match."""
     for modality, files in (("audio", audio), ("video", video)):
-        if not any(map(os.path.exists, files.distinct)):
+        if not any(os.path.exists(source.path) for source in files.distinct):
             return f"none of the {modality} files exists: {shorten(files.distinct)}"
     left, right = (list(files.stems.values()) for files in (audio, video))
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))

@@ -19,6 +19,7 @@ from imagebind.evaluation.inputs.pairing import (
     report_pairing,
 )
 from imagebind.evaluation.options import Options
+from imagebind.sources import Source
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,18 @@ class Plan:
     retrieval: bool  # all files are compared; otherwise pairs alone
     captions: MatchedCaptions | None
     groups: Sequence[str | None] | None  # of each pair; None: each pair is its own
-    file_groups: dict[str, dict[str, str | None]] | None  # modality -> file -> its group, likewise
+    file_groups: dict[str, dict[Source, str | None]] | None  # modality -> file -> its group, likewise
     manifest: Manifest | None = None  # that the pairs are of
 
     @cached_property
-    def inputs(self) -> dict[str, Sequence[str]]:
-        """What is to be embedded, each once: modality -> paths, or texts."""
+    def inputs(self) -> dict[str, Sequence[Source | str]]:
+        """What is to be embedded, each once: modality -> files, or texts."""
         if self.retrieval:
             inputs = {"audio": self.audio.distinct, "video": self.video.distinct}
         else:
             sides = zip(*self.pairing.pairs, strict=True)
             inputs = {
-                m: tuple(dict.fromkeys(paths)) for m, paths in zip(("audio", "video"), sides, strict=True)
+                m: tuple(dict.fromkeys(files)) for m, files in zip(("audio", "video"), sides, strict=True)
             }
         return inputs if self.captions is None else inputs | {"text": self.captions.used_texts}
 
@@ -70,7 +71,7 @@ def plan_run(options: Options) -> Plan:
     captions = None
     if options.captions is not None:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
-    names = [audio.names[audio_path] for audio_path, _ in pairing.pairs]
+    names = [audio.names[sound] for sound, _ in pairing.pairs]
     of_captions = captions and [captions.groups.get(name) for name in captions.of_pairs["video"]]
     groups = find_groups(names, options.group_by, of_captions)
     file_groups = None
@@ -87,8 +88,8 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
         OptionError: group_by is no regular expression with a group.
     """
     pairing = Pairing("manifest", tuple(manifest.pairs))
-    audio, video = (MediaFiles(paths) for paths in zip(*pairing.pairs, strict=True))
-    names = [name or audio.names[path] for name, (path, _) in zip(manifest.ids, pairing.pairs, strict=True)]
+    audio, video = (MediaFiles(files) for files in zip(*pairing.pairs, strict=True))
+    names = [name or audio.names[sound] for name, (sound, _) in zip(manifest.ids, pairing.pairs, strict=True)]
     report_pairing(audio, video, pairing)
     captions = manifest.captions(names)
     groups = find_groups(names, options.group_by, manifest.groups())
@@ -102,14 +103,14 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
 
 
 def groups_of_files(
-    names: dict[str, str], group_by: str | None, captions: MatchedCaptions, modality: str
-) -> dict[str, str | None]:
+    names: dict[Source, str], group_by: str | None, captions: MatchedCaptions, modality: str
+) -> dict[Source, str | None]:
     """Name the group of each file, also of those without a partner.
 
     Args:
-        names: path -> name.
+        names: of the files.
     """
     if group_by is not None:
         return dict(zip(names, match_groups(list(names.values()), group_by), strict=True))
     caption_of = dict(reversed(captions.of_files[modality]))  # the first of each
-    return {path: captions.groups.get(caption_of.get(path)) for path in names}
+    return {file: captions.groups.get(caption_of.get(file)) for file in names}

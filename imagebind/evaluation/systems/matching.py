@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.systems.runs import Kind, Pair, Run, values_of
-from imagebind.segments import file_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class CommonPairs:
         names = self.run.name, self.other.name, self.kind.protocol
         for pair, other, scores in zip(self.ours, self.theirs, self.scores.astype(np.float32), strict=True):
             figures = (*scores, float(scores[0]) - float(scores[1]))
-            files = (file_of(path) for path in (pair.audio, pair.video, other.audio, other.video))
+            files = (source.path for source in (pair.audio, pair.video, other.audio, other.video))
             yield *names, pair.name, *figures, *files
 
 

@@ -22,7 +22,7 @@ from imagebind.evaluation.inputs.tables import fields_of_any_length
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.write.atomic import METRICS_NAME
 from imagebind.evaluation.write.formats import read_cell
-from imagebind.segments import Segment
+from imagebind.sources import Source
 
 # Parts of the protocol that have to be equal for scores to be comparable; device and versions may differ.
 COMPARABLE = ("checkpoint", "precision", "audio", "file_embedding", "similarity", "rank")
@@ -59,8 +59,8 @@ class Pair:
     video_key: str
     caption: str
     name: str
-    audio: str  # path, as the run was given it; of a part of a file a Segment
-    video: str
+    audio: Source  # as the run was given it
+    video: Source
     group: str | None
     similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
 
@@ -84,12 +84,10 @@ class Run:
         is_first = kind.protocol == self.first_protocol
         return kind.agreement if is_first else kind.protocol
 
-    def find(self, path: str) -> str:
+    def find(self, source: Source) -> Source:
         """Return where a file of the run is, seen from here."""
         folder = str(self.metrics.get("working_directory", ""))
-        if isinstance(path, Segment):
-            return Segment(os.path.join(folder, path.file), path.start, path.end)
-        return os.path.join(folder, path)
+        return replace(source, path=os.path.join(folder, source.path))
 
     @property
     def protocols(self) -> dict[str, Any]:
@@ -184,14 +182,14 @@ def read_pair(row: dict[str, str]) -> Pair:
     )
 
 
-def part_of_file(row: dict[str, str], modality: str) -> str:
-    """Return the path of a file of a pair, or the part of it that was judged."""
+def part_of_file(row: dict[str, str], modality: str) -> Source:
+    """Return a file of a pair, or the part of it that was judged."""
     path = read_cell(row.get(modality) or "")
     try:
         start, end = (read_seconds(row.get(column)) for column in ("start", "end"))
     except ValueError:  # of the user's, with another meaning
-        return path
-    return path if not start and end is None else Segment(path, start or 0, math.inf if end is None else end)
+        return Source(path)
+    return Source(path, start or 0, math.inf if end is None else end)
 
 
 def check_metrics(metrics: dict[str, Any], pairs: Sequence[Pair]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from imagebind import packages
@@ -63,11 +64,15 @@ def check_can_draw() -> None:
         packages.load(module, ", or leave the page out with --no_html")
 
 
-def check_inputs(options: Options) -> None:
-    """Raise an OptionError for an input that the run would write over, or remove."""
+def check_inputs(options: Options, lists: Sequence[str] = ()) -> None:
+    """Raise an OptionError for an input that the run would write over, or remove.
+
+    Args:
+        lists: files that paths were read from.
+    """
     if options.copies_media:
         check_copies(options.output_dir)
-    for source in (options.manifest, options.captions):
+    for source in (options.manifest, options.captions, *lists):
         if isinstance(source, str | os.PathLike) and is_output(source, options):
             raise OptionError(f"{os.fspath(source)} is an input, and would be overwritten", "output_dir")
 

@@ -19,21 +19,21 @@ from urllib.parse import quote
 import numpy as np
 
 from imagebind.evaluation.compare.arrays import create
+from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.embed.progress import Progress
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.inputs.files import COPIES_LIST
 from imagebind.names import can_be_path, one_line
-from imagebind.segments import file_of, fragment_of, span_of
+from imagebind.sources import Source
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.embed.embedded import EmbeddedFiles
     from imagebind.reading.workers import Workers
 
 MAX_PAIRS = 10_000  # in the table of pairs
 MAX_FILES = 200  # on each axis of the heat map
 FOLDER = "report_media"  # in the output directory
 COPY = re.compile(r"[0-9a-f]{32}\.(mp4|m4a)")  # name of a file there
-File = tuple[str, str]  # modality, path
+File = tuple[str, Source]  # modality, and what of a file was judged
 
 log = logging.getLogger(__name__)
 
@@ -54,38 +54,37 @@ class PageMedia:
     players: list[list[object]] = field(default_factory=list)  # that the page has
     numbers: dict[File, int] = field(default_factory=dict)  # of each file that of its player
 
-    def player(self, modality: str, path: str) -> int:
+    def player(self, modality: str, source: Source) -> int:
         """Let the page have a player of a file, and return its number."""
-        if (modality, path) not in self.numbers:
-            self.numbers[modality, path] = len(self.players)
-            self.players.append(self._describe(modality, path))
-        return self.numbers[modality, path]
+        if (modality, source) not in self.numbers:
+            self.numbers[modality, source] = len(self.players)
+            self.players.append(self._describe(modality, source))
+        return self.numbers[modality, source]
 
-    def pair_players(self, audio: str, video: str) -> dict[str, int]:
+    def pair_players(self, audio: Source, video: Source) -> dict[str, int]:
         """Let the page play the two files of a pair; without "audio" where that is the video's own sound."""
         players = {"video": self.player("video", video)}
         return players if audio == video else {"audio": self.player("audio", audio)} | players
 
-    def _describe(self, modality: str, path: str) -> list[object]:
+    def _describe(self, modality: str, source: Source) -> list[object]:
         """Describe what plays a file.
 
         Returns:
             name and address; where what is judged begins and ends in what is played, in seconds, None for its
             end; and why there is no copy, or None.
         """
-        (start, end), name = span_of(path), one_line(base_name(path))
-        end = None if end == math.inf else end
-        copy = self.copies.get((modality, path)) or self.copies.get(("video", path))
+        name, end = one_line(base_name(source)), None if source.end == math.inf else source.end
+        copy = self.copies.get((modality, source)) or self.copies.get(("video", source))
         if copy is not None:
             return [name, f"{FOLDER}/{copy}", 0, None, None]
-        fault = self.faults.get((modality, path))
-        return [name, address(file_of(path), self.folder), start, end, fault]
+        fault = self.faults.get((modality, source))
+        return [name, address(source.path, self.folder), source.start, end, fault]
 
-    def thumbnail(self, modality: str, path: str) -> str | None:
+    def thumbnail(self, modality: str, source: Source) -> str | None:
         """Return a picture of a file as base64 text, JPEG."""
         if self.embedded is None:
             return None
-        content_hash = self.embedded.stores[modality].hash_of(path)
+        content_hash = self.embedded.stores[modality].hash_of(source)
         picture = self.embedded.thumbnails[modality].get(content_hash)
         return None if picture is None else base64.b64encode(picture).decode()
 
@@ -98,14 +97,14 @@ class PageMedia:
         from imagebind.reading.previews import SUFFIXES, make_preview
 
         folder, files_of = Path(self.folder, FOLDER), defaultdict(list)
-        for modality, path in files:
-            content_hash = self.embedded.stores[modality].hash_of(path)
+        for modality, source in files:
+            content_hash = self.embedded.stores[modality].hash_of(source)
             digest = hashlib.blake2b(f"{modality} {content_hash}".encode(), digest_size=16).hexdigest()
-            files_of[f"{digest}{SUFFIXES[modality]}", content_hash].append((modality, path))
+            files_of[f"{digest}{SUFFIXES[modality]}", content_hash].append((modality, source))
         tasks = []
         for (name, content_hash), equal in files_of.items():
-            modality, path = next((f for f in equal if os.path.exists(file_of(f[1]))), equal[0])
-            tasks.append((modality, path, content_hash, os.fspath(folder / name)))
+            modality, source = next((f for f in equal if os.path.exists(f[1].path)), equal[0])
+            tasks.append((modality, source, content_hash, os.fspath(folder / name)))
         try:
             folder.mkdir(exist_ok=True)
             self._write_list(self._listed() | {name for name, _ in files_of})  # first: what is listed is ours
@@ -118,14 +117,14 @@ class PageMedia:
         log.info("copying %d files to %s", len(tasks), folder)
         progress = Progress({"copies": len(tasks)}, has_bar)
         try:
-            for (_, path, content_hash, target), fault in found:
+            for (_, source, content_hash, target), fault in found:
                 name = os.path.basename(target)
                 reason = getattr(fault, "reason", fault)  # of a process that was lost, or a text
                 progress.update("copies", skipped=reason is not None, cached=False)
                 if reason is None:
                     self.copies |= dict.fromkeys(files_of[name, content_hash], name)
                 else:
-                    log.warning("no copy of %s: %s", path, reason)
+                    log.warning("no copy of %s: %s", source, reason)
                     self.faults |= dict.fromkeys(files_of[name, content_hash], reason)
         finally:
             progress.close()
@@ -138,7 +137,7 @@ class PageMedia:
             return
         kept = set(self.copies.values())
         if self.embedded is not None:  # what is an input of this run stays
-            paths = (file_of(path) for store in self.embedded.stores.values() for path in store.row_of)
+            paths = (s.path for m in MEDIA_MODALITIES for s in self.embedded.stores[m].row_of)
             kept |= {os.path.basename(path) for path in paths if os.path.basename(path) in listed}
         with suppress(OSError):
             for name in listed - kept:
@@ -177,7 +176,7 @@ def check_copies(folder: str | os.PathLike) -> None:
 
 def sample_matrix(results: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Choose the rows and columns of the similarity matrix that the page draws."""
-    shape = tuple(len(results[f"{modality}_paths"]) for modality in ("audio", "video"))
+    shape = tuple(len(results[f"{modality}_sources"]) for modality in ("audio", "video"))
     n_suspects = results["metrics"].get("suspects") or 0
     suspects = results["pair_scores"].suspects_first(MAX_FILES)[:n_suspects] if n_suspects else []
     return sample_cells(shape, results["pair_rows"], suspects)
@@ -222,35 +221,36 @@ def best_matches(results: dict[str, Any]) -> list[tuple[int, int, float]]:
 
 def shown_files(results: dict[str, Any]) -> list[File]:
     """List the files that the page plays."""
-    paths, files = {m: results[f"{m}_paths"] for m in ("audio", "video")}, {}
-    videos = set(paths["video"])
+    sources, files = {m: results[f"{m}_sources"] for m in ("audio", "video")}, {}
+    videos = set(sources["video"])
 
-    def add(modality: str, path: str) -> None:
-        if modality == "video" or path not in videos:  # a video's own sound is in its copy
-            files[modality, path] = None
+    def add(modality: str, row: int) -> None:
+        source = sources[modality][row]
+        if modality == "video" or source not in videos:  # a video's own sound is in its copy
+            files[modality, source] = None
 
     if results["pairs"]:
         shown = results["pair_scores"].suspects_first(MAX_PAIRS)
-        for number in shown:
-            for modality, path in zip(("video", "audio"), reversed(results["pairs"][number]), strict=True):
-                add(modality, path)
+        for sound, video in results["pair_rows"][shown].tolist():
+            add("video", video)
+            add("audio", sound)
         for modality, (indices, _) in (results["best_others"] or {}).items():
             for row in indices[shown].tolist():
                 if row >= 0:
-                    add(modality, paths[modality][row])
+                    add(modality, row)
     if results["top_matches"] is not None:
         for row, column, _ in [] if results["pairs"] else best_matches(results):
-            add("audio", paths["audio"][row])
-            add("video", paths["video"][column])
+            add("audio", row)
+            add("video", column)
         for modality, chosen in zip(("audio", "video"), sample_matrix(results), strict=True):
             for row in chosen:
-                add(modality, paths[modality][row])
+                add(modality, row)
     return list(files)
 
 
-def base_name(path: str) -> str:
+def base_name(source: Source) -> str:
     """Return the name of a file without folders; of a part of one with its times."""
-    return os.path.basename(file_of(path)) + fragment_of(path)
+    return os.path.basename(source.path) + source.fragment
 
 
 def address(path: str, folder: str | os.PathLike) -> str:

@@ -22,7 +22,7 @@ from imagebind.evaluation.write.page_media import (
 from imagebind.evaluation.write.report import format_interval, score_label
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
-from imagebind.segments import file_of, fragment_of
+from imagebind.sources import Source
 
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = (  # of the table of pairs
@@ -73,8 +73,9 @@ def write_report_page(
     if dropped := [(name, d["name"], d["reason"]) for name, score in scores for d in score["dropped"]]:
         columns = [(label, "text") for label in texts["dropped columns"]]
         parts.append(table(texts["dropped"], texts["dropped how"], columns, dropped))
-    if failures := results["failures"]:
-        rows = ((texts[f["side"]], linked(f["path"], media.folder), f["reason"]) for f in failures)
+    if results["failures"]:
+        failures = media.embedded.failures
+        rows = ((texts[f.modality], linked(Source.of(f.source), media.folder), f.reason) for f in failures)
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(sections)})
@@ -144,8 +145,8 @@ def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
         *(e[chosen].numpy() for e, chosen in zip(embeddings, (rows, columns), strict=True))
     )
     cells = {
-        "audio": [media.player("audio", results["audio_paths"][i]) for i in rows],
-        "video": [media.player("video", results["video_paths"][j]) for j in columns],
+        "audio": [media.player("audio", results["audio_sources"][i]) for i in rows],
+        "video": [media.player("video", results["video_sources"][j]) for j in columns],
         "names": [[one_line(name) for name in of] for of in names],
     }
     return chart(texts["heat map"], how, heat_map(similarity, *names, lang)) | {"cells": cells}
@@ -158,7 +159,7 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
     for number in shown:
         rows.append(pair_row(results, number, texts, media, budget))
         others = other_matches(results, number, media)
-        details.append(media.pair_players(*results["pairs"][number]) | {"others": others})
+        details.append(media.pair_players(*pair_sources(results, number)) | {"others": others})
     how = texts["pair table how"]
     if "video_rank" in rows[0]:
         how += " " + texts["ranks how"]
@@ -184,7 +185,7 @@ def pair_row(
     results: dict[str, Any], number: int, texts: dict[str, Any], media: PageMedia, budget: ThumbnailBudget
 ) -> dict[str, Any]:
     """Return the cells of a pair: column -> what it shows; all pairs have the same columns."""
-    scores, files, windows = results["pair_scores"], results["pairs"][number], results["windows"]
+    scores, files, windows = results["pair_scores"], pair_sources(results, number), results["windows"]
     pair, said = scores[number], {None: None, True: texts["yes"], False: texts["no"]}
     protocols = list(results["metrics"]["scores"])[1:]  # the score of the first is the similarity
     cells = {"name": pair["name"], "similarity": pair["similarity"]}
@@ -194,7 +195,7 @@ def pair_row(
     for column in FIGURES:
         if column in scores.written_columns:
             cells[column] = said[pair[column]] if column == "suspect" else pair[column]
-    cells |= {m: media.player(m, path) for m, path in zip(("audio", "video"), files, strict=True)}
+    cells |= {m: media.player(m, source) for m, source in zip(("audio", "video"), files, strict=True)}
     return cells | {column: pair[column] for column in scores.caption_columns}
 
 
@@ -202,7 +203,7 @@ def match_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia
     """Show each sound with its most similar video, where no pairs are known."""
     rows, details, budget = [], [], ThumbnailBudget(media)
     for i, j, similarity in best_matches(results):
-        files = results["audio_paths"][i], results["video_paths"][j]
+        files = results["audio_sources"][i], results["video_sources"][j]
         names = results["audio_names"][i], results["video_names"][j]
         rows.append((*names, similarity, budget.thumbnails(*files)))
         details.append(media.pair_players(*files) | {"others": []})
@@ -219,7 +220,7 @@ class ThumbnailBudget:
     def __init__(self, media: PageMedia):
         self.media, self.used = media, 0
 
-    def thumbnails(self, audio: str, video: str) -> list[str | None] | None:
+    def thumbnails(self, audio: Source, video: Source) -> list[str | None] | None:
         """Return pictures of the two files of a pair, as base64 text."""
         if self.used >= MAX_THUMBNAIL_BYTES:
             return None
@@ -233,9 +234,9 @@ def other_matches(results: dict[str, Any], number: int, media: PageMedia) -> lis
     matches = []
     for modality, (indices, similarities) in (results["best_others"] or {}).items():
         if (row := int(indices[number])) >= 0:
-            name, path = (results[f"{modality}_{of}"][row] for of in ("names", "paths"))
+            name, source = (results[f"{modality}_{of}"][row] for of in ("names", "sources"))
             similarity = round(float(similarities[number]), 4)
-            matches.append([modality, one_line(name), similarity, media.player(modality, path)])
+            matches.append([modality, one_line(name), similarity, media.player(modality, source)])
     return matches
 
 
@@ -247,5 +248,11 @@ def draw_windows(windows: Sequence[Window]) -> list[Any] | None:
     return [min(score for _, _, score, _ in drawn), drawn]
 
 
-def linked(path: str, folder: str | os.PathLike) -> tuple[str, str]:
-    return base_name(path), address(file_of(path), folder) + fragment_of(path)
+def pair_sources(results: dict[str, Any], number: int) -> tuple[Source, Source]:
+    """Return the sound and the video of a pair."""
+    sound, video = results["pair_rows"][number].tolist()
+    return results["audio_sources"][sound], results["video_sources"][video]
+
+
+def linked(source: Source, folder: str | os.PathLike) -> tuple[str, str]:
+    return base_name(source), address(source.path, folder) + source.fragment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,16 +14,16 @@ from conftest import RATE, picture, reason, tone, write_audio, write_video
 from batch_inference import Evaluator
 from imagebind.data import read_audio, read_video
 from imagebind.data.audio import BUFFERED_SECONDS, decode_audio
-from imagebind.segments import Segment, file_of, span_of
+from imagebind.sources import Source
 
 
-def test_a_segment_is_a_path_with_a_media_fragment():
-    segment = Segment("a/b.c.mp4", 1.5, 4.0)
-    assert segment == "a/b.c.mp4#t=1.5,4"
-    assert (file_of(segment), span_of(segment)) == ("a/b.c.mp4", (1.5, 4.0))
-    copy = pickle.loads(pickle.dumps(segment))
-    assert (copy, copy.file, copy.start, copy.end) == (segment, segment.file, 1.5, 4.0)
-    assert Segment("a.wav", 10) == "a.wav#t=10"
+def test_a_part_is_another_source_than_the_file_or_a_file_of_its_name():
+    part = Source("a/b.c.mp4", 1.5, 4.0)
+    assert str(part) == "a/b.c.mp4#t=1.5,4"
+    assert part not in (Source("a/b.c.mp4"), Source("a/b.c.mp4#t=1.5,4"), Source("a/b.c.mp4", 1.5))
+    assert pickle.loads(pickle.dumps(part)) == part
+    assert Source.of(part) is part
+    assert Source.of(Path("a.wav")) == Source("a.wav")
 
 
 def noise(seconds: float, channels: int, rate: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_a_part_of_a_sound_is_that_of_its_samples(tmp_path, codec, seconds, star
     part = write_sound(
         tmp_path / f"part.{suffix}", samples[:, round(start * rate) : round(end * rate)], **write
     )
-    assert torch.equal(read_audio(Segment(str(whole), start, end)).mels, read_audio(part).mels)
+    assert torch.equal(read_audio(Source(str(whole), start, end)).mels, read_audio(part).mels)
 
 
 def write_sound(path, samples, rate, codec="pcm_f32le"):
@@ -81,7 +82,7 @@ def test_a_part_of_a_video_is_that_of_its_frames(tmp_path, options, start, end, 
         options["pix_fmt"] = "rgb24"
     images = [picture(i) for i in range(12 if "pts" in options else 50)]
     whole = write_video(tmp_path / "whole.mkv", images, **options)
-    found = read_video(Segment(str(whole), start, end))
+    found = read_video(Source(str(whole), start, end))
     chosen = options | ({"pts": [TIMES[i] - TIMES[2] for i in numbers]} if "pts" in options else {})
     part = write_video(tmp_path / "part.mkv", [images[i] for i in numbers], **chosen)
     if "pts" in options:  # its average rate is another one; what is shown is not
@@ -103,7 +104,7 @@ def frames_of(path):
 def test_frames_without_times_are_counted(tmp_path):
     images = [picture(i) for i in range(30)]
     whole = write_video(tmp_path / "whole.avi", images, codec="mpeg4", fps=10, options={"bf": "2"})
-    found = read_video(Segment(str(whole), 1.0, 2.0))
+    found = read_video(Source(str(whole), 1.0, 2.0))
     every = frames_of(whole)
     assert all(any(torch.equal(frame, known) for known in every[10:20]) for frame in found.frames)
 
@@ -111,11 +112,11 @@ def test_frames_without_times_are_counted(tmp_path):
 def test_a_part_that_is_not_there_is_a_reason(tmp_path, caplog):
     sound = write_audio(tmp_path / "x.wav", tone(2))
     video = write_video(tmp_path / "x.mp4", [picture(i) for i in range(20)], fps=10)
-    assert reason(read_audio, Segment(str(sound), 2.0, 3.0)) == "no audio samples"
-    assert reason(read_video, Segment(str(video), 2.0, 3.0)) == "no video frames"
+    assert reason(read_audio, Source(str(sound), 2.0, 3.0)) == "no audio samples"
+    assert reason(read_video, Source(str(video), 2.0, 3.0)) == "no video frames"
     caplog.clear()
-    read_audio(Segment(str(sound), 1.0, 4.0))
-    read_video(Segment(str(video), 1.0, 4.0))
+    read_audio(Source(str(sound), 1.0, 4.0))
+    read_video(Source(str(video), 1.0, 4.0))
     assert caplog.messages == [
         f"{sound}#t=1,4: ends early: 1 of 3 seconds of this part are there",
         f"{video}#t=1,4: ends early: 1 of 3 seconds of this part are there",
@@ -190,7 +191,7 @@ def test_an_end_is_no_extension(tmp_path, end):
     """.722 and .302 are formats of FFmpeg's, which a name may decide for."""
     sound = write_audio(tmp_path / "x.mp3", tone(4, rate=44100), rate=44100, codec="libmp3lame")
     frames = write_audio(tmp_path / "part.wav", load_samples(sound)[:, : round(end * 44100)], rate=44100)
-    assert torch.equal(read_audio(Segment(str(sound), 0, end)).mels, read_audio(frames).mels)
+    assert torch.equal(read_audio(Source(str(sound), 0, end)).mels, read_audio(frames).mels)
 
 
 def load_samples(path):
@@ -200,7 +201,7 @@ def load_samples(path):
 
 def test_a_format_that_is_known_by_its_extension_alone(tmp_path):
     sound = write_audio(tmp_path / "x.g722", tone(4), codec="g722")
-    assert read_audio(Segment(str(sound), 1, 2)).mels.shape == read_audio(sound).mels.shape
+    assert read_audio(Source(str(sound), 1, 2)).mels.shape == read_audio(sound).mels.shape
 
 
 def test_frames_without_times_are_dropped_by_mmaudio_alone(tmp_path, small_checkpoint):
@@ -223,7 +224,7 @@ def test_the_rate_of_a_part_is_its_own(tmp_path, caplog):
     options = {"codec": "ffv1", "pix_fmt": "bgr0"}
     whole = write_video(tmp_path / "whole.mkv", images, pts=times, **options)
     part = write_video(tmp_path / "part.mkv", images[:30], fps=10, **options)
-    found, expected = read_video(Segment(str(whole), 0, 3)), read_video(part)
+    found, expected = read_video(Source(str(whole), 0, 3)), read_video(part)
     assert found.crops == expected.crops
     assert torch.equal(found.frames, expected.frames)
     assert caplog.messages == []
