@@ -395,6 +395,16 @@ def test_views_hold_every_tensor_under_its_released_name(model, tensors):
     assert model.modality_heads.text.proj[1] is model.towers["text"].head
 
 
+def test_models_pickled_by_earlier_versions_are_loaded(model):
+    """All their classes were in one module."""
+    content = pickle.dumps(model, protocol=2)  # which has names of modules as lines
+    for module in (b"sizes", b"tower"):
+        name = b"cimagebind.models." + module + b"\n"
+        assert name in content
+        content = content.replace(name, b"cimagebind.models.imagebind_model\n")
+    assert torch.equal(embed(pickle.loads(content)), embed(model))
+
+
 def test_views_are_no_part_of_the_model(model):
     names, n_parameters = list(model.state_dict()), len(list(model.parameters()))
     before = embed(model)

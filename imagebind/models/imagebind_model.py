@@ -1,8 +1,8 @@
 """ImageBind (Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", CVPR 2023).
 
 The model is a tower (tower.py) for each modality, of the sizes in a table (sizes.py). Here are its names in
-the released package: its constructor's, its parts' and its tensors'. Models pickled by earlier versions name
-the classes of the other two files here.
+the released package: its constructor's, its parts' and its tensors'. What is imported from those files and
+not used is a name that other code takes from here, and pickled models.
 
 Letters in shapes: B files, S clips of a file, N tokens, D width, E embedding.
 """
@@ -19,24 +19,10 @@ import torch
 from torch import nn
 
 from imagebind.models import checkpoints, download, released
-from imagebind.models.sizes import IMAGEBIND_HUGE, ModalityType, TowerConfig, towers_of
-from imagebind.models.tower import Attention, Block, Mlp, Tower
+from imagebind.models.sizes import IMAGEBIND_HUGE, ModalityType, TowerConfig, towers_of  # noqa: F401
+from imagebind.models.tower import Attention, Block, Mlp, Tower  # noqa: F401
 from imagebind.models.views import PartsView
 from imagebind.torch_settings import on_cpu
-
-__all__ = [
-    "IMAGEBIND_HUGE",
-    "Attention",
-    "Block",
-    "ImageBindModel",
-    "Mlp",
-    "ModalityType",
-    "Tower",
-    "TowerConfig",
-    "imagebind_huge",
-    "load_model",
-    "save_model",
-]
 
 MIN_SCALE = 1e-6  # of a checkpoint that is taken
 

@@ -92,68 +92,22 @@ class TowerConfig:
         return 1 + math.prod(self.grid(self.clip_shape[1:]))
 
 
+# Sizes of the released model: clip_shape, kernel, stride, width, n_blocks, n_heads, scale
+# fmt: off
 IMAGEBIND_HUGE = {
     ModalityType.VISION: TowerConfig(
-        clip_shape=(3, 2, 224, 224),
-        kernel=(2, 14, 14),
-        stride=(2, 14, 14),
-        width=1280,
-        n_blocks=32,
-        n_heads=16,
-        stem_norm=False,
-        pre_norm=True,
-        bias_kv=False,
-        scale=1.0,
+        (3, 2, 224, 224), (2, 14, 14), (2, 14, 14), 1280, 32, 16, 1.0,
+        stem_norm=False, pre_norm=True, bias_kv=False,
     ),
-    ModalityType.AUDIO: TowerConfig(
-        clip_shape=(1, 128, 204),
-        kernel=(16, 16),
-        stride=(10, 10),
-        width=768,
-        n_blocks=12,
-        n_heads=12,
-        scale=20.0,
-    ),
+    ModalityType.AUDIO: TowerConfig((1, 128, 204), (16, 16), (10, 10), 768, 12, 12, 20.0),
     ModalityType.TEXT: TowerConfig(
-        clip_shape=(77,),
-        kernel=(),
-        stride=(),
-        width=1024,
-        n_blocks=24,
-        n_heads=16,
-        stem_norm=False,
-        bias_kv=False,
-        scale=1 / 0.07,
-        vocabulary=49408,
+        (77,), (), (), 1024, 24, 16, 1 / 0.07, stem_norm=False, bias_kv=False, vocabulary=49408
     ),
-    ModalityType.DEPTH: TowerConfig(
-        clip_shape=(1, 224, 224),
-        kernel=(16, 16),
-        stride=(16, 16),
-        width=384,
-        n_blocks=12,
-        n_heads=8,
-        scale=5.0,
-    ),
-    ModalityType.THERMAL: TowerConfig(
-        clip_shape=(1, 224, 224),
-        kernel=(16, 16),
-        stride=(16, 16),
-        width=768,
-        n_blocks=12,
-        n_heads=12,
-        scale=10.0,
-    ),
-    ModalityType.IMU: TowerConfig(
-        clip_shape=(6, 2000),
-        kernel=(8,),
-        stride=(8,),
-        width=512,
-        n_blocks=6,
-        n_heads=8,
-        scale=5.0,
-    ),
+    ModalityType.DEPTH: TowerConfig((1, 224, 224), (16, 16), (16, 16), 384, 12, 8, 5.0),
+    ModalityType.THERMAL: TowerConfig((1, 224, 224), (16, 16), (16, 16), 768, 12, 12, 10.0),
+    ModalityType.IMU: TowerConfig((6, 2000), (8,), (8,), 512, 6, 8, 5.0),
 }
+# fmt: on
 
 
 def towers_of(

@@ -6,7 +6,7 @@ what is changed in them, or assigned to one of these names, is changed in the to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,12 +27,12 @@ METHODS = {
 class Held(dict):
     """Tensors or modules of a view by name: what takes the place of another does so in the tower too."""
 
-    def __init__(self, places: dict[str, tuple[nn.Module, str]]):
-        super().__init__()
+    def __init__(self, places: dict[str, tuple[nn.Module, str]], held: Iterable[Any] = ()):
+        super().__init__(held)
         self._places = places
 
-    def __reduce__(self) -> tuple[Any, ...]:  # pickle would fill a dictionary before it has its attributes
-        return type(self), (self._places,), None, None, iter(self.items())
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle would assign, also to a tower that is half made
+        return type(self), (self._places, dict(self))
 
     def __setitem__(self, name: str, value: torch.Tensor | nn.Module | None) -> None:
         super().__setitem__(name, value)
