@@ -263,12 +263,19 @@ PROGRAM = [  # from its very start, which takes seconds
 FORKSERVER = multiprocessing.get_context("forkserver")
 N_PROGRAMS = itertools.count()
 FORKSERVER.set_forkserver_preload(
-    ["batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"]
+    [
+        *("batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"),
+        *("imagebind.evaluation.compare.results", "imagebind.evaluation.write.page"),
+        *("numpy.random", "plotly.graph_objects", "plotly.offline", "pytest"),
+    ]
 )
 
 
 class Program:
     """A run of the command line in `folder`, in a process that has all imports done.
+
+    It reads its files itself, unless `argv` has --num_workers: processes that read begin with imports of
+    their own, which take seconds.
 
     Args:
         folder: where it runs; what it says goes to files there.
@@ -290,7 +297,8 @@ class Program:
     ):
         self.folder = folder
         self.logs = [f"{name}{next(N_PROGRAMS)}" for name in ("stdout", "stderr")]
-        argv = (*inputs, *argv, "--checkpoint", str(checkpoint), "--device", "cpu")
+        model = ("--checkpoint", str(checkpoint), "--device", "cpu")
+        argv = (*inputs, *model, "--num_workers", "0", *argv)
         arguments = folder, argv, limits or {}, environment or {}, self.logs
         self.process = FORKSERVER.Process(target=run_program, args=arguments)
         self.process.start()
@@ -310,7 +318,7 @@ class Program:
     def reader_of(self, path: Path) -> int:
         """Wait until a process reads a file, and give it."""
         while self.process.is_alive():
-            for pid in self.readers():
+            for pid in (self.process.pid, *self.readers()):
                 if str(path) in open_files(pid):
                     return pid
             self.process.join(0.02)
@@ -350,6 +358,15 @@ def open_files(pid: int) -> set[str]:
         return {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
     except FileNotFoundError:
         return set()
+
+
+def end_long_sound(path: Path) -> None:
+    """Put a short sound into the place of one that is being read, which is then read again."""
+    short = write_audio(path.parent.with_name("short.wav"), tone(1))
+    with open(path, "r+b") as file:  # never empty, as a file that cannot be read would be
+        file.write(short.read_bytes())
+        file.truncate()
+    short.unlink()
 
 
 @pytest.fixture

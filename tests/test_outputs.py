@@ -9,7 +9,7 @@ import shutil
 import signal
 
 import pytest
-from conftest import DIRS, Program, contents, tone, with_mounts, write_audio
+from conftest import DIRS, Program, contents, end_long_sound, tone, with_mounts, write_audio
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind.evaluation.compare.pair_scores import PairScores
@@ -35,7 +35,8 @@ def test_a_disk_too_full_for_the_outputs_is_one_line_and_keeps_earlier_ones(pair
         "mkdir outputs after && mount -t tmpfs -o size=6m none outputs && cp earlier/[!e]* outputs"
         " && head -c 1m /dev/zero > outputs/padding"
     )
-    result = with_mounts(mounts, pairs, "--no_cache", after="cp outputs/[!e]* after; rm after/padding")
+    argv = ("--no_cache", "--num_workers", "0")
+    result = with_mounts(mounts, pairs, *argv, after="cp outputs/[!e]* after; rm after/padding")
     assert result.returncode == 1
     message = r"error: \./outputs: cannot write report\.html \(No space left on device\)"
     assert re.fullmatch(message, result.stderr.splitlines()[-1])
@@ -62,7 +63,8 @@ def test_no_figures_of_an_earlier_run_lie_beside_the_files_of_a_later_one(
 
 def test_a_disk_too_full_for_the_cache_ends_the_cache_alone(pairs):
     mounts = "mkdir small && mount -t tmpfs -o size=32k none small"
-    result = with_mounts(mounts, pairs, "--cache", "small/cache.sqlite", "--batch_size", "1")
+    argv = ("--cache", "small/cache.sqlite", "--batch_size", "1", "--num_workers", "0")
+    result = with_mounts(mounts, pairs, *argv)
     assert result.returncode == 0
     assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
     (warning,) = (line for line in result.stderr.splitlines() if "small" in line)
@@ -74,14 +76,14 @@ def test_a_disk_too_full_for_the_cache_ends_the_cache_alone(pairs):
 
 def test_an_output_directory_that_vanishes_is_made_again(with_long):
     program = Program(with_long)
-    reader = program.reader_of(with_long / "audio" / "long.wav")
+    program.reader_of(with_long / "audio" / "long.wav")
     shutil.rmtree(with_long / "outputs")
-    os.kill(reader, signal.SIGKILL)
+    end_long_sound(with_long / "audio" / "long.wav")
     status, out, err = program.wait()
     assert status == 0
     assert "warning: ./outputs: gone during the run; made again" in err
     assert len([name for name in contents(with_long) if not name.startswith(".")]) == 11
-    assert out[-1] == "evaluated 4 pairs, skipped 1 files, unmatched 0 files"
+    assert out[-1] == "evaluated 5 pairs, skipped 0 files, unmatched 0 files"
 
 
 def test_an_output_directory_that_cannot_be_written_is_one_line(pairs):
@@ -92,34 +94,37 @@ def test_an_output_directory_that_cannot_be_written_is_one_line(pairs):
 
 def test_a_second_run_keeps_out_of_an_output_directory_in_use(with_long):
     first = Program(with_long)
-    first.reader_of(with_long / "audio" / "long.wav")
+    os.kill(first.reader_of(with_long / "audio" / "long.wav"), signal.SIGSTOP)
+    (with_long / "audio" / "long.wav").unlink()
     status, out, err = Program(with_long).wait()
     assert (status, out) == (1, [])
     assert err[-1].startswith(f"error: ./outputs: in use by process {first.process.pid} on ")
     assert err[-1].endswith("; wait for it, or name another --output_dir")
-    assert Program(with_long, "--output_dir", "other", "--timeout", "1").wait()[0] == 0
+    assert Program(with_long, "--output_dir", "other").wait()[0] == 0
     first.process.kill()  # and leaves its lock behind
     first.process.join()
     assert (with_long / "outputs" / ".in_use").exists()
     (with_long / "outputs" / ".metrics.json.tmp").write_text("half a file")
-    assert Program(with_long, "--timeout", "1").wait()[0] == 0
+    assert Program(with_long).wait()[0] == 0
     assert not any(name.startswith(".") for name in contents(with_long))
 
 
 def test_a_run_whose_directory_was_taken_leaves_it_alone(with_long):
     """It was removed in mid-run, and a second run is in it: that one's files stay as they are."""
+    path = with_long / "audio" / "long.wav"
     first = Program(with_long, "--cache", "cache.sqlite")
-    reader = first.reader_of(with_long / "audio" / "long.wav")
+    os.kill(first.reader_of(path), signal.SIGSTOP)
     shutil.rmtree(with_long / "outputs")
-    second = Program(with_long, "--num_workers", "1", "--no_cache")
-    second_reader = second.reader_of(with_long / "audio" / "long.wav")
+    second = Program(with_long, "--no_cache")
+    os.kill(second.reader_of(path), signal.SIGSTOP)
     (with_long / "outputs" / ".metrics.json.tmp").write_text("of the second run")
-    os.kill(reader, signal.SIGKILL)
+    end_long_sound(path)
+    os.kill(first.process.pid, signal.SIGCONT)
     status, out, err = first.wait()
     assert (status, out) == (1, [])
     assert err[-1].startswith(f"error: ./outputs: in use by process {second.process.pid} on ")
     assert (with_long / "outputs" / ".metrics.json.tmp").read_text() == "of the second run"
-    os.kill(second_reader, signal.SIGKILL)
+    os.kill(second.process.pid, signal.SIGCONT)
     assert second.wait()[0] == 0
 
 

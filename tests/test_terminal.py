@@ -49,7 +49,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_outputs(pairs):
     moments, n_kept = random.Random(0), []
     for n_before in (0, 1, 4, 9, 14, n_rows):
         shutil.rmtree(pairs / "outputs")
-        program = Program(pairs)
+        program = Program(pairs, "--num_workers", "2" if n_before in (1, 9) else "0")
         while n_cached(pairs) < n_before:
             program.process.join(0.005)
         program.process.join(moments.uniform(0, 0.15))
