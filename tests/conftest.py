@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import http.server
 import itertools
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's own
@@ -262,11 +264,12 @@ PROGRAM = [  # from its very start, which takes seconds
 ]
 FORKSERVER = multiprocessing.get_context("forkserver")
 N_PROGRAMS = itertools.count()
+CLONE_NEWNS = 0x20000  # of unshare(2)
 FORKSERVER.set_forkserver_preload(
     [
         *("batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"),
         *("imagebind.evaluation.compare.results", "imagebind.evaluation.write.page"),
-        *("numpy.random", "plotly.graph_objects", "plotly.offline", "pytest"),
+        *("numpy.random", "open_clip", "plotly.graph_objects", "plotly.offline", "pytest"),
     ]
 )
 
@@ -284,6 +287,8 @@ class Program:
         limits: of the process, {resource.RLIMIT_...: number}.
         environment: variables beside those of this process.
         checkpoint: of the model.
+        inside: makes a context in that process, in which it runs.
+        run: what runs there, instead of the command line itself.
     """
 
     def __init__(
@@ -294,12 +299,14 @@ class Program:
         limits: dict[int, int] | None = None,
         environment: dict[str, str] | None = None,
         checkpoint: Path = DEMO / "imagebind_demo.pth",
+        inside: Callable[[], AbstractContextManager] = nullcontext,
+        run: Callable[[Sequence[str]], int] = main,
     ):
         self.folder = folder
         self.logs = [f"{name}{next(N_PROGRAMS)}" for name in ("stdout", "stderr")]
         model = ("--checkpoint", str(checkpoint), "--device", "cpu")
         argv = (*inputs, *model, "--num_workers", "0", *argv)
-        arguments = folder, argv, limits or {}, environment or {}, self.logs
+        arguments = folder, partial(run, argv), limits or {}, environment or {}, inside, self.logs
         self.process = FORKSERVER.Process(target=run_program, args=arguments)
         self.process.start()
 
@@ -326,7 +333,12 @@ class Program:
 
 
 def run_program(
-    folder: Path, argv: tuple[str, ...], limits: dict[int, int], environment: dict[str, str], logs: list[str]
+    folder: Path,
+    run: Callable[[], int],
+    limits: dict[int, int],
+    environment: dict[str, str],
+    inside: Callable[[], AbstractContextManager],
+    logs: list[str],
 ) -> None:
     os.chdir(folder)
     os.environ.update(environment)
@@ -335,7 +347,8 @@ def run_program(
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    status = main(argv)
+    with inside():
+        status = run()
     sys.stdout.flush()
     sys.exit(status)
 
@@ -401,9 +414,15 @@ def n_cached(folder) -> int:
         return 0
 
 
-def with_mounts(mounts: str, cwd, *argv: str, after: str = "true") -> subprocess.CompletedProcess:
-    """Run the program with file systems of its own, where that is allowed; and a command after it."""
+@contextmanager
+def own_mounts(script: str, after: str = "true") -> Iterator[None]:
+    """Give this process file systems of its own, which a script mounts; and end with a command in them."""
+    assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+    subprocess.run(["sh", "-c", f"mount --make-rprivate / && {script}"], check=True)
+    yield
+    subprocess.run(["sh", "-c", after], check=True)
+
+
+def need_mounts() -> None:
     if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
         skip("no leave to mount")
-    script = ["unshare", "--mount", "sh", "-c", f'{mounts} && "$@"; status=$?; {after}; exit $status', "sh"]
-    return subprocess.run([*script, *PROGRAM, *argv], cwd=cwd, capture_output=True, text=True)

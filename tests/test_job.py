@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -11,21 +12,34 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import LONG, PROGRAM, Program, picture, silence, skip, tone, write_audio, write_video
+from conftest import (
+    LONG,
+    PROGRAM,
+    Program,
+    need_mounts,
+    own_mounts,
+    picture,
+    silence,
+    skip,
+    tone,
+    write_audio,
+    write_video,
+)
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from batch_inference import batch_inference_av_consistency
 from imagebind.evaluation.embed.job import own_gpu, share_of
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.torchrun import Job
 
-LAUNCH = (sys.executable, "-m", "torch.distributed.run")
 GO_ON = "the same command goes on from what is kept"
 
 
@@ -59,18 +73,21 @@ def address() -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
 
 
-def torchrun(
-    folder: Path, n: int, *argv: str, launcher: tuple[str, ...] = ("--standalone",)
-) -> subprocess.Popen:
-    command = (*LAUNCH, f"--nproc_per_node={n}", *launcher, *PROGRAM[1:], *argv)
-    return subprocess.Popen(
-        list(map(str, command)),
-        cwd=folder,
-        env=os.environ | {"TEST_JOB": str(os.getpid())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def torchrun(folder: Path, n: int, *argv: str, launcher: tuple[str, ...] = ("--standalone",)) -> Program:
+    """Start a job of n processes by torchrun."""
+    run = partial(launch, (f"--nproc_per_node={n}", *launcher))
+    return Program(folder, *argv, environment={"TEST_JOB": str(os.getpid())}, run=run)
+
+
+def launch(launcher: tuple[str, ...], argv: Sequence[str]) -> int:
+    """Be torchrun."""
+    from torch.distributed import run
+
+    try:
+        run.main([*launcher, str(PROGRAM[1]), *argv])
+    except ChildFailedError:
+        return 1
+    return 0
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -112,24 +129,22 @@ def mixed(pairs):
     return pairs
 
 
-def test_the_outputs_are_the_same_for_one_two_and_three(mixed):
+def test_the_outputs_are_the_same_for_one_and_three(mixed):
     """Byte for byte; and the first process alone says what all have to say, once."""
     options = ("--retrieval_mode", "--captions", "captions.jsonl")
     assert Program(mixed, *options, "--output_dir", "out1").wait()[0] == 0
-    for n in (2, 3):
-        status, out, err = Processes(mixed, n, *options, "--output_dir", f"out{n}").wait()
-        assert status == [0] * n, err
-        assert out[1:] == err[1:] == [[]] * (n - 1)
-        assert out[0][-1] == (
-            "evaluated 10 pairs, skipped 2 files, unmatched 1 files; "
-            "4 captions, 1 unmatched, 8 pairs without one"
-        )
-        assert "warning: 1 captions are too long, and truncated: n2" in err[0]
-        (line,) = (line for line in err[0] if "from the cache" in line)
-        assert re.match(rf"\d+ files and 3 captions in [\d.]+ s by {n} processes, \d+ from the cache: ", line)
-        skipped = [line for line in err[0] if line.startswith("warning: skipped")]
-        assert sorted(line.split()[4].rstrip(":") for line in skipped) == ["audio/n3.wav", "video/n8.mp4"]
-        assert outputs(mixed / f"out{n}") == outputs(mixed / "out1")
+    status, out, err = Processes(mixed, 3, *options, "--output_dir", "out3").wait()
+    assert status == [0, 0, 0], err
+    assert out[1:] == err[1:] == [[], []]
+    assert out[0][-1] == (
+        "evaluated 10 pairs, skipped 2 files, unmatched 1 files; 4 captions, 1 unmatched, 8 pairs without one"
+    )
+    assert "warning: 1 captions are too long, and truncated: n2" in err[0]
+    (line,) = (line for line in err[0] if "from the cache" in line)
+    assert re.match(r"\d+ files and 3 captions in [\d.]+ s by 3 processes, \d+ from the cache: ", line)
+    skipped = [line for line in err[0] if line.startswith("warning: skipped")]
+    assert sorted(line.split()[4].rstrip(":") for line in skipped) == ["audio/n3.wav", "video/n8.mp4"]
+    assert outputs(mixed / "out3") == outputs(mixed / "out1")
     metrics = json.loads((mixed / "out3" / "metrics.json").read_text())
     assert [failure["path"] for failure in metrics["failures"]] == ["audio/n3.wav", "video/n8.mp4"]
     parts = sorted(path.name for path in (mixed / "out3").glob("*.sqlite"))
@@ -212,9 +227,9 @@ def test_ctrl_c_stops_a_job_that_waits(pairs):
 def test_what_cannot_start_ends_the_job_in_one_line(pairs):
     (pairs / "file").touch()
     job = torchrun(pairs, 2, "--output_dir", "file")
-    out, err = job.communicate(timeout=120)
-    assert (job.returncode, out) == (1, "")
-    lines, message = own_lines(err.splitlines()), "error: file: cannot write to this directory"
+    status, out, err = job.wait()
+    assert (status, out) == (1, [])
+    lines, message = own_lines(err), "error: file: cannot write to this directory"
     assert sum(line.startswith(message) for line in lines) == 1
     assert all(line.startswith((message, "interrupted")) for line in lines), lines
 
@@ -248,8 +263,7 @@ def test_wrong_usage_is_said_in_one_line(pairs, argv, message):
 
 def test_a_process_that_does_not_see_the_directory_is_named(pairs):
     """As on a host with a disk of its own at that path."""
-    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
-        skip("no leave to mount")
+    need_mounts()
     (pairs / "outputs").mkdir()
     environment = address() | {
         "WORLD_SIZE": "2",
@@ -258,13 +272,10 @@ def test_a_process_that_does_not_see_the_directory_is_named(pairs):
         "GROUP_RANK": "0",
     }
     first = Program(pairs, environment=environment | {"RANK": "0"})
-    script = 'mount -t tmpfs none outputs && exec "$@"'
-    other = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *PROGRAM],
-        cwd=pairs,
-        env=os.environ | environment | {"RANK": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
+    other = Program(
+        pairs,
+        environment=environment | {"RANK": "1"},
+        inside=partial(own_mounts, "mount -t tmpfs none outputs"),
     )
     status, out, err = first.wait()
     assert (status, out) == (1, [])
@@ -273,8 +284,7 @@ def test_a_process_that_does_not_see_the_directory_is_named(pairs):
         r"name a directory that all hosts share with --output_dir or --cache",
         err[-1],
     )
-    assert other.communicate(timeout=60)[1] == ""
-    assert other.returncode == 1
+    assert other.wait() == (1, [], [])
 
 
 def processes_of(pid: int) -> dict[int, int]:
@@ -309,24 +319,23 @@ def test_torchrun_starts_all_again_and_nothing_is_embedded_twice(pairs, n_hosts)
     Of several hosts the one whose process it was counts a restart, and the other does not.
     """
     add_slow_sound(pairs)
-    argv = ("--batch_size", "1", "--num_workers", "0", "--no_html")
+    argv = ("--batch_size", "1", "--no_html")
     where = ":".join(address().values())
     launcher = ("--max_restarts", "1", "--nnodes", f"{n_hosts}", "--rdzv_backend", "c10d")
     launcher += ("--rdzv_endpoint", where, "--rdzv_id", "job")
     jobs = [torchrun(pairs, 2 // n_hosts, *argv, launcher=launcher) for _ in range(n_hosts)]
     while len(cached(pairs / "outputs")) < 8:
+        jobs[0].process.join(0.1)
         for job in jobs:
-            assert job.poll() is None, job.stderr.read()
-        with suppress(subprocess.TimeoutExpired):
-            jobs[0].wait(0.1)
+            assert job.process.is_alive(), job.wait()
     (pairs / "audio" / "z.wav").unlink()
     write_audio(pairs / "audio" / "z.wav", tone(1))
     os.kill(processes_of(os.getpid())[1], signal.SIGKILL)
-    out, err = zip(*(job.communicate(timeout=300) for job in jobs), strict=True)
-    assert [job.returncode for job in jobs] == [0] * n_hosts, err
-    (line,) = own_lines("".join(err).splitlines())
+    status, out, err = zip(*(job.wait() for job in jobs), strict=True)
+    assert status == (0,) * n_hosts, err
+    (line,) = own_lines(sum(err, []))
     assert line.startswith(("interrupted: ", "error: another process of the job is gone"))
-    assert "".join(out).splitlines()[-1] == "evaluated 6 pairs, skipped 0 files, unmatched 0 files"
+    assert sum(out, [])[-1] == "evaluated 6 pairs, skipped 0 files, unmatched 0 files"
     rows = cached(pairs / "outputs")
     assert len(rows) == len(set(rows)) == 12
 
@@ -438,27 +447,29 @@ def hosts():
             ip("netns", "del", name)
 
 
-def start_on(host: str, number: int, folder: Path, *argv: str) -> subprocess.Popen:
+@contextmanager
+def on_host(name: str) -> Iterator[None]:
+    """Move this process to a host."""
+    with open(f"/run/netns/{name}") as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
+    yield
+
+
+def start_on(host: str, number: int, folder: Path, *argv: str) -> Program:
     """Start the only process of a host, as torchrun would."""
     job = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29400", "WORLD_SIZE": "2", "RANK": str(number - 1)}
     job |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(number - 1)}
-    return subprocess.Popen(
-        ["ip", "netns", "exec", host, *map(str, PROGRAM), *argv],
-        cwd=folder,
-        env=os.environ | job | {"GLOO_SOCKET_IFNAME": "wire"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    job |= {"GLOO_SOCKET_IFNAME": "wire"}
+    return Program(folder, *argv, environment=job, inside=partial(on_host, host))
 
 
 def test_two_hosts_give_what_one_gives(pairs, hosts):
-    jobs = [start_on(host, i, pairs, "--no_html", "--num_workers", "0") for i, host in enumerate(hosts, 1)]
-    (out, err), (other_out, other_err) = (job.communicate(timeout=200) for job in jobs)
-    assert [job.returncode for job in jobs] == [0, 0], err + other_err
+    jobs = [start_on(host, i, pairs, "--no_html") for i, host in enumerate(hosts, 1)]
+    status, out, err = zip(*(job.wait() for job in jobs), strict=True)
+    assert status == (0, 0), err
     assert Program(pairs, "--output_dir", "alone", "--no_html").wait()[0] == 0
     assert outputs(pairs / "outputs") == outputs(pairs / "alone")
-    assert sorted([out.count("evaluated 4 pairs"), other_out.count("evaluated 4 pairs")]) == [0, 1]
+    assert sorted(sum("evaluated 4 pairs" in line for line in lines) for lines in out) == [0, 1]
 
 
 # GPUs

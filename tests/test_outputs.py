@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import signal
+from functools import partial
 
 import pytest
-from conftest import DIRS, Program, contents, end_long_sound, tone, with_mounts, write_audio
+from conftest import (
+    DIRS,
+    Program,
+    contents,
+    end_long_sound,
+    need_mounts,
+    own_mounts,
+    tone,
+    write_audio,
+)
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, main
 from imagebind.evaluation.compare.pair_scores import PairScores
@@ -28,6 +37,7 @@ def test_strict_is_status_3_with_all_outputs_written(pairs):
 
 
 def test_a_disk_too_full_for_the_outputs_is_one_line_and_keeps_earlier_ones(pairs):
+    need_mounts()
     assert Program(pairs).wait()[0] == 0
     kept = contents(pairs)
     shutil.move(pairs / "outputs", pairs / "earlier")
@@ -35,11 +45,10 @@ def test_a_disk_too_full_for_the_outputs_is_one_line_and_keeps_earlier_ones(pair
         "mkdir outputs after && mount -t tmpfs -o size=6m none outputs && cp earlier/[!e]* outputs"
         " && head -c 1m /dev/zero > outputs/padding"
     )
-    argv = ("--no_cache", "--num_workers", "0")
-    result = with_mounts(mounts, pairs, *argv, after="cp outputs/[!e]* after; rm after/padding")
-    assert result.returncode == 1
-    message = r"error: \./outputs: cannot write report\.html \(No space left on device\)"
-    assert re.fullmatch(message, result.stderr.splitlines()[-1])
+    small = partial(own_mounts, mounts, after="cp outputs/[!e]* after; rm after/padding")
+    status, _, err = Program(pairs, "--no_cache", inside=small).wait()
+    assert status == 1
+    assert err[-1] == "error: ./outputs: cannot write report.html (No space left on device)"
     assert {path.name: path.read_bytes() for path in (pairs / "after").iterdir()} == kept
 
 
@@ -62,12 +71,13 @@ def test_no_figures_of_an_earlier_run_lie_beside_the_files_of_a_later_one(
 
 
 def test_a_disk_too_full_for_the_cache_ends_the_cache_alone(pairs):
-    mounts = "mkdir small && mount -t tmpfs -o size=32k none small"
-    argv = ("--cache", "small/cache.sqlite", "--batch_size", "1", "--num_workers", "0")
-    result = with_mounts(mounts, pairs, *argv)
-    assert result.returncode == 0
-    assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
-    (warning,) = (line for line in result.stderr.splitlines() if "small" in line)
+    need_mounts()
+    small = partial(own_mounts, "mkdir small && mount -t tmpfs -o size=32k none small")
+    argv = ("--cache", "small/cache.sqlite", "--batch_size", "1")
+    status, out, err = Program(pairs, *argv, inside=small).wait()
+    assert status == 0
+    assert out[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
+    (warning,) = (line for line in err if "small" in line)
     assert warning == (
         "warning: small/cache.sqlite: cannot be written (database or disk is full);"
         " this run keeps no more embeddings"

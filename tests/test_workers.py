@@ -9,10 +9,10 @@ import shutil
 import signal
 import struct
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import (
     DEMO,
     DIRS,
@@ -22,11 +22,12 @@ from conftest import (
     children,
     failures,
     n_cached,
+    need_mounts,
     open_files,
+    own_mounts,
     picture,
     silence,
     tone,
-    with_mounts,
     write_audio,
     write_video,
 )
@@ -98,9 +99,11 @@ def test_workers_end_with_a_run_that_is_killed(with_long):
 
 
 def test_without_shared_memory_nothing_is_lost(pairs):
-    result = with_mounts("mount -t tmpfs -o size=4k none /dev/shm", pairs, "--num_workers", "4")
-    assert result.returncode == 0
-    assert result.stdout.splitlines()[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
+    need_mounts()
+    small = partial(own_mounts, "mount -t tmpfs -o size=4k none /dev/shm")
+    status, out, _ = Program(pairs, "--num_workers", "4", inside=small).wait()
+    assert status == 0
+    assert out[-1] == "evaluated 4 pairs, skipped 0 files, unmatched 0 files"
 
 
 def test_256_open_files_are_enough(pairs):
@@ -154,6 +157,7 @@ def test_400_files_take_no_more_than_40(pairs):
 
 
 # The starter
+
 
 def starter_of(server: int) -> int:
     return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{server}/status").read_text())[1])
