@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -181,13 +182,20 @@ def write_movie(path: Path, hz: int) -> Path:
     return path
 
 
-@pytest.fixture
-def pairs(tmp_path) -> Path:
-    """A directory with audio/ and video/ of four pairs, a to d."""
+@pytest.fixture(scope="session")
+def four_pairs(tmp_path_factory) -> Path:
+    """What `pairs` are copies of."""
+    folder = tmp_path_factory.mktemp("pairs")
     for i, name in enumerate("abcd"):
-        write_audio(tmp_path / "audio" / f"{name}.wav", tone(1, 200 * (i + 1)))
-        write_video(tmp_path / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
-    return tmp_path
+        write_audio(folder / "audio" / f"{name}.wav", tone(1, 200 * (i + 1)))
+        write_video(folder / "video" / f"{name}.mp4", [picture(20 * i + k % 5) for k in range(20)])
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path, four_pairs) -> Path:
+    """A directory with audio/ and video/ of four pairs, a to d."""
+    return shutil.copytree(four_pairs, tmp_path, dirs_exist_ok=True)
 
 
 class Server(http.server.ThreadingHTTPServer):

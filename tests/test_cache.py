@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import shutil
 import sqlite3
-import subprocess
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROGRAM, tone, write_audio
+from conftest import FORKSERVER, Program, tone, write_audio
 from fuzz import fuzz_cache
 
 from batch_inference import batch_inference_av_consistency, main
@@ -355,17 +353,12 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(pairs, tmp_path):
     for i in range(20):
         write_audio(pairs / "audio" / f"more{i}.wav", tone(0.2, 300 + i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"more{i}.mp4")
-    result = subprocess.run(
-        [*PROGRAM, "--batch_size", "1", "--no_html"],
-        cwd=pairs,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    assert result.returncode == 0, result.stderr
-    (warning,) = (line for line in result.stderr.splitlines() if "embeddings.sqlite" in line)
+    limits = {resource.RLIMIT_FSIZE: 100_000}
+    status, out, err = Program(pairs, "--batch_size", "1", "--no_html", limits=limits).wait()
+    assert status == 0, err
+    (warning,) = (line for line in err if "embeddings.sqlite" in line)
     assert "cannot be written" in warning
-    assert result.stdout.splitlines()[-1].startswith("evaluated 24 pairs")
+    assert out[-1].startswith("evaluated 24 pairs")
 
 
 def test_a_place_that_cannot_be_written_is_said_once(tmp_path, caplog):
@@ -384,8 +377,7 @@ def write_rows(path, name: str) -> None:
 
 def test_two_processes_write_one_cache(tmp_path):
     path = tmp_path / "cache.sqlite"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=write_rows, args=(path, name)) for name in "ab"]
+    processes = [FORKSERVER.Process(target=write_rows, args=(path, name)) for name in "ab"]
     for process in processes:
         process.start()
     for process in processes:

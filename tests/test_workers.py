@@ -107,11 +107,13 @@ def test_without_shared_memory_nothing_is_lost(pairs):
 
 
 def test_256_open_files_are_enough(pairs):
+    """And of the memory that workers may have, they take no more than they inherit."""
     for i in range(30):
         write_audio(pairs / "audio" / f"n{i}.wav", tone(0.1, 300 + i))
         shutil.copy(pairs / "video" / "a.mp4", pairs / "video" / f"n{i}.mp4")
-    limits = {resource.RLIMIT_NOFILE: 256}
-    status, out, _ = Program(pairs, "--num_workers", "32", "--batch_size", "16", limits=limits).wait()
+    limits = {resource.RLIMIT_NOFILE: 256, resource.RLIMIT_AS: 2 * 10**10}
+    argv = ("--num_workers", "32", "--batch_size", "16", "--worker_memory_gb", "100000")
+    status, out, _ = Program(pairs, *argv, limits=limits).wait()
     assert status == 0
     assert out[-1] == "evaluated 34 pairs, skipped 0 files, unmatched 0 files"
 
