@@ -413,26 +413,25 @@ def test_systems_are_compared_by_their_captions_too(run, pairs, capsys):
     assert lines[lines.index("Captions and audio:") + 2].split()[:2] == ["one", "3"]
 
 
-def test_250_000_captions_are_read_in_little_memory(tmp_path):
+def test_50_000_captions_are_read_in_little_memory(tmp_path):
     with open(tmp_path / "x.csv", "w", encoding="utf-8") as file:
         file.write("name,caption\n")
-        file.writelines(f"clip_{i:07d},a sound with the number {i}\n" for i in range(250_000))
+        file.writelines(f"clip_{i:07d},a sound with the number {i}\n" for i in range(50_000))
     code = f"""
 from imagebind.evaluation.inputs.captions import match_captions
 from imagebind.evaluation.inputs.files import gather_files
 from imagebind.evaluation.inputs.pairing import pair_files
-from imagebind.sources import Source
-names = [f"clip_{{i:07d}}.x" for i in range(0, 500_000, 4)]
+names = [f"clip_{{i:07d}}.x" for i in range(0, 100_000, 4)]
 sides = [gather_files(side, [f"{{side}}/{{name}}" for name in names]) for side in ("audio", "video")]
 captioned = match_captions({str(tmp_path / "x.csv")!r}, *sides, pair_files(*sides).pairs, False)
-assert len(captioned.texts) == 250_000 and sum(map(bool, captioned.of_pairs["video"])) == 62_500
+assert len(captioned.texts) == 50_000 and sum(map(bool, captioned.of_pairs["video"])) == 12_500
 (peak,) = (line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
 print(peak)
 """
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True
     )
-    assert int(result.stdout) < 500_000  # kilobytes
+    assert int(result.stdout) < 100_000  # kilobytes
 
 
 @pytest.mark.weights
