@@ -469,7 +469,7 @@ def test_names_that_differ_in_spelling_alone_all_have_their_caption(pairs, small
     captions = {decomposed: "a car", composed: "a horn"} if with_both else {composed: "a horn"}
     results = batch_inference_av_consistency(
         pairs / "audio", pairs / "video", "cpu", retrieval_mode=True, checkpoint=small_checkpoint,
-        captions=captions,
+        captions=captions, num_workers=int(with_both),
     )  # fmt: skip
     assert len(results["text_names"]) == len(captions)
     for modality in ("audio", "video"):

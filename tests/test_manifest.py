@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,19 @@ def run(pairs, small_checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(pairs)
 
     def run(*argv: str, status: int = 0) -> tuple[str, str]:
-        assert main([*argv, "--checkpoint", str(small_checkpoint), "--device", "cpu", "--no_html"]) == status
+        options = ("--checkpoint", str(small_checkpoint), "--device", "cpu", "--no_html")
+        assert main([*argv, "--num_workers", "0", *options]) == status
         out = capsys.readouterr()
         return out.out, out.err
 
     return run
+
+
+@pytest.fixture
+def evaluate(pairs, small_checkpoint, monkeypatch):
+    """Evaluate in `pairs`, without processes that read."""
+    monkeypatch.chdir(pairs)
+    return partial(Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate, num_workers=0)
 
 
 def cosine(results, i: int, j: int) -> float:
@@ -178,16 +187,14 @@ def test_captions_of_sounds_and_of_pairs(run, small_checkpoint):
     assert names == ["1", "2", "1", "2 (audio_caption)"]
 
 
-def test_several_captions_of_one_pair_are_pairs_of_their_own(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
+def test_several_captions_of_one_pair_are_pairs_of_their_own(evaluate):
     rows = [
         {"video": f"video/{name}.mp4", "audio": f"audio/{name}.wav", "caption": f"{k} of {name}"}
         for name in "abcd"
         for k in range(3)
     ]
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
     for retrieval in (False, True):
-        results = evaluator.evaluate(manifest=rows, retrieval_mode=retrieval)
+        results = evaluate(manifest=rows, retrieval_mode=retrieval)
         assert [pair["caption"] for pair in results["pair_scores"]] == [row["caption"] for row in rows]
         text, video = (
             torch.nn.functional.normalize(results[f"{m}_embeddings"].double()) for m in ("text", "video")
@@ -264,13 +271,11 @@ def test_wrong_usage_is_said_in_one_line(pairs, monkeypatch, capsys, small_check
     assert message is None or message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_rows_from_python(pairs, small_checkpoint, monkeypatch, caplog):
-    monkeypatch.chdir(pairs)
+def test_rows_from_python(evaluate, caplog):
     frame = pd.DataFrame(
         {"video": ["video/a.mp4", "video/b.mp4"], "audio": ["audio/a.wav", None], "n": [1, None]}
     )
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
-    results = evaluator.evaluate(manifest=frame.to_dict("records"))
+    results = evaluate(manifest=frame.to_dict("records"))
     (row,) = results["pair_scores"]
     assert (row["name"], row["line"], row["n"], row["status"]) == ("a", 1, 1.0, "ok")
     assert "manifest: no audio, so the video's own sound is judged: row 2" in caplog.messages
@@ -279,16 +284,15 @@ def test_rows_from_python(pairs, small_checkpoint, monkeypatch, caplog):
     assert skipped["status"] == "skipped: audio file: no audio stream"
     assert len(pd.DataFrame([*results["pair_scores"], *results["skipped_pairs"]])) == 2
     with pytest.raises(OptionError, match=r"^video_paths is not for a run with a manifest"):
-        evaluator.evaluate(video_paths="video", manifest=[{"video": "video/a.mp4"}])
+        evaluate(video_paths="video", manifest=[{"video": "video/a.mp4"}])
     with pytest.raises(OptionError, match=r"^manifest must be a"):
-        evaluator.evaluate(manifest={"video": "video/a.mp4"})
+        evaluate(manifest={"video": "video/a.mp4"})
     with pytest.raises(EvaluationError, match=r"^manifest: has no row that can be used$"):
-        evaluator.evaluate(manifest=[{"video": 7}])
+        evaluate(manifest=[{"video": 7}])
     assert "manifest: a path that is no text: skipped row 1" in caplog.messages
 
 
-def test_captions_belong_to_rows_whatever_the_ids(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
+def test_captions_belong_to_rows_whatever_the_ids(evaluate):
     texts = ["a dog barks", "rain", "a car", "wind"]
     ids = ["a", "a", "a (row 1)", "a (audio_caption)"]
     rows = [
@@ -296,19 +300,16 @@ def test_captions_belong_to_rows_whatever_the_ids(pairs, small_checkpoint, monke
         for name, i, text in zip("abcd", ids, texts, strict=True)
     ]
     rows[0]["audio_caption"] = "a bark"
-    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(manifest=rows)
+    results = evaluate(manifest=rows)
     assert [pair["caption"] for pair in results["pair_scores"]] == texts
     assert [pair["audio_caption"] for pair in results["pair_scores"]] == ["a bark", *texts[1:]]
 
 
 @pytest.mark.parametrize("retrieval", [False, True])
-def test_a_row_without_a_caption_has_none(pairs, small_checkpoint, monkeypatch, retrieval):
-    monkeypatch.chdir(pairs)
+def test_a_row_without_a_caption_has_none(evaluate, retrieval):
     row = {"video": "video/a.mp4", "audio": "audio/a.wav"}
     rows = [row | {"caption": "a dog"}, row, row | {"caption": "  "}, row | {"caption": "a cat"}]
-    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(
-        manifest=rows, retrieval_mode=retrieval
-    )
+    results = evaluate(manifest=rows, retrieval_mode=retrieval)
     assert [pair["caption"] for pair in results["pair_scores"]] == ["a dog", None, None, "a cat"]
     assert [pair["text_audio_similarity"] is None for pair in results["pair_scores"]] == [0, 1, 1, 0]
     assert results["metrics"]["counts"]["pairs_without_text"] == 2
@@ -362,23 +363,20 @@ def test_columns_of_the_user_are_written_as_they_are(run):
     ]
 
 
-def test_an_input_is_never_an_output(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
+def test_an_input_is_never_an_output(evaluate):
     Path("outputs").mkdir()
     write_manifest(Path("outputs/kept.csv"), [("../video/a.mp4", "../audio/a.wav")], ("video", "audio"))
     Path("outputs/pair_scores.parquet").write_text("of the user")
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
     for options in ({}, {"keep_above": 0.5}):
         with pytest.raises(OptionError, match=r"^output_dir outputs/kept\.csv is an input"):
-            evaluator.evaluate(manifest="outputs/kept.csv", output_dir="outputs", **options)
-    evaluator.evaluate("audio", "video", output_dir="outputs", keep_above=np.float32(0.5))
+            evaluate(manifest="outputs/kept.csv", output_dir="outputs", **options)
+    evaluate("audio", "video", output_dir="outputs", keep_above=np.float32(0.5))
     assert Path("outputs/pair_scores.parquet").read_text() == "of the user"
     assert Path("outputs/kept.csv").exists()
     assert json.loads(Path("outputs/metrics.json").read_text())["kept"]["threshold"] == 0.5
 
 
-def test_values_of_a_data_frame(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
+def test_values_of_a_data_frame(evaluate):
     frame = pd.DataFrame(
         {
             "video": ["video/a.mp4", "video/b.mp4"],
@@ -388,7 +386,7 @@ def test_values_of_a_data_frame(pairs, small_checkpoint, monkeypatch):
             "rows": [np.zeros((2, 1)), np.zeros((2, 2))],
         }
     )
-    results = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(manifest=frame)
+    results = evaluate(manifest=frame)
     first, second = results["pair_scores"]
     assert (first["start"], second["start"], first["n"], second["n"]) == (None, 0.25, 1, None)
     assert second["rows"].shape == (2, 2)
@@ -404,8 +402,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
-def test_what_a_data_frame_lacks_is_missing_in_and_out(pairs, small_checkpoint, monkeypatch, caplog, make):
-    monkeypatch.chdir(pairs)
+def test_what_a_data_frame_lacks_is_missing_in_and_out(evaluate, caplog, make):
     frame = make(
         {
             "video": [f"video/{name}.mp4" for name in "abcd"],
@@ -416,8 +413,7 @@ def test_what_a_data_frame_lacks_is_missing_in_and_out(pairs, small_checkpoint, 
             "n": [1.5, None, 2.5, None],
         }
     )
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
-    results = evaluator.evaluate(manifest=frame, keep_above=-1, output_dir="out")
+    results = evaluate(manifest=frame, keep_above=-1, output_dir="out")
     assert [failure["path"] for failure in results["failures"]] == ["video/d.mp4"]
     assert results["metrics"]["groups"] == 3
     assert [pair["caption"] for pair in results["pair_scores"]] == ["a dog", None, None]
@@ -426,7 +422,7 @@ def test_what_a_data_frame_lacks_is_missing_in_and_out(pairs, small_checkpoint, 
     assert [[row[name] for name in ("caption", "group", "start", "n")] for row in kept] == [
         ["a dog", "x", "", "1.5"], ["", "", "0.25", ""], ["", "", "", "2.5"],
     ]  # fmt: skip
-    again = evaluator.evaluate(manifest="out/kept.csv")
+    again = evaluate(manifest="out/kept.csv")
     for name in ("caption", "group", "similarity", "text_video_similarity"):
         assert [p[name] for p in again["pair_scores"]] == [p[name] for p in results["pair_scores"]]
 
@@ -439,50 +435,44 @@ def test_a_column_twice_and_no_table_are_refused(pairs):
         batch_inference_av_consistency(None, None, manifest=pd.Series(["video/a.mp4"], name="video"))
 
 
-def test_rows_with_either_name_of_a_column_are_kept_alike(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
+def test_rows_with_either_name_of_a_column_are_kept_alike(evaluate):
     rows = [
         {"video": "video/a.mp4", "audio": "audio/b.wav", "path": "no video"},
         {"path": "video/c.mp4", "audio_path": "audio/d.wav", "audio": None},
     ]
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
-    expected = evaluator.evaluate(manifest=rows)["pair_scores"]
+    expected = evaluate(manifest=rows)["pair_scores"]
     assert len(expected) == 2
-    assert [pair["path"] for pair in evaluator.evaluate(manifest=rows[:1])["pair_scores"]] == ["no video"]
+    assert [pair["path"] for pair in evaluate(manifest=rows[:1])["pair_scores"]] == ["no video"]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    evaluator.evaluate(manifest="rows.jsonl", keep_above=-1, output_dir="deep/out")
-    again = evaluator.evaluate(manifest="deep/out/kept.jsonl")["pair_scores"]
+    evaluate(manifest="rows.jsonl", keep_above=-1, output_dir="deep/out")
+    again = evaluate(manifest="deep/out/kept.jsonl")["pair_scores"]
     assert [pair["similarity"] for pair in again] == [pair["similarity"] for pair in expected]
 
 
 @pytest.mark.parametrize("path", ["a\0.mp4", "a\ud800.mp4", "no\0/a.mp4", "\ud801/a.mp4"], ids=ascii)
-def test_paths_that_no_file_can_have_cost_their_rows(pairs, small_checkpoint, monkeypatch, caplog, path):
-    monkeypatch.chdir(pairs)
+def test_paths_that_no_file_can_have_cost_their_rows(evaluate, caplog, path):
     caplog.set_level("CRITICAL", "imagebind")  # reports of pytest-xdist are UTF-8
     rows = [{"video": "video/a.mp4", "audio": "audio/a.wav"}, {"video": "video/b.mp4", "audio": path}]
     Path("pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
     for manifest in (rows, "pairs.jsonl"):
-        results = evaluator.evaluate(manifest=manifest, output_dir="out")
+        results = evaluate(manifest=manifest, output_dir="out")
         assert [row["line"] for row in results["skipped_pairs"]] == [2]
         assert results["skipped_pairs"][0]["status"] == "skipped: a path that no file can have"
-    results = evaluator.evaluate(["audio/a.wav", path], ["video/a.mp4", path], retrieval_mode=True)
+    results = evaluate(["audio/a.wav", path], ["video/a.mp4", path], retrieval_mode=True)
     assert {failure["reason"] for failure in results["failures"]} == {"a path that no file can have"}
     for option in ("output_dir", "cache"):
         with pytest.raises(OptionError, match=f"^{option} must be a path that a file can have"):
-            evaluator.evaluate("audio", "video", **{option: path})
+            evaluate("audio", "video", **{option: path})
 
 
-def test_odd_names_of_columns_and_odd_values_are_written(pairs, small_checkpoint, monkeypatch, caplog):
-    monkeypatch.chdir(pairs)
+def test_odd_names_of_columns_and_odd_values_are_written(evaluate, caplog):
     caplog.set_level("CRITICAL", "imagebind")
     names = ["of the \ud800 user", "n\0", "=x", "line\nend"]
     values = ["a \ud800 value", "v\0", "=1", "x\ny"]
     row = {"video": "video/a.mp4", "audio": "audio/a.wav"} | dict(zip(names, values, strict=True))
     Path("pairs.jsonl").write_text(json.dumps(row))
-    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
     for manifest, kept in (([row], "kept.csv"), ("pairs.jsonl", "kept.jsonl")):
-        evaluator.evaluate(manifest=manifest, output_dir="out", keep_above=-1)
+        evaluate(manifest=manifest, output_dir="out", keep_above=-1)
         written = Path("out/pair_scores.csv").read_bytes() + Path("out", kept).read_bytes()
         assert written.count(rb"of the \ud800 user") == written.count(rb"a \ud800 value") == 2
     assert json.loads(Path("out/kept.jsonl").read_text())["n\0"] == "v\0"
