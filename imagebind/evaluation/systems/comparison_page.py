@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from imagebind.evaluation.systems.matching import CommonPairs
-from imagebind.evaluation.systems.runs import Kind, Run, values_of
+from imagebind.evaluation.systems.runs import COMPARED, Kind, Run, values_of
 from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
 from imagebind.evaluation.write.outputs import REPORT_PAGE
 from imagebind.evaluation.write.page import Part, chart, table, write_page
@@ -65,11 +65,10 @@ def leaderboard(
     systems = list(dict.fromkeys(name for of in means for name in of))
     rows = []
     for system in sorted(systems, key=lambda name: -means[0].get(name, {"mean": -2})["mean"]):
-        row = means[0].get(system)
-        low, high = (row["low"], row["high"]) if row and row["low"] is not None else (None, None)
-        bar = None if low is None else [round(x, 6) for x in (row["mean"], low, high)]
-        known = (row["pairs"], row["mean"], bar) if row else (None, None, None)
-        rows.append((report_of(system, folder), *known, *(m.get(system, {}).get("mean") for m in means[1:])))
+        pairs, *interval = (means[0].get(system, {}).get(key) for key in ("pairs", "mean", "low", "high"))
+        bar = None if None in interval else [round(x, 6) for x in interval]
+        of_others = (mean.get(system, {}).get("mean") for mean in means[1:])
+        rows.append((report_of(system, folder), pairs, interval[0], bar, *of_others))
     return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
 
 
@@ -79,14 +78,9 @@ def compared_parts(
     """Show the systems and their differences in one agreement and protocol."""
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
-    interval = {"pairs": texts["pairs"], "mean": texts["mean"], "low": texts["low"], "high": texts["high"]}
-    figures = {
-        key: figure_label(key, texts, rows[0]["agreement"])
-        for key in systems[0]
-        if key not in ("agreement", "protocol", "system", *interval)
-        and any(row[key] is not None for row in systems)
-    }
-    columns = interval | figures
+    interval = {key: texts[key] for key in ("pairs", "mean", "low", "high")}
+    figures = [key for key in COMPARED if any(row[key] is not None for row in systems)]
+    columns = interval | {key: figure_label(key, texts, rows[0]["agreement"]) for key in figures}
     parts = [
         table(
             title + texts["systems"],
@@ -178,7 +172,8 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
     def ends(row: dict[str, Any]) -> tuple[float, float]:
         return (row["mean"], row["mean"]) if row["low"] is None else (row["low"], row["high"])
 
-    names = [[row[key] for key in ("system", "minus") if key in row] for row in rows]
+    names = ["<br>− ".join(chart_text(row[key]) for key in ("system", "minus") if key in row) for row in rows]
+    intervals = ["{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)) for row in rows]
     figure = go.Figure(
         go.Scatter(
             x=[row["mean"] for row in rows],
@@ -190,28 +185,13 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
                 "arrayminus": [row["mean"] - ends(row)[0] for row in rows],
                 "color": COLORS[0],
             },
-            customdata=[
-                [
-                    "<br>− ".join(map(chart_text, name)),
-                    "{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)),
-                ]
-                for name, row in zip(names, rows, strict=True)
-            ],
+            customdata=list(map(list, zip(names, intervals, strict=True))),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
         )
     )
     if "minus" in rows[0]:
         figure.add_vline(0, line={"color": GRAY, "dash": "dash"})
-    figure.update_layout(
-        height=140 + 44 * len(rows),
-        xaxis={"title": title},
-        yaxis={
-            "tickvals": list(range(len(rows))),
-            "ticktext": ["<br>− ".join(map(chart_text, name)) for name in names],
-            "range": [len(rows) - 0.5, -0.5],
-        },
-    )
-    return figure
+    return one_below_the_other(figure, names, title)
 
 
 def box_chart(runs: Sequence[Run], lang: str) -> go.Figure:
@@ -221,20 +201,18 @@ def box_chart(runs: Sequence[Run], lang: str) -> go.Figure:
     low, q1, median, q3, high = np.transpose(
         [np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95)) for x in similarities]
     )
-    places = list(range(len(runs)))
     figure = go.Figure(
         go.Box(
-            y=places, lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high, orientation="h",
-            mean=[x.mean() for x in similarities], boxmean=True, line={"color": COLORS[0]}, showlegend=False,
+            y=list(range(len(runs))), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
+            orientation="h", mean=[x.mean() for x in similarities], boxmean=True, line={"color": COLORS[0]},
+            showlegend=False,
         )
     )  # fmt: skip
-    figure.update_layout(
-        height=140 + 44 * len(runs),
-        xaxis={"title": PAGE_WORDS[lang]["cosine"]},
-        yaxis={
-            "tickvals": places,
-            "ticktext": [chart_text(run.name) for run in runs],
-            "range": [len(runs) - 0.5, -0.5],
-        },
-    )
-    return figure
+    return one_below_the_other(figure, [chart_text(run.name) for run in runs], PAGE_WORDS[lang]["cosine"])
+
+
+def one_below_the_other(figure: go.Figure, labels: Sequence[str], title: str) -> go.Figure:
+    """Lay out a chart of rows, the first at the top; the title is that of the axis of figures."""
+    places = list(range(len(labels)))
+    yaxis = {"tickvals": places, "ticktext": labels, "range": [len(labels) - 0.5, -0.5]}
+    return figure.update_layout(height=140 + 44 * len(labels), xaxis={"title": title}, yaxis=yaxis)

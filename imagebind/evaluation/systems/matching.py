@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from imagebind.evaluation.systems.runs import Kind, Pair, Run, values_of
 
 @dataclass(frozen=True)
 class CommonPairs:
-    """The pairs that two systems have in common, P of them, the largest difference first."""
+    """The pairs that two systems have in common, P of them."""
 
     run: Run
     other: Run
@@ -25,13 +25,19 @@ class CommonPairs:
     scores: np.ndarray  # (P, 2)
 
     @classmethod
-    def of(cls, run: Run, other: Run, kind: Kind, ours: list[Pair], theirs: list[Pair]) -> CommonPairs:
-        """Sort pairs that match."""
-        keys = run.key(kind), other.key(kind)
-        scores = np.stack([values_of(p, key) for p, key in zip((ours, theirs), keys, strict=True)], axis=1)
-        order = np.argsort(-abs(scores[:, 0] - scores[:, 1]), kind="stable").tolist()
-        ours, theirs = ([pairs[i] for i in order] for pairs in (ours, theirs))
-        return cls(run, other, kind, ours, theirs, scores[order])
+    def of(cls, run: Run, other: Run, kind: Kind) -> CommonPairs:
+        """Match the pairs of two systems."""
+        ours, theirs = run.having(kind), other.having(kind)
+        matches = match_pairs(ours, theirs)
+        ours, theirs = [ours[i] for i, _ in matches], [theirs[j] for _, j in matches]
+        values = values_of(ours, run.key(kind)), values_of(theirs, other.key(kind))
+        return cls(run, other, kind, ours, theirs, np.stack(values, axis=1))
+
+    def largest_first(self) -> CommonPairs:
+        """Sort them by the size of the difference."""
+        order = np.argsort(-abs(self.scores[:, 0] - self.scores[:, 1]), kind="stable").tolist()
+        ours, theirs = ([pairs[i] for i in order] for pairs in (self.ours, self.theirs))
+        return replace(self, ours=ours, theirs=theirs, scores=self.scores[order])
 
     def lines(self) -> Iterator[tuple[Any, ...]]:
         """Yield the lines of comparison_pairs.csv."""

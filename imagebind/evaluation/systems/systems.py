@@ -17,7 +17,7 @@ from imagebind.evaluation.compare.metrics import RECALL_AT
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import number_groups
 from imagebind.evaluation.rules import PROTOCOLS
-from imagebind.evaluation.systems.matching import CommonPairs, match_pairs
+from imagebind.evaluation.systems.matching import CommonPairs
 from imagebind.evaluation.systems.runs import (
     AGREEMENTS,
     COMPARED,
@@ -124,24 +124,25 @@ def compare_kind(
         del mean["p_value"]
         rows.append(names | {"system": run.name} | mean | figures_of(run, kind))
     differences, common = [], []
-    for (run, pairs), (other, other_pairs) in itertools.combinations(having, 2):
-        matched = match_pairs(pairs, other_pairs)
-        if len(matched) < max(len(pairs), len(other_pairs)) and kind.agreement == "audio_video":
+    for (run, all_ours), (other, all_theirs) in itertools.combinations(having, 2):
+        pairs = CommonPairs.of(run, other, kind)
+        common.append(pairs.largest_first())
+        n_common, n_ours, n_theirs = map(len, (pairs.ours, all_ours, all_theirs))
+        if n_common < max(n_ours, n_theirs) and kind.agreement == "audio_video":
             log.warning(
                 "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
-                *(run.name, other.name, len(matched)),
+                *(run.name, other.name, n_common),
                 f" with a score by {kind.protocol}" if run.key(kind) == kind.protocol else "",
-                *(len(pairs) - len(matched), len(other_pairs) - len(matched)),
+                *(n_ours - n_common, n_theirs - n_common),
             )
-        ours, theirs = [pairs[i] for i, _ in matched], [other_pairs[j] for _, j in matched]
-        common.append(CommonPairs.of(run, other, kind, ours, theirs))
-        if kind.agreement == "audio_video" and group_differently(ours, theirs):
+        groups = [groups_of(pairs.ours), groups_of(pairs.theirs)]
+        differ = all(of is not None for of in groups) and not np.array_equal(*groups)
+        if differ and kind.agreement == "audio_video":
             log.warning(
                 "%s and %s have other groups of pairs; those of the first count; or give --group_by",
                 *(run.name, other.name),
             )
-        values = [values_of(ours, run.key(kind)), values_of(theirs, other.key(kind))]
-        described = describe_difference(*values, groups_of(ours), groups_of(theirs), seed)
+        described = describe_difference(*pairs.scores.T, groups[1] if groups[0] is None else groups[0], seed)
         differences.append(names | {"system": run.name, "minus": other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
@@ -165,12 +166,6 @@ def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
     return None if all(group is None for group in groups) else np.array(number_groups(groups))
 
 
-def group_differently(ours: Sequence[Pair], theirs: Sequence[Pair]) -> bool:
-    """Whether both systems have groups, and other ones, of the pairs that they have in common."""
-    both = [groups_of(pairs) for pairs in (ours, theirs)]
-    return all(groups is not None for groups in both) and not np.array_equal(*both)
-
-
 def describe_mean(
     values: np.ndarray, groups: np.ndarray | None, seed: int, most: float = 1
 ) -> dict[str, Any]:
@@ -185,21 +180,12 @@ def describe_mean(
 
 
 def describe_difference(
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    our_groups: np.ndarray | None,
-    their_groups: np.ndarray | None,
-    seed: int,
+    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
-    """Describe by how much, and how often, the pairs of one system are more similar than those of another.
-
-    Args:
-        ours, theirs: (P,) similarities.
-        our_groups, their_groups: (P,) or None; those of ours count where both have them.
-    """
+    """Describe by how much, and how often, the pairs of one system (P,) are more similar than another's."""
     if not len(ours):
         return {"pairs": 0}
-    differences, groups = ours - theirs, their_groups if our_groups is None else our_groups
+    differences = ours - theirs
     wins = (np.sign(differences) + 1) / 2  # ties count half
     low, high = share_interval(wins, groups) or (None, None)
     win_rate = {"win_rate": float(wins.mean()), "win_rate_low": low, "win_rate_high": high}
@@ -221,21 +207,19 @@ def write_comparison(
         common, difference: as in write_comparison_page.
         lang: of the page; None leaves it out.
     """
-
-    def write_rows(_: Any, file: BinaryIO) -> None:
-        cells = ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows)
-        write_csv(COMPARISON_COLUMNS, cells, file)
-
-    def write_pairs(_: Any, file: BinaryIO) -> None:
-        write_csv(PAIR_TABLE_COLUMNS, (line for pairs in common for line in pairs.lines()), file)
+    cells = ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows)
+    lines = (line for pairs in common for line in pairs.lines())
 
     def write_page(_: Any, file: BinaryIO) -> None:
         from imagebind.evaluation.systems import comparison_page as page  # plotly is slow to import
 
         page.write_comparison_page(file, rows, runs, common, difference, lang, output_dir)
 
-    outputs = {COMPARISON_NAME: write_rows, PAIRS_NAME: write_pairs}
-    outputs[COMPARISON_PAGE] = None if lang is None else write_page
+    outputs = {
+        COMPARISON_NAME: lambda _, file: write_csv(COMPARISON_COLUMNS, cells, file),
+        PAIRS_NAME: lambda _, file: write_csv(PAIR_TABLE_COLUMNS, lines, file),
+        COMPARISON_PAGE: None if lang is None else write_page,
+    }
     with exclusive_use(output_dir, outputs):
         write_files(outputs, None, output_dir, marker=COMPARISON_NAME)
 

@@ -14,7 +14,7 @@ from imagebind.evaluation.rules import MANIFEST_SUFFIXES, PARQUET, suffix_of
 from imagebind.evaluation.write.atomic import METRICS_NAME, Writer, write_files
 from imagebind.evaluation.write.formats import npy_writer, text_writer, to_json
 from imagebind.evaluation.write.page_media import PageMedia, check_copies
-from imagebind.evaluation.write.report import format_report, report_sections
+from imagebind.evaluation.write.report import format_report
 from imagebind.evaluation.write.result_tables import (
     kept_writer,
     write_pair_scores,
@@ -96,8 +96,7 @@ def output_writers(options: Options, media: PageMedia | None = None) -> dict[str
     def write_page(results: Results, file: BinaryIO) -> None:
         from imagebind.evaluation.write import report_page  # imports torch and plotly
 
-        sections = report_sections(results["metrics"], options.report_lang)
-        report_page.write_report_page(file, results, sections, options.report_lang, media)
+        report_page.write_report_page(file, results, options.report_lang, media)
 
     def report_lines(results: Results) -> list[str]:
         return format_report(results["metrics"], options.report_lang).splitlines()

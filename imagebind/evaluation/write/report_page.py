@@ -19,7 +19,7 @@ from imagebind.evaluation.write.page_media import (
     best_matches,
     sample_matrix,
 )
-from imagebind.evaluation.write.report import format_interval, score_label
+from imagebind.evaluation.write.report import format_interval, report_sections, score_label
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.sources import Source
@@ -38,18 +38,11 @@ KINDS = {  # of its columns that are no plain numbers
 }
 
 
-def write_report_page(
-    file: BinaryIO,
-    results: dict[str, Any],
-    sections: dict[str, dict[str, Any]],
-    lang: str,
-    media: PageMedia,
-) -> None:
+def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media: PageMedia) -> None:
     """Write the page of a run.
 
     Args:
         results: of the run.
-        sections: all figures as they are in the report.
         lang: a key of PAGE_WORDS.
         media: of the pairs; links are relative to its folder.
     """
@@ -78,7 +71,7 @@ def write_report_page(
         rows = ((texts[f.modality], linked(Source.of(f.source), media.folder), f.reason) for f in failures)
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
-    parts.append({"title": texts["all figures"], **facts(sections)})
+    parts.append({"title": texts["all figures"], **facts(report_sections(metrics, lang))})
     write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts, media)
 
 
