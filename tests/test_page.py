@@ -863,7 +863,7 @@ def test_thumbnails_are_the_same_from_the_cache_and_end_with_their_room(
     first = shown("one")
     assert all(len(pictures) == 2 and all(pictures) for pictures in first)
     assert shown("two") == first
-    monkeypatch.setattr(report_page, "MAX_THUMBNAIL_BYTES", sum(map(len, first[0])) + 1)
+    monkeypatch.setattr(page_media, "MAX_THUMBNAIL_BYTES", sum(map(len, first[0])) + 1)
     assert shown("three") == [*first[:2], None, None]
     browser.open(Path("one/report.html"))
     sizes = browser.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -40,16 +41,16 @@ def write_comparison_page(
         lang, folder: as in write_report_page.
     """
     texts, media = PAGE_WORDS[lang], PageMedia(folder)
-    kinds = list(dict.fromkeys((row["agreement"], row["protocol"]) for row in rows))
-    of_kinds = [[r for r in rows if (r["agreement"], r["protocol"]) == kind] for kind in kinds]
-    parts = [leaderboard(of_kinds, texts, folder)]
+    of_kinds = defaultdict(list)
+    for row in rows:
+        of_kinds[Kind(row["agreement"], row["protocol"])].append(row)
+    parts = [leaderboard(list(of_kinds.values()), texts, folder)]
     parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(runs, lang)))
-    for (agreement, protocol), chosen in zip(kinds, of_kinds, strict=True):
-        title = "" if chosen is of_kinds[0] else f"{texts.get(agreement, protocol)}: "
-        parts += compared_parts(chosen, title, texts, folder)
-        of_kind = [c for c in common if (c.kind.agreement, c.kind.protocol) == (agreement, protocol)]
-        if of_kind := [c for c in of_kind if c.ours]:
-            parts.append(duel_part(of_kind, title, texts, media))
+    for i, (kind, of_kind) in enumerate(of_kinds.items()):
+        title = f"{texts.get(kind.agreement, kind.protocol)}: " if i else ""
+        parts += compared_parts(of_kind, title, texts, folder)
+        if duels := [pairs for pairs in common if pairs.kind == kind and pairs.ours]:
+            parts.append(duel_part(duels, title, texts, media))
     note = texts["different"].format(difference) if difference else ""
     write_page(file, lang, texts["comparison"], note, parts, media)
 

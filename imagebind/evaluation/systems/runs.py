@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +105,19 @@ class Run:
 def values_of(pairs: Iterable[Pair], key: str) -> np.ndarray:
     """Return the similarities (P,) of some pairs."""
     return np.array([pair.similarities[key] for pair in pairs])
+
+
+def read_runs(folders: Sequence[str | os.PathLike], group_by: str | None) -> list[Run]:
+    """Read finished runs.
+
+    Raises, and group_by:
+        as compare_systems.
+    """
+    for folder, n_uses in Counter(map(os.path.realpath, folders)).items():
+        if n_uses > 1:
+            raise EvaluationError(f"{folder}: named twice")
+    runs = [read_run(os.fspath(folder)) for folder in folders]
+    return runs if group_by is None else [regroup(run, group_by) for run in runs]
 
 
 def regroup(run: Run, group_by: str) -> Run:

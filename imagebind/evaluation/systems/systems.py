@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 from unicodedata import east_asian_width
@@ -26,8 +26,7 @@ from imagebind.evaluation.systems.runs import (
     Run,
     compared_figures,
     find_difference,
-    read_run,
-    regroup,
+    read_runs,
     values_of,
 )
 from imagebind.evaluation.write.atomic import write_files
@@ -82,14 +81,9 @@ def compare_systems(
         OptionError: group_by is no regular expression with a group.
         ImportError: plotly, which the page needs, is missing or does not load.
     """
-    for folder, n_uses in Counter(map(os.path.realpath, runs)).items():
-        if n_uses > 1:
-            raise EvaluationError(f"{folder}: named twice")
     if output_dir is not None and not no_html:
         check_can_draw()
-    finished = [read_run(os.fspath(run)) for run in runs]
-    if group_by is not None:
-        finished = [regroup(run, group_by) for run in finished]
+    finished = read_runs(runs, group_by)
     difference = find_difference(finished)
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")

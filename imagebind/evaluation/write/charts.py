@@ -51,6 +51,7 @@ def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> go.Figure:
     group = math.ceil((end - first) / MAX_BARS)  # bins that go into one bar
     starts = np.arange(first, end, group)
     lows, highs = edges[starts], edges[np.minimum(starts + group, len(edges) - 1)]
+    spans = [(f"{low:.3f}", f"{high:.3f}") for low, high in zip(lows, highs, strict=True)]
     figure = go.Figure()
     for (kind, name), color in zip(names.items(), (COLORS[1], COLORS[0]), strict=True):
         counts = np.add.reduceat(histograms[kind], starts)
@@ -61,19 +62,11 @@ def histogram_chart(histograms: dict[str, np.ndarray], lang: str) -> go.Figure:
             name=name,
             marker={"color": color, "line": {"width": 0}},
             opacity=0.65,
-            customdata=[
-                [f"{low:.3f}", f"{high:.3f}", n]
-                for low, high, n in zip(lows, highs, counts.tolist(), strict=True)
-            ],
+            customdata=[[*ends, n] for ends, n in zip(spans, counts.tolist(), strict=True)],
             hovertemplate="%{customdata[0]} … %{customdata[1]}<br>%{customdata[2]} (%{y:.1%})",
         )
-    figure.update_layout(
-        barmode="overlay",
-        height=420,
-        xaxis={"title": texts["cosine"]},
-        yaxis={"title": texts["share"], "tickformat": ".0%"},
-    )
-    return figure
+    shares = {"title": texts["share"], "tickformat": ".0%"}
+    return figure.update_layout(barmode="overlay", height=420, xaxis={"title": texts["cosine"]}, yaxis=shares)
 
 
 def heat_map(
@@ -98,19 +91,12 @@ def heat_map(
         else {"tickvals": list(range(len(names))), "ticktext": list(map(short, names)), **axis}
         for names in (video_names, audio_names)
     ]
-    figure.update_layout(
+    square = {"autorange": "reversed", "constrain": "domain", "constraintoward": "top", "scaleanchor": "x"}
+    return figure.update_layout(
         height=560,
         xaxis={"title": {"text": video, "standoff": 12}, "tickangle": 90, "constrain": "domain", **axes[0]},
-        yaxis={
-            "title": {"text": audio, "standoff": 12},
-            "autorange": "reversed",
-            "constrain": "domain",
-            "constraintoward": "top",
-            "scaleanchor": "x",
-            **axes[1],
-        },
+        yaxis={"title": {"text": audio, "standoff": 12}, **square, **axes[1]},
     )
-    return figure
 
 
 def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:
@@ -134,9 +120,6 @@ def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:
             name = texts["chance"] if one_chance else f"{texts['chance']}, {texts[direction]}"
             line = {"color": GRAY, "dash": "dash"}
             figure.add_scatter(x=ks, y=chances[i], name=name, line=line, **drawn)
-    figure.update_layout(
-        height=420,
-        xaxis={"title": "K", "type": "log", "dtick": "D1"},
-        yaxis={"title": texts["recall"], "tickformat": ".0%", "range": [0, 1.02]},
-    )
-    return figure
+    ranks = {"title": "K", "type": "log", "dtick": "D1"}
+    shares = {"title": texts["recall"], "tickformat": ".0%", "range": [0, 1.02]}
+    return figure.update_layout(height=420, xaxis=ranks, yaxis=shares)

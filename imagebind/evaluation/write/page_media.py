@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_PAIRS = 10_000  # in the table of pairs
 MAX_FILES = 200  # on each axis of the heat map
+MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FOLDER = "report_media"  # in the output directory
 COPY = re.compile(r"[0-9a-f]{32}\.(mp4|m4a)")  # name of a file there
 File = tuple[str, Source]  # modality, and what of a file was judged
@@ -53,6 +54,7 @@ class PageMedia:
     faults: dict[File, str] = field(default_factory=dict)  # why a file has no copy
     players: list[list[object]] = field(default_factory=list)  # that the page has
     numbers: dict[File, int] = field(default_factory=dict)  # of each file that of its player
+    thumbnail_bytes: int = 0  # of those that the page has
 
     def player(self, modality: str, source: Source) -> int:
         """Let the page have a player of a file, and return its number."""
@@ -80,10 +82,15 @@ class PageMedia:
         fault = self.faults.get((modality, source))
         return [name, address(source.path, self.folder), source.start, end, fault]
 
-    def thumbnail(self, modality: str, source: Source) -> str | None:
-        """Return a picture of a file as base64 text, JPEG."""
-        if self.embedded is None:
+    def thumbnails(self, audio: Source, video: Source) -> list[str | None] | None:
+        """Return JPEG pictures of both files of a pair, as base64 text, while the page has room for them."""
+        if self.embedded is None or self.thumbnail_bytes >= MAX_THUMBNAIL_BYTES:
             return None
+        pictures = [self._thumbnail("video", video), self._thumbnail("audio", audio)]
+        self.thumbnail_bytes += sum(len(picture) for picture in pictures if picture)
+        return pictures if any(pictures) else None
+
+    def _thumbnail(self, modality: str, source: Source) -> str | None:
         content_hash = self.embedded.stores[modality].hash_of(source)
         picture = self.embedded.thumbnails[modality].get(content_hash)
         return None if picture is None else base64.b64encode(picture).decode()
@@ -111,13 +118,13 @@ class PageMedia:
         except OSError as e:
             raise EvaluationError(f"{self.folder}: cannot write {FOLDER} ({e.strerror})") from e
         if workers is None:
-            found = ((task, fault) for task in tasks for fault in make_preview(None, task))
+            copied = ((task, fault) for task in tasks for fault in make_preview(None, task))
         else:
-            found = workers.map(None, tasks, ahead=len(tasks))
+            copied = workers.map(None, tasks, ahead=len(tasks))
         log.info("copying %d files to %s", len(tasks), folder)
         progress = Progress({"copies": len(tasks)}, has_bar)
         try:
-            for (_, source, content_hash, target), fault in found:
+            for (_, source, content_hash, target), fault in copied:
                 name = os.path.basename(target)
                 reason = getattr(fault, "reason", fault)  # of a process that was lost, or a text
                 progress.update("copies", skipped=reason is not None, cached=False)
@@ -128,7 +135,7 @@ class PageMedia:
                     self.faults |= dict.fromkeys(files_of[name, content_hash], reason)
         finally:
             progress.close()
-        self.players, self.numbers = [], {}  # those of an earlier page know nothing of the copies
+        self.players, self.numbers, self.thumbnail_bytes = [], {}, 0  # the page is written again, with copies
 
     def remove_other_copies(self) -> None:
         """Remove the copies that earlier runs wrote and this page does not show."""

@@ -24,7 +24,6 @@ from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.sources import Source
 
-MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FIGURES = (  # of the table of pairs
     *("suspect", "video_rank", "audio_rank", "percentile", "p_value"),
     *("audio_clips_alike", "video_clips_alike", "best_other_video", "best_other_audio"),
@@ -147,10 +146,10 @@ def matrix_part(results: dict[str, Any], lang: str, media: PageMedia) -> Part:
 
 def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia) -> Part:
     """Show the pairs: first the suspects, each the least similar first."""
-    scores, budget = results["pair_scores"], ThumbnailBudget(media)
+    scores = results["pair_scores"]
     shown, rows, details = scores.suspects_first(MAX_PAIRS), [], []
     for number in shown:
-        rows.append(pair_row(results, number, texts, media, budget))
+        rows.append(pair_row(results, number, texts, media))
         others = other_matches(results, number, media)
         details.append(media.pair_players(*pair_sources(results, number)) | {"others": others})
     how = texts["pair table how"]
@@ -163,7 +162,7 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
     labels = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
     labels |= dict(zip(CAPTION_COLUMNS, texts["text columns"], strict=True))
     labels |= {"thumbnails": texts["thumbnails"], "windows": texts["over time"]}
-    columns = [column for column in rows[0] if column != "thumbnails" or budget.used]
+    columns = [column for column in rows[0] if column != "thumbnails" or media.thumbnail_bytes]
     return table(
         texts["pair table"],
         how,
@@ -174,15 +173,13 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
     )
 
 
-def pair_row(
-    results: dict[str, Any], number: int, texts: dict[str, Any], media: PageMedia, budget: ThumbnailBudget
-) -> dict[str, Any]:
+def pair_row(results: dict[str, Any], number: int, texts: dict[str, Any], media: PageMedia) -> dict[str, Any]:
     """Return the cells of a pair: column -> what it shows; all pairs have the same columns."""
     scores, files, windows = results["pair_scores"], pair_sources(results, number), results["windows"]
     pair, said = scores[number], {None: None, True: texts["yes"], False: texts["no"]}
     protocols = list(results["metrics"]["scores"])[1:]  # the score of the first is the similarity
     cells = {"name": pair["name"], "similarity": pair["similarity"]}
-    cells |= {"thumbnails": budget.thumbnails(*files)} | {name: pair[name] for name in protocols}
+    cells |= {"thumbnails": media.thumbnails(*files)} | {name: pair[name] for name in protocols}
     if windows is not None:
         cells["windows"] = draw_windows(windows[number])
     for column in FIGURES:
@@ -194,32 +191,17 @@ def pair_row(
 
 def match_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia) -> Part:
     """Show each sound with its most similar video, where no pairs are known."""
-    rows, details, budget = [], [], ThumbnailBudget(media)
+    rows, details = [], []
     for i, j, similarity in best_matches(results):
         files = results["audio_sources"][i], results["video_sources"][j]
         names = results["audio_names"][i], results["video_names"][j]
-        rows.append((*names, similarity, budget.thumbnails(*files)))
+        rows.append((*names, similarity, media.thumbnails(*files)))
         details.append(media.pair_players(*files) | {"others": []})
     columns = [(texts["audio"], "text"), (texts["best match"], "text"), (texts["cosine"], "number")]
-    if budget.used:
+    if media.thumbnail_bytes:
         columns.append((texts["thumbnails"], "thumbnails"))
     rows = [row[: len(columns)] for row in rows]
     return table(texts["match table"], texts["match table how"], columns, rows, details=details)
-
-
-class ThumbnailBudget:
-    """Hands out thumbnails while there is room for them on the page."""
-
-    def __init__(self, media: PageMedia):
-        self.media, self.used = media, 0
-
-    def thumbnails(self, audio: Source, video: Source) -> list[str | None] | None:
-        """Return pictures of the two files of a pair, as base64 text."""
-        if self.used >= MAX_THUMBNAIL_BYTES:
-            return None
-        pictures = [self.media.thumbnail("video", video), self.media.thumbnail("audio", audio)]
-        self.used += sum(len(picture) for picture in pictures if picture)
-        return pictures if any(pictures) else None
 
 
 def other_matches(results: dict[str, Any], number: int, media: PageMedia) -> list[list[Any]]:

@@ -69,8 +69,8 @@ def kept_writer(options: Options) -> Writer:
         if scores:
             kept = np.flatnonzero(reaches(scores.columns["similarity"], options.keep_above)).tolist()
         if scores.manifest is None:
-            pairs = (results["pairs"][i] for i in kept)
-            text_writer(lambda _: ("\t".join(map(field, pair)) for pair in pairs))(results, file)
+            lines = ["\t".join(map(field, results["pairs"][i])) for i in kept]
+            text_writer(lambda _: lines)(results, file)
             return
         manifest, rows = scores.manifest.manifest, [scores.manifest.rows[i] for i in kept]
         columns = {
@@ -115,9 +115,8 @@ def write_top_matches(results: Results, file: BinaryIO) -> None:
             for pair in results["pair_rows"].tolist():
                 partners[pair[axis]].add(pair[1 - axis])
             for row, (matches, scores) in enumerate(zip(top.indices, top.similarities, strict=True)):
-                for rank, (match, score) in enumerate(
-                    zip(matches.tolist(), scores.tolist(), strict=True), start=1
-                ):
+                ranked = zip(matches.tolist(), scores.tolist(), strict=True)
+                for rank, (match, score) in enumerate(ranked, start=1):
                     if match >= 0:
                         is_pair = match in partners[row] if partners else None
                         yield modality, names[modality][row], rank, names[other][match], score, is_pair
