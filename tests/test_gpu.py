@@ -13,7 +13,8 @@ from conftest import DEMO, DIRS, TESTS
 
 from batch_inference import Evaluator, batch_inference_av_consistency
 from imagebind import data
-from imagebind.evaluation.compare import similarity
+from imagebind.evaluation.compare import scan as scans
+from imagebind.evaluation.compare.similarity import look_up
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import load_model
 
@@ -105,14 +106,14 @@ def test_a_batch_without_room_is_halved(memory, caplog):
     assert any("out of memory with 24 vision inputs, going on with fewer" in line for line in caplog.messages)
 
 
-def scan(device: torch.device, n: int = 5000) -> similarity.Scan:
+def scan(device: torch.device, n: int = 5000) -> scans.Scan:
     rng = np.random.default_rng(0)
     rows, columns = (rng.standard_normal((n, 1024)).astype(np.float32) for _ in range(2))
-    pairs = similarity.look_up(rows, columns, np.arange(n).repeat(2).reshape(-1, 2))
-    return similarity.scan(rows, columns, pairs, device=device)
+    pairs = look_up(rows, columns, np.arange(n).repeat(2).reshape(-1, 2))
+    return scans.scan(rows, columns, pairs, device=device)
 
 
-def same(a: similarity.Scan, b: similarity.Scan) -> bool:
+def same(a: scans.Scan, b: scans.Scan) -> bool:
     names = ("row_sum", "column_sum", "n_above", "n_equal", "bins", "levels", "level_keys")
     tops = (np.array_equal(x.best, y.best) for x, y in zip(a.top, b.top, strict=True))
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names) and all(tops)

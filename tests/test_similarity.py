@@ -12,9 +12,12 @@ import torch
 from conftest import TESTS
 from test_metrics import embeddings_of, scores_of
 
+from imagebind.evaluation.compare import scan as scans
 from imagebind.evaluation.compare import similarity
-from imagebind.evaluation.compare.similarity import TOP, cosine_similarity, look_up, scan, unit_rows
+from imagebind.evaluation.compare.scan import scan
+from imagebind.evaluation.compare.similarity import cosine_similarity, look_up, unit_rows
 from imagebind.evaluation.compare.ticks import from_ticks
+from imagebind.evaluation.compare.top import TOP
 
 
 def plain_cosine(a, b) -> float:
@@ -39,9 +42,9 @@ def test_tiles_and_threads_change_no_count(tile, n_threads, monkeypatch):
     sample = look_up(audio, video, np.stack([rng.integers(0, n, 60) for n in (20, 50)], axis=1))
     expected = scan(audio, video, pairs, sample)
     matrix = np.empty((37, 50), np.float32)
-    monkeypatch.setattr(similarity, "TILE", tile)
-    monkeypatch.setattr(similarity, "ROW_BLOCKS_PER_GROUP", 2)
-    monkeypatch.setattr(similarity, "HELD_CELLS", 5)
+    monkeypatch.setattr(scans, "TILE", tile)
+    monkeypatch.setattr(scans, "ROW_BLOCKS_PER_GROUP", 2)
+    monkeypatch.setattr(scans, "HELD_CELLS", 5)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
@@ -70,7 +73,7 @@ def test_single_cells_are_those_of_the_matrix(grid, monkeypatch):
 @pytest.mark.parametrize("kind", ["random", "coarse", "equal"])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 3), (40, 60)])
 def test_the_best_matches_are_the_first_of_a_sorted_line(kind, n, m, monkeypatch):
-    monkeypatch.setattr(similarity, "TILE", (16, 12))
+    monkeypatch.setattr(scans, "TILE", (16, 12))
     audio, video = embeddings_of(scores_of(kind, n, m))
     cosines = cosine_similarity(audio, video)
     found = scan(audio, video, look_up(audio, video, np.empty((0, 2), int)))
@@ -138,7 +141,8 @@ def test_a_cpu_without_memory_ends_the_scan():
 import resource
 import numpy as np
 from pathlib import Path
-from imagebind.evaluation.compare.similarity import look_up, scan
+from imagebind.evaluation.compare.scan import scan
+from imagebind.evaluation.compare.similarity import look_up
 
 rows = np.random.default_rng(0).standard_normal((5_000, 8), dtype=np.float32)
 pairs = look_up(rows, rows, np.stack([np.arange(len(rows))] * 2, axis=1))
@@ -161,7 +165,8 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_matrix():
     code = """
 import numpy as np
 from pathlib import Path
-from imagebind.evaluation.compare.similarity import look_up, scan
+from imagebind.evaluation.compare.scan import scan
+from imagebind.evaluation.compare.similarity import look_up
 
 def memory(what):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if what in line)
@@ -185,6 +190,6 @@ def test_the_device_that_is_faster_in_float64_scans(monkeypatch, caplog):
     caplog.set_level("INFO")
     gpu, cpu = torch.device("meta"), torch.device("cpu")
     for seconds, expected in ((0.1, gpu), (0.9, cpu)):
-        monkeypatch.setattr(similarity, "trial_seconds", {gpu: seconds, cpu: 0.5}.get)
-        assert similarity.faster_device([gpu, cpu]) == expected
+        monkeypatch.setattr(scans, "trial_seconds", {gpu: seconds, cpu: 0.5}.get)
+        assert scans.faster_device([gpu, cpu]) == expected
     assert caplog.messages == ["meta: slower in float64 than the CPU, which computes the similarities"]

@@ -54,6 +54,11 @@ MODULES = {  # name -> file, and the tests that have to notice a change of it
         "imagebind/evaluation/compare/similarity.py",
         ("tests/test_similarity.py", "tests/test_metrics.py", *PAIRS_ALONE),
     ),
+    "scan": ("imagebind/evaluation/compare/scan.py", ("tests/test_similarity.py", "tests/test_metrics.py")),
+    "comparison": (
+        "imagebind/evaluation/compare/comparison.py",
+        ("tests/test_metrics.py", *PAIRS_ALONE),
+    ),
     "cache": (
         "imagebind/reading/cache.py",
         ("tests/test_cache.py", f"{JOB}what_several_have_embedded_is_found_by_any_number"),
@@ -170,13 +175,13 @@ BEHAVIOURS = (
     Behaviour(
         "more than 1,024 single cells are looked up",
         "imagebind/evaluation/compare/similarity.py",
-        "for block in blocks(len(cells), TILE[0]):",
-        "for block in [slice(TILE[0])]:",
+        "for block in blocks(len(cells), ROWS):",
+        "for block in [slice(ROWS)]:",
         "tests/test_similarity.py::test_single_cells_are_those_of_the_matrix",
     ),
     Behaviour(
         "the second group of row blocks begins where the first ends",
-        "imagebind/evaluation/compare/similarity.py",
+        "imagebind/evaluation/compare/scan.py",
         "start = group.start + block.start",
         "start = block.start",
         "tests/test_similarity.py::test_tiles_and_threads_change_no_count",
@@ -184,8 +189,8 @@ BEHAVIOURS = (
     Behaviour(
         "a long table of pairs holds suspects and the least similar",
         "imagebind/evaluation/write/report_page.py",
-        "shown = scores.suspects_first(MAX_PAIRS)",
-        "shown = list(range(len(scores)))[:MAX_PAIRS]",
+        "shown, rows, details = scores.suspects_first(MAX_PAIRS), [], []",
+        "shown, rows, details = list(range(len(scores)))[:MAX_PAIRS], [], []",
         "tests/test_page.py::test_more_than_a_tile_of_rows_and_a_table_of_pairs",
     ),
     Behaviour(
@@ -197,9 +202,9 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "a batch that is not full is kept",
-        "imagebind/evaluation/embed/embedding.py",
-        "        if self.cache is not None:\n            pictures",
-        "        if self.cache is not None and len(batch) == self.batch_size:\n            pictures",
+        "imagebind/evaluation/embed/keeper.py",
+        "        self.cache.keep(feature, finite.items(), pictures)",
+        "        if len(files) > 1:\n            self.cache.keep(feature, finite.items(), pictures)",
         "tests/test_cache.py::test_batches_that_are_not_full_are_kept",
     ),
     Behaviour(

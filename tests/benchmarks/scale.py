@@ -33,6 +33,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "benchmarks")]
 from throughput import in_process, peak_memory, timed  # noqa: E402
 
 import batch_inference  # noqa: E402
+from imagebind.evaluation.compare import scan as scans  # noqa: E402
 from imagebind.evaluation.compare import similarity  # noqa: E402
 from imagebind.evaluation.compare.arrays import OutputArrays, temporary_path  # noqa: E402
 from imagebind.evaluation.compare.positives import find_positives  # noqa: E402
@@ -65,7 +66,7 @@ def make_rows(n: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.dtype) -> float:
     """Time the product of all tiles alone."""
-    height, width = similarity.GPU_TILE if device.startswith("cuda") else similarity.TILE
+    height, width = scans.GPU_TILE if device.startswith("cuda") else scans.TILE
     columns = [similarity.unit_rows(video[b]).to(device, type) for b in similarity.blocks(len(video), width)]
 
     def product(rows: torch.Tensor, columns: torch.Tensor) -> Callable[[], None]:
@@ -73,7 +74,7 @@ def bare_product(audio: np.ndarray, video: np.ndarray, device: str, type: torch.
         return lambda: product.sum(0, keepdim=True)[0, :0].cpu()
 
     seconds = 0.0
-    with similarity.tile_threads(torch.device(device)) as run:
+    with scans.tile_threads(torch.device(device)) as run:
         for b in similarity.blocks(len(audio), height):
             rows = similarity.unit_rows(audio[b]).to(device, type)
             began = time.perf_counter()
@@ -88,7 +89,7 @@ def scan_all(audio: np.ndarray, video: np.ndarray, matrix: np.ndarray | None, de
     pairs = similarity.look_up(audio, video, np.stack([np.arange(n)] * 2, axis=1))
     truth = find_positives(range(n), range(n), ((i, i) for i in range(n)))
     sample = similarity.look_up(audio, video, sample_mismatches((n, n), truth, 0))
-    similarity.scan(audio, video, pairs, sample, matrix, None, device)
+    scans.scan(audio, video, pairs, sample, matrix, None, device)
 
 
 def metrics(folder: Path, size: argparse.Namespace) -> dict:
@@ -98,7 +99,7 @@ def metrics(folder: Path, size: argparse.Namespace) -> dict:
     seconds = timed(lambda: scan_all(audio, video, None, device))
     memory = peak_memory()
     double, single = (bare_product(audio, video, device, t) for t in (torch.float64, torch.float32))
-    tiles = math.prod(math.ceil(n / size) for size in similarity.TILE)
+    tiles = math.prod(math.ceil(n / size) for size in scans.TILE)
     rate = 2 * n * n * WIDTH / seconds / 1e12
     return {
         "what": f"metrics of {n} x {n}",
@@ -125,7 +126,7 @@ def matrix(folder: Path, size: argparse.Namespace) -> dict:
 
     seconds, memory = timed(compare), peak_memory()
     temporary_path(folder, path.name).unlink()
-    tile = np.random.default_rng(0).random(similarity.TILE, dtype=np.float32)
+    tile = np.random.default_rng(0).random(scans.TILE, dtype=np.float32)
 
     def write() -> None:
         with open(folder / "plain", "wb") as file:

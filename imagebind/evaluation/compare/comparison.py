@@ -28,9 +28,11 @@ from imagebind.evaluation.compare.metrics import (
     find_candidates,
 )
 from imagebind.evaluation.compare.positives import PositiveCells, Positives, find_positives
-from imagebind.evaluation.compare.similarity import Scan, Top, count_among, look_up, scan
+from imagebind.evaluation.compare.scan import Scan, scan
+from imagebind.evaluation.compare.similarity import count_among, look_up
 from imagebind.evaluation.compare.suspects import choose_references, line_share, sample_mismatches
 from imagebind.evaluation.compare.ticks import Cells, histogram_of
+from imagebind.evaluation.compare.top import Top
 from imagebind.evaluation.embed.progress import MatrixProgress
 from imagebind.evaluation.inputs.groups import number_groups
 

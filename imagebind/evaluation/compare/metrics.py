@@ -17,7 +17,7 @@ from imagebind.evaluation.compare.suspects import can_tell, find_suspects, p_val
 from imagebind.evaluation.compare.ticks import Cells, from_ticks, histogram_of
 
 if TYPE_CHECKING:
-    from imagebind.evaluation.compare.similarity import Scan
+    from imagebind.evaluation.compare.scan import Scan
 
 DEFINITIONS = 2  # of the figures; raised when one changes its meaning
 RECALL_AT = (1, 5, 10)
