@@ -147,8 +147,12 @@ class Comparison:
         counted = scan(rows, columns, pairs, sample, out, progress.update, self.device)
         lines = (
             LineCounts(
-                *(counted.n_above[axis], counted.n_equal[axis], matrix.shape[1 - axis]),
-                *(counted.n_at_least[axis], matrix.shape[1 - axis], of_positives),
+                counted.n_above[axis],
+                counted.n_equal[axis],
+                matrix.shape[1 - axis],
+                counted.n_at_least[axis],
+                matrix.shape[1 - axis],
+                of_positives,
             )
             for axis in (0, 1)
         )
@@ -186,8 +190,10 @@ class Comparison:
         )
         is_added = ~np.isin(sample.index[:, 1 - axis], references)  # to what it is compared with
         return LineCounts(
-            *(*of_pairs, len(references)),
-            *(n_above + n_equal + is_added, len(references) + is_added),
+            *of_pairs,
+            len(references),
+            n_above + n_equal + is_added,
+            len(references) + is_added,
             find_positives_among(references, 1 - axis, matrix, positives),
         )
 

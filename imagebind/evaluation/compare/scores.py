@@ -61,7 +61,9 @@ def score_protocols(
         if dropped:
             log.warning(
                 "%s gives %d of %d pairs no score: %s",
-                *(protocol.name, len(dropped), len(pairs)),
+                protocol.name,
+                len(dropped),
+                len(pairs),
                 shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
             )
         values = found.values[~np.isnan(found.values)]

@@ -154,7 +154,10 @@ def search_directory(modality: str, directory: str) -> MediaFiles:
         pattern = " -o ".join(f"-iname '*{suffix}'" for suffix in (*SUFFIXES[modality], *left_out))
         log.warning(
             "%s: left out %s; a list file takes any format: find %s -type f \\( %s \\) > list.txt",
-            *(directory, describe_suffixes(left_out), shlex.quote(directory), pattern),
+            directory,
+            describe_suffixes(left_out),
+            shlex.quote(directory),
+            pattern,
         )
     return MediaFiles(tuple(map(Source, found)), directory)
 

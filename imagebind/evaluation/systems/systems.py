@@ -125,16 +125,20 @@ def compare_kind(
         if n_common < max(n_ours, n_theirs) and kind.agreement == "audio_video":
             log.warning(
                 "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
-                *(run.name, other.name, n_common),
+                run.name,
+                other.name,
+                n_common,
                 f" with a score by {kind.protocol}" if run.key(kind) == kind.protocol else "",
-                *(n_ours - n_common, n_theirs - n_common),
+                n_ours - n_common,
+                n_theirs - n_common,
             )
         groups = [groups_of(pairs.ours), groups_of(pairs.theirs)]
         differ = all(of is not None for of in groups) and not np.array_equal(*groups)
         if differ and kind.agreement == "audio_video":
             log.warning(
                 "%s and %s have other groups of pairs; those of the first count; or give --group_by",
-                *(run.name, other.name),
+                run.name,
+                other.name,
             )
         described = describe_difference(*pairs.scores.T, groups[1] if groups[0] is None else groups[0], seed)
         differences.append(names | {"system": run.name, "minus": other.name} | described)
