@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = "imagebind"
 STAGES = ("inputs", "embed", "compare", "write")
-LIGHT = ("av", "plotly", "torch", "torchvision")  # takes long to import: not before the work begins
+SLOW = ("av", "PIL", "plotly", "torch", "torchvision")  # to import: not before the work begins
+PLACES = [ROOT / PACKAGE / "evaluation", ROOT]  # that paths of the documentation begin in
 
 
 def modules() -> dict[str, Path]:
@@ -70,3 +76,62 @@ def test_what_is_below_evaluation_knows_nothing_of_it():
         if module.startswith(layers) and target.startswith("imagebind.evaluation")
     ]
     assert against == []
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--video_dir", "nowhere"], ["--video_dir", "."]])
+def test_usage_and_listing_import_nothing_slow(argv, tmp_path):
+    """A directory without videos ends a run before anything is read."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from batch_inference import main
+try:
+    main({argv})
+except SystemExit:
+    pass
+print(*sorted(sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "imagebind.evaluation.options" in imported
+    assert imported.isdisjoint(SLOW)
+
+
+def documented(page: str) -> list[tuple[Path, str]]:
+    """List what tables of a page name as `file.py` with `name` before or behind it, in any column."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"`([\w/]+\.py)`: `([\w.]+)`", text)
+    found += [(path, name) for name, path in re.findall(r"`([\w.]+)`,? (?:in|of) `([\w/]+\.py)`", text)]
+    paths = {path: next((at for place in PLACES if (at := place / path).exists()), None) for path, _ in found}
+    assert None not in paths.values(), f"{page}: {[path for path in paths if paths[path] is None]}"
+    return [(paths[path], name) for path, name in found]
+
+
+@pytest.mark.parametrize(
+    ("page", "least"), [("docs/number.md", 17), ("docs/zh/number.md", 17), ("docs/development.md", 12)]
+)
+def test_what_pages_say_of_the_code_is_there(page, least):
+    found = documented(page)
+    assert len(found) >= least
+    for path, name in found:
+        for part in name.split("."):
+            assert re.search(rf"\b(def|class) {part}\b|^{part}\b", path.read_text(encoding="utf-8"), re.M), (
+                name
+            )
+
+
+def test_the_picture_of_the_path_has_every_module_of_a_stage():
+    (picture,) = re.findall(
+        r"## How data flows.*?```\n(.*?)```", (ROOT / "docs/development.md").read_text(), re.S
+    )
+    stage, named = None, set()
+    for line in picture.splitlines():
+        stage = match[1] if (match := re.search(r"\|   (\w+)/ ", line)) else stage
+        named |= {(stage, name) for name in re.findall(r"\b(\w+)\.py\b", line) if stage}
+    there = {
+        (path.parent.name, path.stem)
+        for stage in (*STAGES, "systems")
+        for path in (ROOT / PACKAGE / "evaluation" / stage).glob("[!_]*.py")
+    }
+    assert named == there
