@@ -101,17 +101,29 @@ def test_the_examples_of_help_parse(tmp_path, monkeypatch):
         build_parser().parse_args(shlex.split(line.split("batch_inference.py")[1]))
 
 
-def demo_output(page: str, tmp_path, monkeypatch, capsys) -> str:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """Where the demo's embeddings are kept from one run to the next."""
+    return tmp_path_factory.mktemp("cache") / "embeddings.sqlite"
+
+
+@pytest.fixture
+def demo_output(cache, tmp_path, monkeypatch, capsys):
     """Run the command of a page that runs the demo, and give what it prints."""
     monkeypatch.chdir(ROOT)
-    (argv,) = (argv for argv in commands(page) if "tests/demo/imagebind_demo.pth" in argv)
-    assert main([*argv, "--output_dir", str(tmp_path)]) == 0
-    return capsys.readouterr().out
+
+    def demo_output(page: str) -> str:
+        (argv,) = (argv for argv in commands(page) if "tests/demo/imagebind_demo.pth" in argv)
+        here = ("--output_dir", str(tmp_path), "--cache", str(cache), "--num_workers", "0")
+        assert main([*argv, *here]) == 0
+        return capsys.readouterr().out
+
+    return demo_output
 
 
 @pytest.mark.parametrize("lang", READMES)
-def test_the_shown_report_is_what_the_demo_prints(lang, tmp_path, monkeypatch, capsys):
-    printed = demo_output(READMES[lang], tmp_path, monkeypatch, capsys)
+def test_the_shown_report_is_what_the_demo_prints(lang, demo_output):
+    printed = demo_output(READMES[lang])
     (shown,) = (block for block in blocks(READMES[lang]) if block.startswith("=" * 80))
     assert_same_figures(shown, printed[: len(shown)])
 
@@ -120,8 +132,8 @@ def test_the_shown_report_is_what_the_demo_prints(lang, tmp_path, monkeypatch, c
     ("page", "start"),
     [("docs/inputs.md", "Similarity of captions and audio:"), ("docs/zh/inputs.md", "文本-音频一致性:")],
 )
-def test_what_captions_add_to_it_is_what_it_prints(page, start, tmp_path, monkeypatch, capsys):
-    printed = demo_output(page, tmp_path, monkeypatch, capsys)
+def test_what_captions_add_to_it_is_what_it_prints(page, start, demo_output):
+    printed = demo_output(page)
     (shown,) = (block for block in blocks(page) if block.startswith(start))
     begin = printed.index(start)
     assert_same_figures(shown, printed[begin : begin + len(shown)])
