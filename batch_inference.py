@@ -36,14 +36,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-if os.name == "posix":
-    import resource
-elif __name__ == "__main__":
+if os.name != "posix" and __name__ == "__main__":
     sys.exit("error: this program runs on Linux and macOS, and on Windows within WSL")
-else:
+if os.name != "posix":
     raise ImportError("batch_inference needs Linux or macOS, or WSL on Windows")
 
-from imagebind.packages import PackageError, load, require
+from imagebind.packages import PackageError, describe_import_error, load, require
 
 try:
     require("numpy", "torch", "av", "einops", "tqdm", "filelock")
@@ -55,7 +53,7 @@ except PackageError as e:
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
 from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
 from imagebind.evaluation.options import GROUPS, Options, options_of
-from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths
+from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths, read_directory
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
 from imagebind.evaluation.systems.systems import (
     COMPARISON_NAME,
@@ -72,7 +70,7 @@ from imagebind.evaluation.terminal import (
 )
 from imagebind.evaluation.torchrun import Job, JobError, LostProcessError
 from imagebind.evaluation.write.outputs import REPORT_PAGE, check_inputs
-from imagebind.evaluation.write.report import format_report
+from imagebind.evaluation.write.report import format_report, summary
 from imagebind.names import one_line
 
 __all__ = [
@@ -120,18 +118,16 @@ def batch_inference_av_consistency(
         retrieval_mode: keep files without a partner, as distractors for the ranks.
         job: the processes that share the work, of which this is the first; None is this process alone. The
             command line passes Job.from_torchrun().
-        **more: manifest, pairs_only, captions, checkpoint, protocols, protocol_seconds, precision,
-            num_workers, timeout, worker_memory_gb, cache, no_cache, max_matrix_gb, group_by, seed,
-            report_lang, no_html, keep_above, progress; Options has their meaning and defaults. protocols is
-            a sequence of names. captions may also be a mapping, name of a file -> text; manifest also a
-            sequence of mappings, a row each.
+        **more: the other fields of Options, which has their meaning and defaults. protocols is a sequence of
+            names. captions may also be a mapping, name of a file -> text; manifest also a sequence of
+            mappings, a row each.
 
     Returns:
         audio_embeddings: (N, E) torch float32 on the CPU, as the model gives them; not of unit length.
-        video_embeddings: (M, E).
+        video_embeddings, text_embeddings: (M, E); with captions (T, E), a row a pair or a caption.
         similarity_matrix: (N, M) cosine similarities, or None where it is left out.
         metrics: what metrics.json holds.
-        audio_names, video_names: the names behind the rows.
+        audio_names, video_names, text_names: the names behind the rows.
         pairs: (audio path, video path) of all pairs; in pairing mode pair i is row i of both embeddings.
         pair_rows: (P, 2) numpy, row of the sound and row of the video of each pair.
         top_matches: "audio" -> the most similar videos of each sound: indices (N, 10), -1 where there are
@@ -141,14 +137,10 @@ def batch_inference_av_consistency(
             n_better, n_equal and n, each (P,).
         pair_scores: a sequence of dictionaries, one for each pair, with the columns of pair_scores.csv.
         windows: with the protocol javisscore, for each pair its windows: start, end, score, is_silent.
-        skipped_pairs, skipped_windows: the same of the pairs that have no similarity, with the reason under
-            "status".
+        skipped_pairs, skipped_windows: the same of pairs without a similarity; "status" has the reason.
         failures: dictionaries of path, side (the modality) and reason.
-        With captions:
-        text_embeddings: (T, E), a row for each pair that has a caption; in retrieval mode for each caption.
-        text_names: the names behind the rows.
-        text_audio, text_video: dictionaries of pair_rows (K, 2), row of the text and row of the file; of the
-            similarity and the ranks of these, each (K,); of histograms and of candidates.
+        text_audio, text_video: with captions, dictionaries of pair_rows (K, 2), row of the text and row of
+            the file; of the similarity and the ranks of these, each (K,); of histograms and of candidates.
 
     Raises:
         EvaluationError: nothing can be evaluated, the model cannot be loaded, an output cannot be written, or
@@ -221,11 +213,11 @@ def build_parser() -> argparse.ArgumentParser:
     for modality, suffixes in SUFFIXES.items():
         one_of = groups["inputs"].add_mutually_exclusive_group()
         help = f"Search this directory, and those below it, for {' '.join(suffixes)} files."
-        one_of.add_argument(f"--{modality}_dir", type=existing_directory, metavar="DIR", help=help)
+        one_of.add_argument(f"--{modality}_dir", type=argument_type(read_directory), metavar="DIR", help=help)
         help = (
             f"Read {modality} paths from this text file, one a line. Any format that FFmpeg decodes will do."
         )
-        one_of.add_argument(f"--{modality}_file", type=list_file, metavar="FILE", help=help)
+        one_of.add_argument(f"--{modality}_file", type=argument_type(ListFile), metavar="FILE", help=help)
         one_of.add_argument(
             f"--{modality}_paths", nargs="+", metavar="PATH", help=f"Take these {modality} files."
         )
@@ -298,23 +290,12 @@ def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return argument
 
 
-def existing_directory(text: str) -> str:
-    if os.path.isfile(text):
-        raise argparse.ArgumentTypeError(f"{text}: is a file; name files with the options for paths")
-    if not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"{text}: no such directory")
-    return text
-
-
 class ListFile(list):
     """The paths that were read from a list file, and where it is."""
 
     def __init__(self, source: str):
         super().__init__(read_list_file(source))
         self.source = source
-
-
-list_file = argument_type(ListFile)
 
 
 def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
@@ -403,13 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(str(e) or "out of memory")
         return 1
     except ImportError as e:  # a library that does not fit says so in this way
-        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-        is_missing = isinstance(e, PackageError) and isinstance(e.__cause__, ModuleNotFoundError | None)
-        if allowed != resource.RLIM_INFINITY and not is_missing:
-            message = f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({e})"
-        elif isinstance(e, PackageError):
-            message = str(e)
-        else:
+        if (message := describe_import_error(e)) is None:
             raise
         if is_first:
             print_error(message)
@@ -468,16 +443,6 @@ def run_comparison(args: argparse.Namespace) -> int:
     where = [one_line(os.path.join(args.output_dir, name)) for name in names]
     lines = [f"{what}: {path}" for what, path in zip(("results", "page"), where, strict=False)]
     return print_results(format_comparison(rows, args.report_lang), *lines)
-
-
-def summary(counts: dict[str, int]) -> str:
-    """Return the last line of a run."""
-    line = "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files"
-    if counts.get("rows_skipped"):
-        line += "; {rows_skipped} rows of the manifest skipped"
-    if "text" in counts:
-        line += "; {text} captions, {text_unmatched} unmatched, {pairs_without_text} pairs without one"
-    return line.format_map(counts)
 
 
 if __name__ == "__main__":

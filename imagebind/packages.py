@@ -93,3 +93,15 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def describe_import_error(error: ImportError) -> str | None:
+    """Say in one line why a package does not load; None where that is no fault of packages or memory."""
+    import resource  # of POSIX
+
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    is_ours = isinstance(error, PackageError)
+    is_missing = is_ours and isinstance(error.__cause__, ModuleNotFoundError | None)
+    if allowed != resource.RLIM_INFINITY and not is_missing:
+        return f"ulimit -v allows {allowed / 1e9:.1f} GB, which is too little ({error})"
+    return str(error) if is_ours else None

@@ -97,6 +97,14 @@ def is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value) is not None
 
 
+def read_directory(text: str) -> str:
+    if os.path.isfile(text):
+        raise OptionError(f"{text}: is a file; name files with the options for paths")
+    if not os.path.isdir(text):
+        raise OptionError(f"{text}: no such directory")
+    return text
+
+
 def is_captions(value: Any) -> bool:
     if isinstance(value, Mapping):
         return True

@@ -28,6 +28,16 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(counts: dict[str, int]) -> str:
+    """Return the last line of a run."""
+    line = "evaluated {pairs} pairs, skipped {failed} files, unmatched {unmatched} files"
+    if counts.get("rows_skipped"):
+        line += "; {rows_skipped} rows of the manifest skipped"
+    if "text" in counts:
+        line += "; {text} captions, {text_unmatched} unmatched, {pairs_without_text} pairs without one"
+    return line.format_map(counts)
+
+
 def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, Any]]:
     """Return the sections of the report: title -> label -> value; the labels of files are indented."""
     words = REPORT_WORDS[lang]
