@@ -254,8 +254,11 @@ def find_best_others(compared: Compared, pair_cells: np.ndarray) -> dict[str, Be
     """Find for each pair the mismatch of its row, and of its column, that is the most similar.
 
     Returns:
-        modality -> rows of it and their similarities; -1 and NaN where the TOP best are all positives.
+        modality -> rows of it and their similarities; -1 and NaN where the TOP best are all positives. Pairs
+        alone have none.
     """
+    if compared.top is None:
+        return {}
     found = {}
     for axis, modality in ((0, "video"), (1, "audio")):
         lines = pair_cells[:, axis]
