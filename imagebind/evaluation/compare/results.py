@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,13 +61,13 @@ class Run:
     embeddings: dict[str, np.ndarray]  # modality -> (N, E)
     counts: dict[str, int]
 
-    @property
+    @cached_property
     def names(self) -> dict[str, list[str]]:
         """Modality -> the names behind its rows."""
         files = {"audio": self.plan.audio, "video": self.plan.video}
         return {m: [files[m].names[path] for path in paths] for m, paths in self.rows.files.items()}
 
-    @property
+    @cached_property
     def groups(self) -> list[int] | None:
         """(P,) number of the group of each pair; None: each is its own."""
         return number_groups(self.plan.groups and [self.plan.groups[i] for i in self.rows.numbers])

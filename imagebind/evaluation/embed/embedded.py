@@ -71,7 +71,9 @@ class EmbeddedFiles:
         return "it was skipped" if missing is None else missing.reason
 
     def why_skipped(self, pair: tuple[Source, Source]) -> str:
-        """Say why the sound or the video of a pair were skipped; "" where none was."""
-        found = zip(MEDIA_MODALITIES, pair, strict=True)
-        reasons = {(failure.modality, failure.source): failure.reason for failure in self.failures}
-        return "; ".join(f"{m} file: {reasons[m, p]}" for m, p in found if (m, p) in reasons)
+        """Say why the sound or the video of a pair was skipped; "" where neither was."""
+        of_pair = [
+            (modality, self.missing.get((self.wanted[modality][0].name, source)))
+            for modality, source in zip(MEDIA_MODALITIES, pair, strict=True)
+        ]
+        return "; ".join(f"{modality} file: {missing.reason}" for modality, missing in of_pair if missing)
