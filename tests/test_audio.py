@@ -17,7 +17,7 @@ from test_media import noise
 from torchaudio.compliance import kaldi
 
 from imagebind import data
-from imagebind.data.audio import clip_ranges, load_windows, log_mel
+from imagebind.data.audio import clip_ranges, load_clips, log_mel
 from imagebind.data.clips import clip_spans, get_clip_timepoints
 from imagebind.data.media import DTS_SYNC_WORDS, has_dts, open_stream
 
@@ -132,9 +132,9 @@ def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, r
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((2, int(7.3 * rate) + 1)).astype(np.float32) * 0.1
     path = write_audio(tmp_path / "x.wav", samples, rate)
-    windows = load_windows(path)
+    windows = load_clips(path)
     monkeypatch.setattr("imagebind.data.audio.BUFFERED_SECONDS", 60)
-    expected = load_windows(path)
+    expected = load_clips(path)
     assert len(windows) == len(expected) == 3
     for window, whole in zip(windows, expected, strict=True):
         assert window.shape == whole.shape == (2, 2 * RATE)
@@ -144,7 +144,7 @@ def test_windows_of_a_long_sound_are_those_of_the_whole(tmp_path, monkeypatch, r
 def test_clips_of_a_short_sound_are_those_of_the_whole(tmp_path):
     samples = noise(6.9, 44100, channels=2)
     whole = load_waveform(write_audio(tmp_path / "x.wav", samples, 44100))
-    clips = load_windows(tmp_path / "x.wav")
+    clips = load_clips(tmp_path / "x.wav")
     spans = clip_ranges(whole.shape[1])
     assert spans[0][1] < spans[1][0]  # they do not overlap, and only they are resampled
     for clip, (start, end) in zip(clips, spans, strict=True):
@@ -211,8 +211,8 @@ def test_hours_of_sound_are_read_in_under_a_gigabyte(tmp_path):
             file.seek(size - (seconds - start) * rate * 2)
             file.write(note)
     code = (
-        "import sys; from imagebind.data.audio import load_windows\n"
-        "windows = load_windows(sys.argv[1])\n"
+        "import sys; from imagebind.data.audio import load_clips\n"
+        "windows = load_clips(sys.argv[1])\n"
         "(peak,) = (line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "print(peak, *(w.std().item() for w in windows))"
     )

@@ -70,7 +70,7 @@ def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, 
     )
     compared = comparison.compare_all(comparison.matrix(("audio", "video"), index, groups))
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])
-    found = compared.metrics, compared.scores, compared.histograms, compared.candidates
+    found = compared.metrics, compared.columns, compared.histograms, compared.candidates
     return Case(cosine_similarity(audio, video), pairs, is_true, *found)
 
 

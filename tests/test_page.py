@@ -317,7 +317,7 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     scales, device = {"audio": 2, "video": 2}, torch.device("cpu")
     embedded = EmbeddedFiles(
         wanted={modality: features_of(protocols)[modality] for modality in rows},
-        features=rows,
+        stores=rows,
         missing={},
         failures=[],
         truncated_texts=set(),

@@ -33,7 +33,7 @@ from imagebind.data.audio import (
     waveform2melspec,
 )
 from imagebind.data.clips import CLIP_SECONDS, get_clip_timepoints
-from imagebind.data.media import MediaError, Path, media_errors
+from imagebind.data.media import AnyPath, MediaError, media_errors
 from imagebind.data.sequences import scale_and_crop
 from imagebind.data.text import TEXT_TOKENS, TextInput, read_text, return_bpe_path
 from imagebind.data.video import (
@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 @on_cpu()
 def load_and_transform_audio_data(
-    audio_paths: Sequence[Path] | None,
+    audio_paths: Sequence[AnyPath] | None,
     device: str | torch.device,
     num_mel_bins: int = MEL_BINS,
     target_length: int = MEL_FRAMES,
@@ -94,7 +94,7 @@ def load_and_transform_audio_data(
 
 @on_cpu()
 def load_and_transform_video_data(
-    video_paths: Sequence[Path] | None,
+    video_paths: Sequence[AnyPath] | None,
     device: str | torch.device,
     clip_duration: int = CLIP_SECONDS,
     clips_per_video: int = VIDEO_CLIPS,
@@ -117,7 +117,7 @@ def load_and_transform_video_data(
 
 @on_cpu()
 def load_and_transform_vision_data(
-    image_paths: Sequence[Path] | None, device: str | torch.device
+    image_paths: Sequence[AnyPath] | None, device: str | torch.device
 ) -> torch.Tensor | None:
     """Load image files into one batch on a device.
 

@@ -1,6 +1,6 @@
 """Audio files -> (3, 1, 128, 204): three clips of 2 s as log-mel spectrograms, mel bins x frames.
 
-    load_windows (decode_audio, clip_spans, resample) -> waveform2melspec (log_mel) -> normalised
+    load_clips (decode_audio, clip_spans, resample) -> waveform2melspec (log_mel) -> normalised
 
 Only the clips are resampled. A sound longer than BUFFERED_SECONDS is decoded twice for them, instead of
 holding all of it in memory. Letters in shapes: S clips of a file, C channels, T samples.
@@ -25,8 +25,8 @@ from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
     MP4,
+    AnyPath,
     MediaError,
-    Path,
     decode,
     demux,
     media_errors,
@@ -57,7 +57,7 @@ STATES_ITS_LENGTH = {"flac", MP4}  # for other formats FFmpeg estimates the leng
 log = logging.getLogger(__name__)
 
 
-def decode_audio(path: Path) -> Iterator[tuple[torch.Tensor, int]]:
+def decode_audio(path: AnyPath) -> Iterator[tuple[torch.Tensor, int]]:
     """Decode the sound of a file, or of a part of it, from start to end, in pieces.
 
     Yields:
@@ -147,15 +147,15 @@ class MergedFrames:
         self.arrays, self.n_samples = [], 0
 
 
-def sample_range(path: Path, rate: int) -> tuple[int, float]:
+def sample_range(path: AnyPath, rate: int) -> tuple[int, float]:
     """Return the samples [first, last) of a file, or of a part of it; its end may be infinite."""
     source = Source.of(path)
     end = source.end if source.end == math.inf else round(source.end * rate)
     return round(source.start * rate), end
 
 
-def load_windows(
-    path: Path,
+def load_clips(
+    path: AnyPath,
     n_clips: int = AUDIO_CLIPS,
     clip_seconds: float = CLIP_SECONDS,
     sample_rate: int = SAMPLE_RATE,
@@ -232,7 +232,7 @@ def resample_spans(
     return clips
 
 
-def resampled_pieces(path: Path, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
+def resampled_pieces(path: AnyPath, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
     """Decode and resample all of a sound, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
 
     Yields:
@@ -335,7 +335,7 @@ def waveform2melspec(
 
 
 def load_audio(
-    path: Path,
+    path: AnyPath,
     n_bins: int = MEL_BINS,
     n_frames: int = MEL_FRAMES,
     sample_rate: int = SAMPLE_RATE,
@@ -353,12 +353,12 @@ def load_audio(
         MediaError: the file cannot be decoded, has no samples, or samples that are not finite.
     """
     with media_errors(path):
-        clips = load_windows(path, n_clips, clip_seconds, sample_rate)
+        clips = load_clips(path, n_clips, clip_seconds, sample_rate)
         return clips_to_input(path, clips, n_bins, n_frames, sample_rate, mean, std)
 
 
 def clips_to_input(
-    path: Path,
+    path: AnyPath,
     clips: Sequence[torch.Tensor],
     n_bins: int = MEL_BINS,
     n_frames: int = MEL_FRAMES,
@@ -434,12 +434,12 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
         return from_waveform(name, resample(samples.cpu().clone(), rate, SAMPLE_RATE))
 
 
-def from_waveform(path: Path, waveform: torch.Tensor) -> AudioInput:
+def from_waveform(path: AnyPath, waveform: torch.Tensor) -> AudioInput:
     """Make the model's input of a whole sound (C, T) at SAMPLE_RATE, in place; raises as clips_to_input."""
     clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
     return AudioInput(clips_to_input(path, clips))
 
 
-def read_audio(path: Path) -> AudioInput:
+def read_audio(path: AnyPath) -> AudioInput:
     """Read an audio file, or a video file's sound; raises as load_audio."""
     return AudioInput(load_audio(path))

@@ -27,8 +27,8 @@ from av.video.reformatter import VideoReformatter
 
 from imagebind.data.media import (
     ONE_THREAD,
+    AnyPath,
     MediaError,
-    Path,
     decode,
     demux,
     open_stream,
@@ -187,7 +187,7 @@ def packet_timeline(stream: av.VideoStream) -> Timeline:
     return timeline
 
 
-def decoded_timeline(path: Path, listed: Timeline) -> Timeline:
+def decoded_timeline(path: AnyPath, listed: Timeline) -> Timeline:
     """Count the frames of a video by decoding all of it: slow, but never wrong.
 
     Args:
@@ -332,7 +332,7 @@ def _packets_from(
     raise TimelineError(stream.container.name, "cannot be searched")
 
 
-def count_frames(path: Path, numbers: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def count_frames(path: AnyPath, numbers: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode a video from its start and yield the wanted frames, as read_frames, by counting."""
     wanted = set(numbers)
     with open_stream(path, "video") as stream:
@@ -373,7 +373,7 @@ def quarter_turns(frame: av.VideoFrame) -> int:
     return turns % 4 if not rest else 0
 
 
-def warn_if_mirrored(path: Path, frame: av.VideoFrame) -> None:
+def warn_if_mirrored(path: AnyPath, frame: av.VideoFrame) -> None:
     """Warn where a display matrix mirrors the picture, which is left as it is, as by the released loader."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

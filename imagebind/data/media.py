@@ -57,7 +57,7 @@ TELLS_SIDEDATA = hasattr(av.Packet, "has_sidedata")  # so of an encrypted packet
 FAULTS = (NameError, AttributeError, TypeError, AssertionError)  # of a program, and not of a file
 PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-Path = str | os.PathLike | Source
+AnyPath = str | os.PathLike | Source
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 class MediaError(Exception):
     """A file that cannot be read: its `path`, and the `reason` in one line."""
 
-    def __init__(self, path: Path, reason: str):
+    def __init__(self, path: AnyPath, reason: str):
         super().__init__(path, reason)
         self.path = str(Source.of(path))
         self.reason = " ".join(reason.split())
@@ -79,7 +79,7 @@ class UnsupportedError(ValueError):
 
 
 @contextmanager
-def media_errors(path: Path) -> Iterator[None]:
+def media_errors(path: AnyPath) -> Iterator[None]:
     """Turn any exception inside into a MediaError that names the file; but not a fault of this program."""
     try:
         yield
@@ -129,7 +129,7 @@ class File(io.BufferedReader):
             return -e.errno
 
 
-def open_file(path: Path) -> File:
+def open_file(path: AnyPath) -> File:
     """Open a file, or the one that is held open, at its start.
 
     Its name is that of the file, by whose extension FFmpeg knows some formats.
@@ -142,13 +142,13 @@ def open_file(path: Path) -> File:
     return File(io.FileIO(source.path, "rb", opener=lambda _, flags: os.open(held, flags)))
 
 
-def named_format(path: Path) -> str:
+def named_format(path: AnyPath) -> str:
     """Return what of a file's name decides how it is decoded, as "#al"; "" where its content does."""
     suffix = os.path.splitext(Source.of(path).path)[1][1:].lower()
     return f"#{suffix}" if suffix in NAMED_FORMATS else ""
 
 
-def check_is_file(path: Path) -> None:
+def check_is_file(path: AnyPath) -> None:
     """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
     file = Source.of(path).path
     if not can_be_path(file):
@@ -164,7 +164,7 @@ def check_is_file(path: Path) -> None:
 
 
 @contextmanager
-def open_stream(path: Path, kind: str) -> Iterator[av.stream.Stream]:
+def open_stream(path: AnyPath, kind: str) -> Iterator[av.stream.Stream]:
     """Open the best stream of a kind ("audio" or "video") of a media file; best as ffmpeg ranks streams.
 
     Raises:
@@ -391,7 +391,7 @@ def keep_end(packet: av.Packet) -> None:
     packet.set_sidedata(skipped)
 
 
-def warn_if_truncated(path: Path, found: float, stated: float, unit: str) -> None:
+def warn_if_truncated(path: AnyPath, found: float, stated: float, unit: str) -> None:
     """Warn where a file ends long before the length that it states."""
     if found < MIN_FOUND_SHARE * stated:
         log.warning("%s: ends early: %.6g of %.6g %s are there", path, found, stated, unit)

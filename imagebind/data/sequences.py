@@ -28,7 +28,7 @@ from imagebind.data.audio import (
 )
 from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array
 from imagebind.data.inputs import ModelInput
-from imagebind.data.media import MediaError, Path, decode, media_errors, open_stream
+from imagebind.data.media import AnyPath, MediaError, decode, media_errors, open_stream
 from imagebind.data.video import (
     SIZE,
     ChosenFrames,
@@ -128,7 +128,9 @@ class WholeVideo:
     clips: list[VideoInput | DroppedError]  # what read_clips returns for the recipes
 
 
-def read_whole_video(path: Path, recipes: Sequence[ClipRecipe]) -> Iterator[FramesPart | WholeVideo | None]:
+def read_whole_video(
+    path: AnyPath, recipes: Sequence[ClipRecipe]
+) -> Iterator[FramesPart | WholeVideo | None]:
     """Decode all of a video; equal frames are handed over once.
 
     Yields:
@@ -211,7 +213,7 @@ class WholeSound:
     clips: AudioInput  # the released loader's input
 
 
-def read_whole_sound(path: Path) -> Iterator[WindowsPart | WholeSound]:
+def read_whole_sound(path: AnyPath) -> Iterator[WindowsPart | WholeSound]:
     """Cut all of a sound into windows of 2 s, one every half second; the last one ends with the sound.
 
     The mean of a window is subtracted three times, and in place: a window sees the shifts of those before it
@@ -251,7 +253,7 @@ class WindowReader:
         n_samples: of the whole sound.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self.path, self.is_silent, self.whole_is_silent = path, [], True
         self.n_pieces, self.first_piece, self.n_samples = 0, None, 0
 

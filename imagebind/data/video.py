@@ -35,8 +35,8 @@ from imagebind.data.frames import (
 )
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
+    AnyPath,
     MediaError,
-    Path,
     UnsupportedError,
     media_errors,
     open_stream,
@@ -281,7 +281,7 @@ class ChosenFrames:
         MediaError: there are no frames.
     """
 
-    def __init__(self, path: Path, timeline: Timeline, recipes: Sequence[ClipRecipe]):
+    def __init__(self, path: AnyPath, timeline: Timeline, recipes: Sequence[ClipRecipe]):
         source = Source.of(path)
         span = source.start, source.end
         with_times = timeline
@@ -351,7 +351,7 @@ def to_input(clips: list[tuple[int, ...]], frames: dict[int, torch.Tensor]) -> V
     return VideoInput(torch.stack(scaled), tuple(crops))
 
 
-def read_clips(path: Path, recipes: Sequence[ClipRecipe]) -> list[VideoInput | DroppedError]:
+def read_clips(path: AnyPath, recipes: Sequence[ClipRecipe]) -> list[VideoInput | DroppedError]:
     """Read the frames of a video that make up the clips of some recipes, and no others.
 
     Returns:
@@ -395,7 +395,7 @@ def from_frames(frames: torch.Tensor, fps: float, name: str) -> VideoInput:
         return to_input(clips, {n: normalize_rgb(resize_short_side(picture)) for n, picture in pictures})
 
 
-def read_video(path: Path, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
+def read_video(path: AnyPath, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:
     """Read the frames of a video that make up the released loader's clips.
 
     Raises:
@@ -406,7 +406,7 @@ def read_video(path: Path, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDE
     return video
 
 
-def load_video(path: Path, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
+def load_video(path: AnyPath, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> torch.Tensor:
     """Load one video file as the model's input.
 
     Returns:

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imagebind import packages
 from imagebind.evaluation.embed.readers import interruptible, start_workers
@@ -19,13 +19,13 @@ from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.inputs.plan import plan_run
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.torchrun import Job
+from imagebind.evaluation.write.atomic import Results
 from imagebind.evaluation.write.lock import exclusive_use
 from imagebind.evaluation.write.outputs import check_can_draw, check_inputs, output_writers
 
 if TYPE_CHECKING:
     from imagebind.evaluation.embed.model import Model
 
-Results = dict[str, Any]
 # Evaluations in several threads would share the cores, the model, and whose warning is whose.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -71,7 +71,8 @@ def help_embed(options: Options, job: Job) -> None:
         EvaluationError: as batch_inference_av_consistency.
     """
     with start_workers(options, job.n_local) as workers:
-        load_stages(options).embed_share(options, workers, job)
+        stages = load_stages(options)
+        stages.jobs.embed_in_job(job, options, stages.wanted_of(options), workers)
 
 
 def evaluate_shard(options: Options, shard: tuple[int, int]) -> Counter:
@@ -82,7 +83,8 @@ def evaluate_shard(options: Options, shard: tuple[int, int]) -> Counter:
     """
     with start_workers(options) as workers:
         inputs = plan_run(options).inputs
-        return load_stages(options).embed_shard(inputs, options, workers, shard)
+        stages = load_stages(options)
+        return stages.jobs.embed_shard(inputs, options, stages.wanted_of(options), workers, shard)
 
 
 def load_stages(options: Options) -> ModuleType:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.compare.protocols import Protocol, features_of, make_protocols
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed import job as jobs
-from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted
 from imagebind.evaluation.embed.embedding import embed_files
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.embed.readers import start_workers
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.torchrun import Job
+from imagebind.evaluation.write.atomic import Results
 from imagebind.evaluation.write.outputs import write_outputs, write_page_again
 from imagebind.evaluation.write.page_media import PageMedia, shown_files
 from imagebind.reading.workers import Workers
@@ -43,14 +42,14 @@ def embed(
 
 def compare(
     plan: Plan, embedded: EmbeddedFiles, protocols: Sequence[Protocol], options: Options
-) -> tuple[dict[str, Any], OutputArrays]:
+) -> tuple[Results, OutputArrays]:
     """Compare what is embedded; the arrays lie where the outputs will be."""
     arrays = OutputArrays(options.output_dir)
     return build_results(plan, embedded, protocols, arrays, options).to_dict(), arrays
 
 
 def write(
-    results: dict[str, Any],
+    results: Results,
     arrays: OutputArrays,
     embedded: EmbeddedFiles,
     options: Options,
@@ -66,14 +65,9 @@ def write(
     media.remove_other_copies()
 
 
-def embed_share(options: Options, workers: Workers | None, job: Job) -> None:
-    """Embed the share of a process of a job that is not the first."""
-    jobs.embed_in_job(job, options, features_of(protocols_of(options)), workers)
-
-
-def embed_shard(inputs: Inputs, options: Options, workers: Workers | None, shard: tuple[int, int]) -> Counter:
-    """As jobs.embed_shard."""
-    return jobs.embed_shard(inputs, options, features_of(protocols_of(options)), workers, shard)
+def wanted_of(options: Options) -> Wanted:
+    """List what the protocols of a run need to be embedded, by modality."""
+    return features_of(protocols_of(options))
 
 
 def protocols_of(options: Options) -> list[Protocol]:

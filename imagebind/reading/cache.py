@@ -89,9 +89,9 @@ class EmbeddingCache:
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             self._set_aside()
 
-    def get(self, content_hash: str, modality: str) -> np.ndarray | None:
+    def get(self, content_hash: str, feature: str) -> np.ndarray | None:
         """Look up an embedding, (E,) float32; None if there is none."""
-        return self._get(content_hash, modality, lambda row: np.frombuffer(row, np.float32))
+        return self._get(content_hash, feature, lambda row: np.frombuffer(row, np.float32))
 
     def get_facts(self, content_hash: str, name: str) -> dict[str, Any] | None:
         """Look up what is known of a sequence of embeddings; None if it is not kept."""

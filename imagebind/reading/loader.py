@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 data_log = logging.getLogger(data.__name__)
 
 # Modality, source, and what is wanted of it; of a text the text itself
-File = tuple[str, Source | str, tuple[Feature, ...]]
+Request = tuple[str, Source | str, tuple[Feature, ...]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ Loaded = LoadedPart | LoadedFile
 
 
 def load_files(
-    files: Sequence[File],
+    files: Sequence[Request],
     workers: Workers | None,
     reading: Reading = Reading(),
     ahead: int = 0,
@@ -175,9 +175,9 @@ def load_files(
     return explain_lost(workers.map(reading, files, ahead, finish, without_sequences))
 
 
-def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]:
+def explain_lost(read: Iterator[tuple[Request, Loaded | Lost]]) -> Iterator[Loaded]:
     """Say of files whose worker was lost why they, or their sequences, cannot be had."""
-    lost: dict[File[:2], dict[str, Missing]] = {}  # (modality, source) -> its sequences
+    lost: dict[Request[:2], dict[str, Missing]] = {}  # (modality, source) -> its sequences
     for file, loaded in read:
         modality, source, features = file
         if isinstance(loaded, Lost) and without_sequences(file) is not None:
@@ -194,20 +194,20 @@ def explain_lost(read: Iterator[tuple[File, Loaded | Lost]]) -> Iterator[Loaded]
         yield loaded
 
 
-def nothing_of(file: File, missing: Missing, **more: Any) -> LoadedFile:
+def nothing_of(file: Request, missing: Missing, **more: Any) -> LoadedFile:
     """Return a file of which nothing can be had."""
     modality, source, features = file
     return LoadedFile(modality, source, {feature.name: missing for feature in features}, **more)
 
 
-def without_sequences(file: File) -> File | None:
+def without_sequences(file: Request) -> Request | None:
     """Return what else is wanted of a file whose worker was lost; None if there is nothing else."""
     modality, source, features = file
     others = tuple(feature for feature in features if not feature.is_sequence)
     return (modality, source, others) if others and len(others) < len(features) else None
 
 
-def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
+def read_file(reading: Reading, file: Request) -> Iterator[Loaded]:
     """Look up what is wanted of a file, or read the inputs that it is computed from."""
     results, warnings, seconds = _look_up_or_read(reading, file), [], 0.0
     while True:
@@ -231,7 +231,7 @@ def read_file(reading: Reading, file: File) -> Iterator[Loaded]:
         yield loaded
 
 
-def _look_up_or_read(reading: Reading, file: File) -> Iterator[Loaded]:
+def _look_up_or_read(reading: Reading, file: Request) -> Iterator[Loaded]:
     modality, source, features = file
     if modality == "text":
         yield _look_up_or_read_text(reading.cache, source)

@@ -42,7 +42,7 @@ class Compared:
     """What the comparison of two modalities gives."""
 
     metrics: dict[str, Any]
-    scores: dict[str, np.ndarray]  # of the pairs
+    columns: dict[str, np.ndarray]  # of the pairs: similarity, ranks, p-values
     histograms: dict[str, np.ndarray]
     candidates: dict[str, Candidates]  # direction -> what each pair competes with
     top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
@@ -228,9 +228,9 @@ class Comparison:
             groups=None if groups is None else np.asarray(groups),
             scan=counted,
         )
-        metrics, scores, histograms, by_direction = compute_metrics(found, self.seed, matrix.modalities)
+        metrics, columns, histograms, by_direction = compute_metrics(found, self.seed, matrix.modalities)
         top = None if counted is None else counted.top
-        return Compared(metrics, scores, histograms, by_direction, top, positives, sample)
+        return Compared(metrics, columns, histograms, by_direction, top, positives, sample)
 
 
 def find_positives_among(
@@ -285,7 +285,7 @@ def describe_best_others(
         best_others: of all pairs.
         names: modality -> of its rows.
     """
-    columns, is_suspect = {}, compared.scores.get("suspect", False)
+    columns, is_suspect = {}, compared.columns.get("suspect", False)
     for modality, top in best_others.items():
         chosen = is_suspect & (top.indices >= 0)
         columns[f"best_other_{modality}"] = [

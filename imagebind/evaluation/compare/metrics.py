@@ -107,21 +107,21 @@ def compute_metrics(
     if not len(found.pairs.ticks):
         return metrics, {}, histograms, {}
     similarity = from_ticks(found.pairs.ticks).astype(np.float64)
-    scores, by_direction = {"similarity": similarity}, {}
+    values, by_direction = {"similarity": similarity}, {}
     (rows, columns), (of_rows, of_columns) = modalities, found.candidates
     if found.scan is not None:
-        scores |= {f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
+        values |= {f"{columns}_rank": of_rows.ranks, f"{rows}_rank": of_columns.ranks}
         by_direction = {f"{rows}_to_{columns}": of_rows, f"{columns}_to_{rows}": of_columns}
     metrics |= pair_metrics(similarity, seed, found.groups)
     if found.mismatches is not None:
         standing = standing_scores(found.candidates, found.rank_products, found.mismatches.n)
         metrics |= mismatch_metrics(found, similarity, standing.get("suspect"), seed)
-        scores |= standing
+        values |= standing
     metrics["paired_similarities"] = similarity.tolist()
     if found.scan is not None:
         metrics |= retrieval_metrics(of_rows, found.groups)
         metrics[f"{columns}_to_{rows}"] = retrieval_metrics(of_columns, found.groups)
-    return metrics, scores, histograms, by_direction
+    return metrics, values, histograms, by_direction
 
 
 def matrix_metrics(scan: Scan) -> dict[str, float]:

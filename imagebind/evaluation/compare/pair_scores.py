@@ -16,6 +16,7 @@ from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.rules import PROTOCOLS
+from imagebind.sources import Source
 
 SUSPECTS_LISTED = 10  # in metrics.json and the report
 OTHER_COLUMNS = (  # of suspects
@@ -173,7 +174,7 @@ class PairScores(Sequence):
     def __init__(
         self,
         names: Sequence[str],
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[Source, Source]],
         columns: dict[str, Sequence[Any]],
         absent: Sequence[str] = (),
         manifest: ManifestRows | None = None,

@@ -21,6 +21,7 @@ from imagebind.evaluation.compare.similarity import look_up
 from imagebind.evaluation.compare.ticks import from_ticks
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted
 from imagebind.evaluation.embed.store import SequenceStore
+from imagebind.sources import Source
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 2.0, 1.5  # of javisscore's windows
 HOP_SECONDS = WINDOW_SECONDS - OVERLAP_SECONDS
@@ -78,26 +79,26 @@ class Protocol:
         """Describe for metrics.json how a video is looked at."""
         raise NotImplementedError
 
-    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[Source, Source]]) -> Scores:
         """Score pairs of files."""
         raise NotImplementedError
 
-    def why_no_score(self, embedded: EmbeddedFiles, audio: str, video: str) -> str | None:
+    def why_no_score(self, embedded: EmbeddedFiles, audio: Source, video: Source) -> str | None:
         """Say why a feature of a pair is missing; None if it has all."""
         path_of = {"audio": audio, "video": video}
         reasons = (embedded.why_missing(feature, path_of[feature.modality]) for feature in self.features)
         return next((reason for reason in reasons if reason is not None), None)
 
-    def contents(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[Hashable, ...]:
+    def contents(self, embedded: EmbeddedFiles, audio: Source, video: Source) -> tuple[Hashable, ...]:
         """Return what is the same for pairs of the same content, of those that have all features."""
         path_of = {"audio": audio, "video": video}
-        return tuple(embedded.features[f.name].content_of(path_of[f.modality]) for f in self.features)
+        return tuple(embedded.stores[f.name].content_of(path_of[f.modality]) for f in self.features)
 
 
 class ClipProtocol(Protocol):
     """The cosine of one embedding of the sound and one of the video."""
 
-    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[Source, Source]]) -> Scores:
         scores = Scores(np.full(len(pairs), np.nan))
         for i, paths in enumerate(pairs):
             if (reason := self.why_no_score(embedded, *paths)) is not None:
@@ -106,7 +107,7 @@ class ClipProtocol(Protocol):
         for first in range(0, len(scored), PAIRS_AT_A_TIME):
             some = scored[first : first + PAIRS_AT_A_TIME]
             rows = [
-                np.stack([embedded.features[f.name].get(pairs[i][side]) for i in some])
+                np.stack([embedded.stores[f.name].get(pairs[i][side]) for i in some])
                 for side, f in enumerate(self.features)
             ]
             # rounded as the cells of the matrix are, so that equal things have equal scores
@@ -164,7 +165,7 @@ class FrameProtocol(Protocol):
 
     packages = ("torchvision", "pillow")
 
-    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[str, str]]) -> Scores:
+    def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[Source, Source]]) -> Scores:
         scores, windows = Scores(np.full(len(pairs), np.nan)), []
         for i, paths in enumerate(pairs):
             found = None
@@ -179,7 +180,7 @@ class FrameProtocol(Protocol):
         return scores
 
     def score_pair(
-        self, embedded: EmbeddedFiles, audio: str, video: str
+        self, embedded: EmbeddedFiles, audio: Source, video: Source
     ) -> tuple[float, list[Window] | None]:
         """Score a pair of files that have all features.
 
@@ -201,8 +202,8 @@ class AVHScore(FrameProtocol):
     def describe(self) -> dict[str, Any]:
         return {"frames": "all", "crops": 1, "size": data.SIZE}
 
-    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, None]:
-        sound, frames = unit(embedded.features["audio"].get(audio)), embedded.features["video_frames"]
+    def score_pair(self, embedded: EmbeddedFiles, audio: Source, video: Source) -> tuple[float, None]:
+        sound, frames = unit(embedded.stores["audio"].get(audio)), embedded.stores["video_frames"]
         index = frames.facts(video).index
         counts, total, first = np.bincount(index), 0.0, 0
         for rows in frames.parts(video):
@@ -225,14 +226,14 @@ class JavisScore(FrameProtocol):
         windows = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
         return {"frames": "all", "crops": 1, "size": data.SIZE, **windows, "lowest_share": LOWEST_SHARE}
 
-    def score_pair(self, embedded: EmbeddedFiles, audio: str, video: str) -> tuple[float, list[Window]]:
-        frames, sounds = embedded.features["video_frames"], embedded.features["audio_windows"]
+    def score_pair(self, embedded: EmbeddedFiles, audio: Source, video: Source) -> tuple[float, list[Window]]:
+        frames, sounds = embedded.stores["video_frames"], embedded.stores["audio_windows"]
         seen, heard = frames.facts(video), sounds.facts(audio)
         index, times = np.array(seen.index), [*seen.times, seen.times[-1] + seen.duration]
         ranges = window_ranges(len(index), seen.fps)
         if len(ranges) == 1 or not heard.n_rows:  # everything is one window
             ranges, spans, is_silent = [(0, len(index))], [(0.0, heard.seconds)], [heard.whole_is_silent]
-            whole = embedded.features["audio"].get(audio)[None]
+            whole = embedded.stores["audio"].get(audio)[None]
             cosines = window_cosines(frames, video, index, ranges, lambda numbers: whole)
         else:
             ranges, spans, is_silent = ranges[: heard.n_rows], window_spans(heard), heard.is_silent
@@ -246,7 +247,7 @@ class JavisScore(FrameProtocol):
 
 def window_cosines(
     frames: SequenceStore,
-    video: str,
+    video: Source,
     index: np.ndarray,
     ranges: Sequence[tuple[int, int]],
     rows_of_windows: Callable[[np.ndarray], np.ndarray],

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class Basis:
     """What a run compares, and how; letters in shapes are those of the comparison."""
 
     plan: Plan
@@ -74,10 +74,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Results:
+class RunResults:
     """All that a run found."""
 
-    run: Run
+    basis: Basis
     compared: Compared  # sounds with videos
     matrix: np.ndarray | None  # (N, M)
     best_others: dict[str, BestOthers]
@@ -89,27 +89,30 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what batch_inference_av_consistency describes."""
-        run, compared, windows = self.run, self.compared, self.of_protocols.windows
-        names, skipped = run.names, [number for number, _ in self.skipped]
-        of_texts = {} if run.texts is None else {"text_names": run.texts.names, **self.of_texts}
+        basis, compared, windows = self.basis, self.compared, self.of_protocols.windows
+        names, skipped = basis.names, [number for number, _ in self.skipped]
+        of_texts = {} if basis.texts is None else {"text_names": basis.texts.names, **self.of_texts}
         return {
-            **{f"{modality}_embeddings": torch.from_numpy(rows) for modality, rows in run.embeddings.items()},
+            **{
+                f"{modality}_embeddings": torch.from_numpy(rows)
+                for modality, rows in basis.embeddings.items()
+            },
             **of_texts,
             "similarity_matrix": None if self.matrix is None else torch.from_numpy(self.matrix),
             "metrics": self.metrics,
             "audio_names": names["audio"],
             "video_names": names["video"],
-            "audio_sources": list(run.rows.files["audio"]),
-            "video_sources": list(run.rows.files["video"]),
-            "pairs": [tuple(map(str, run.plan.pairing.pairs[number])) for number in run.rows.numbers],
-            "pair_rows": run.rows.cells,
+            "audio_sources": list(basis.rows.files["audio"]),
+            "video_sources": list(basis.rows.files["video"]),
+            "pairs": [tuple(map(str, basis.plan.pairing.pairs[number])) for number in basis.rows.numbers],
+            "pair_rows": basis.rows.cells,
             "top_matches": compared.top and dict(zip(MEDIA_MODALITIES, compared.top, strict=True)),
             "best_others": self.best_others or None,
             "histograms": compared.histograms,
             "candidates": compared.candidates,
             "pair_scores": self.pair_scores,
             "skipped_pairs": [pair for _, pair in self.skipped],
-            "windows": windows and [windows[number] for number in run.rows.numbers],
+            "windows": windows and [windows[number] for number in basis.rows.numbers],
             "skipped_windows": windows and [[] if n is None else windows[n] for n in skipped],
             "failures": self.metrics["failures"],
         }
@@ -121,7 +124,7 @@ def build_results(
     protocols: Sequence[Protocol],
     arrays: OutputArrays,
     options: Options,
-) -> Results:
+) -> RunResults:
     """Compare the files that have an embedding.
 
     Args:
@@ -131,22 +134,24 @@ def build_results(
         NothingLeftError: so many files were skipped that nothing is left.
         EvaluationError: there is no room for an array.
     """
-    run = start(plan, embedded, protocols, arrays, options)
-    comparison = Comparison(contents_of(run), run.embeddings, device_of(embedded), options.seed)
-    matrix, compared = compare_media(run, comparison, arrays)
-    best_others = find_best_others(compared, run.rows.cells)
+    basis = start(plan, embedded, protocols, arrays, options)
+    comparison = Comparison(contents_of(basis), basis.embeddings, device_of(embedded), options.seed)
+    matrix, compared = compare_media(basis, comparison, arrays)
+    best_others = find_best_others(compared, basis.rows.cells)
     of_protocols = score_protocols(
-        plan, embedded, protocols, run.rows.numbers, leading(compared), options.seed
+        plan, embedded, protocols, basis.rows.numbers, leading(compared), options.seed
     )
-    text_metrics, of_texts = compare_captions(run, comparison)
-    columns = compared.scores | {name: s[run.rows.numbers] for name, s in of_protocols.columns.items()}
-    columns |= describe_best_others(compared, best_others, run.names) | clips_alike(run)
-    if run.texts is not None:
-        columns |= text_columns(run.texts, of_texts, len(run.rows))
-    pair_scores = tabulate(plan, run.rows.numbers, columns, options.mode)
-    metrics = describe(run, compared, text_metrics, of_protocols, pair_scores)
-    skipped = list_skipped(plan, embedded, run.rows.numbers, pair_scores.row_columns, of_protocols.columns)
-    return Results(run, compared, matrix, best_others, metrics, of_texts, pair_scores, skipped, of_protocols)
+    text_metrics, of_texts = compare_captions(basis, comparison)
+    columns = compared.columns | {name: s[basis.rows.numbers] for name, s in of_protocols.columns.items()}
+    columns |= describe_best_others(compared, best_others, basis.names) | clips_alike(basis)
+    if basis.texts is not None:
+        columns |= text_columns(basis.texts, of_texts, len(basis.rows))
+    pair_scores = tabulate(plan, basis.rows.numbers, columns, options.mode)
+    metrics = describe(basis, compared, text_metrics, of_protocols, pair_scores)
+    skipped = list_skipped(plan, embedded, basis.rows.numbers, pair_scores.row_columns, of_protocols.columns)
+    return RunResults(
+        basis, compared, matrix, best_others, metrics, of_texts, pair_scores, skipped, of_protocols
+    )
 
 
 def start(
@@ -155,7 +160,7 @@ def start(
     protocols: Sequence[Protocol],
     arrays: OutputArrays,
     options: Options,
-) -> Run:
+) -> Basis:
     """Choose what is behind the rows, and copy the embeddings into this order.
 
     Raises:
@@ -168,12 +173,12 @@ def start(
         raise NothingLeftError(counts)
     behind = dict(rows.files)
     if plan.captions is not None:
-        known = {text for text in plan.inputs["text"] if text in embedded.stores["text"]}
+        known = {text for text in plan.inputs["text"] if text in embedded.leading["text"]}
         texts = order_texts(plan.captions, known, rows, options.mode)
         behind["text"] = texts.texts
         counts |= count_captions(plan.captions, texts, embedded.truncated_texts)
     embeddings = copy_embeddings(behind, embedded, arrays)
-    return Run(plan, embedded, protocols, options, rows, texts, embeddings, counts)
+    return Basis(plan, embedded, protocols, options, rows, texts, embeddings, counts)
 
 
 def count_files(plan: Plan, embedded: EmbeddedFiles, rows: Rows) -> dict[str, int]:
@@ -199,10 +204,10 @@ def copy_embeddings(
     rows: dict[str, Sequence[str]], embedded: EmbeddedFiles, arrays: OutputArrays
 ) -> dict[str, np.ndarray]:
     """Copy the embeddings into the order of the rows: modality -> (N, E)."""
-    embeddings, width = {}, embedded.stores["audio"].array.shape[1]
+    embeddings, width = {}, embedded.leading["audio"].array.shape[1]
     for modality, paths in rows.items():
         embeddings[modality] = arrays.new(f"{modality}_embeddings.npy", (len(paths), width))
-        embedded.stores[modality].copy_to(embeddings[modality], paths)
+        embedded.leading[modality].copy_to(embeddings[modality], paths)
     return embeddings
 
 
@@ -218,10 +223,10 @@ def new_matrix(arrays: OutputArrays, shape: tuple[int, int], max_gb: float) -> n
     return None
 
 
-def contents_of(run: Run) -> dict[str, list[int]]:
+def contents_of(basis: Basis) -> dict[str, list[int]]:
     """Number the contents behind the rows: modality -> (N,), the same for equal ones."""
-    behind = run.rows.files if run.texts is None else {**run.rows.files, "text": run.texts.texts}
-    return {m: [run.embedded.stores[m].content_of(path) for path in paths] for m, paths in behind.items()}
+    behind = basis.rows.files if basis.texts is None else {**basis.rows.files, "text": basis.texts.texts}
+    return {m: [basis.embedded.leading[m].content_of(path) for path in paths] for m, paths in behind.items()}
 
 
 def device_of(embedded: EmbeddedFiles) -> torch.device:
@@ -233,42 +238,42 @@ def device_of(embedded: EmbeddedFiles) -> torch.device:
 
 
 def compare_media(
-    run: Run, comparison: Comparison, arrays: OutputArrays
+    basis: Basis, comparison: Comparison, arrays: OutputArrays
 ) -> tuple[np.ndarray | None, Compared]:
     """Compare sounds with videos: return the similarity matrix, if it is kept, and what was found."""
-    if run.options.mode == "pairs_only":  # each pair has a row and a column, whose files may be in others
-        pairs = np.stack([np.arange(len(run.rows))] * 2, axis=1)
-        matrix = comparison.matrix(MEDIA_MODALITIES, pairs, run.groups, tuple(run.rows.cells.T))
+    if basis.options.mode == "pairs_only":  # each pair has a row and a column, whose files may be in others
+        pairs = np.stack([np.arange(len(basis.rows))] * 2, axis=1)
+        matrix = comparison.matrix(MEDIA_MODALITIES, pairs, basis.groups, tuple(basis.rows.cells.T))
         return None, comparison.compare_drawn(matrix)
-    matrix = comparison.matrix(MEDIA_MODALITIES, run.rows.cells, run.groups)
-    out = new_matrix(arrays, matrix.shape, run.options.max_matrix_gb)
+    matrix = comparison.matrix(MEDIA_MODALITIES, basis.rows.cells, basis.groups)
+    out = new_matrix(arrays, matrix.shape, basis.options.max_matrix_gb)
     return out, comparison.compare_all(matrix, out)
 
 
 def leading(compared: Compared) -> tuple[np.ndarray, Mean] | None:
     """Return the similarities of the pairs and their mean, which are the first protocol's scores."""
-    if "similarity" not in compared.scores:
+    if "similarity" not in compared.columns:
         return None
     mean, interval = (compared.metrics[f"paired_similarity_{what}"] for what in ("mean", "interval"))
-    return compared.scores["similarity"], Mean(mean, interval)
+    return compared.columns["similarity"], Mean(mean, interval)
 
 
 def compare_captions(
-    run: Run, comparison: Comparison
+    basis: Basis, comparison: Comparison
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """As compare_texts, of the captions of a run, if it has any."""
-    if run.texts is None:
+    if basis.texts is None:
         return {}, {}
-    is_alone = run.options.mode == "pairs_only"
-    return compare_texts(comparison, run.texts, run.rows, run.groups, groups_of_rows(run), is_alone)
+    is_alone = basis.options.mode == "pairs_only"
+    return compare_texts(comparison, basis.texts, basis.rows, basis.groups, groups_of_rows(basis), is_alone)
 
 
-def clips_alike(run: Run) -> dict[str, np.ndarray]:
+def clips_alike(basis: Basis) -> dict[str, np.ndarray]:
     """Tell how alike the clips of each pair's files are: 1 where all have the same embedding."""
     return {
-        f"{modality}_clips_alike": row_norms(run.embeddings[modality], cells)
-        / run.embedded.model.scales[modality]
-        for modality, cells in zip(MEDIA_MODALITIES, run.rows.cells.T, strict=True)
+        f"{modality}_clips_alike": row_norms(basis.embeddings[modality], cells)
+        / basis.embedded.model.scales[modality]
+        for modality, cells in zip(MEDIA_MODALITIES, basis.rows.cells.T, strict=True)
     }
 
 
@@ -279,38 +284,38 @@ def row_norms(rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0), *norms])
 
 
-def groups_of_rows(run: Run) -> dict[str, list[int]] | None:
+def groups_of_rows(basis: Basis) -> dict[str, list[int]] | None:
     """Number the group of each row of a modality: that of its first pair, or of the file itself."""
-    if run.plan.file_groups is None:
+    if basis.plan.file_groups is None:
         return None
     numbered = {}
     for axis, modality in enumerate(MEDIA_MODALITIES):
-        groups = [run.plan.file_groups[modality][path] for path in run.rows.files[modality]]
-        rows = run.rows.cells[:, axis].tolist()
-        for i, row in reversed(list(zip(run.rows.numbers, rows, strict=True))):
-            groups[row] = run.plan.groups[i]
+        groups = [basis.plan.file_groups[modality][path] for path in basis.rows.files[modality]]
+        rows = basis.rows.cells[:, axis].tolist()
+        for i, row in reversed(list(zip(basis.rows.numbers, rows, strict=True))):
+            groups[row] = basis.plan.groups[i]
         numbered[modality] = number_groups(groups)
     return numbered
 
 
 def describe(
-    run: Run,
+    basis: Basis,
     compared: Compared,
     text_metrics: dict[str, dict[str, Any]],
     of_protocols: ProtocolScores,
     pair_scores: PairScores,
 ) -> dict[str, Any]:
     """Return what metrics.json holds."""
-    metrics, options, embedded = compared.metrics | text_metrics, run.options, run.embedded
+    metrics, options, embedded = compared.metrics | text_metrics, basis.options, basis.embedded
     if options.keep_above is not None:
         metrics["kept"] = count_kept(compared, options.keep_above) | {"file": options.kept_name}
     failures = [{"path": str(f.source), "side": f.modality, "reason": f.reason} for f in embedded.failures]
-    method = describe_method(embedded, run.protocols)
+    method = describe_method(embedded, basis.protocols)
     return {
         "mode": options.mode,
-        "pairing_rule": run.plan.pairing.rule,
+        "pairing_rule": basis.plan.pairing.rule,
         "definitions": DEFINITIONS,
-        "counts": run.counts,
+        "counts": basis.counts,
         **metrics,
         "scores": of_protocols.metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
@@ -332,7 +337,7 @@ def describe_sample(compared: Compared, seed: int) -> dict[str, Any]:
 
 def count_kept(compared: Compared, threshold: float) -> dict[str, Any]:
     """Count the pairs that reach a threshold, and the share of mismatches that do."""
-    similarity = compared.scores.get("similarity", np.empty(0))
+    similarity = compared.columns.get("similarity", np.empty(0))
     mismatches = reaches(from_ticks(compared.sample.ticks), threshold)
     return {
         "threshold": float(threshold),

@@ -9,13 +9,14 @@ import numpy as np
 
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.inputs.plan import Plan
+from imagebind.sources import Source
 
 
 @dataclass(frozen=True)
 class Rows:
     """The files behind the rows of the embeddings, and the P pairs among them."""
 
-    files: dict[str, Sequence[str]]  # modality -> its files
+    files: dict[str, Sequence[Source]]  # modality -> its files
     numbers: list[int]  # of the pairs in the plan
     cells: np.ndarray  # (P, 2) row of the sound and row of the video of each pair
 
@@ -33,8 +34,10 @@ def choose_rows(plan: Plan, embedded: EmbeddedFiles, mode: str) -> Rows:
     Args:
         mode: as Options.mode.
     """
-    files = {m: [path for path in plan.inputs[m] if path in embedded.stores[m]] for m in MEDIA_MODALITIES}
-    row_of = {m: {path: i for i, path in enumerate(paths)} for m, paths in files.items()}
+    files = {
+        m: [source for source in plan.inputs[m] if source in embedded.leading[m]] for m in MEDIA_MODALITIES
+    }
+    row_of = {m: {source: i for i, source in enumerate(of)} for m, of in files.items()}
     pairs = plan.pairing.pairs
     numbers = [
         i for i, (audio, video) in enumerate(pairs) if audio in row_of["audio"] and video in row_of["video"]
@@ -45,9 +48,9 @@ def choose_rows(plan: Plan, embedded: EmbeddedFiles, mode: str) -> Rows:
     if mode == "pairs_only":
         row_of = {m: {} for m in MEDIA_MODALITIES}
         for i in numbers:
-            for m, path in zip(MEDIA_MODALITIES, pairs[i], strict=True):
-                row_of[m].setdefault(path, len(row_of[m]))
-        files = {m: list(paths) for m, paths in row_of.items()}
+            for m, source in zip(MEDIA_MODALITIES, pairs[i], strict=True):
+                row_of[m].setdefault(source, len(row_of[m]))
+        files = {m: list(of) for m, of in row_of.items()}
     cells = to_cells((row_of["audio"][pairs[i][0]], row_of["video"][pairs[i][1]]) for i in numbers)
     return Rows(files, numbers, cells)
 

@@ -213,7 +213,7 @@ def compare_texts(
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {
             "pair_rows": cells,
-            **compared.scores,
+            **compared.columns,
             "histograms": compared.histograms,
             "candidates": compared.candidates,
         }

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and outputs are listed witho
 
 MEDIA_MODALITIES = ("audio", "video")
 Inputs = dict[str, Sequence[Source | str]]  # modality -> sources, each once; of captions the texts
-Wanted = dict[str, tuple["Feature", ...]]  # modality -> what is embedded; the first gives matrix and ranks
+# Modality -> what is embedded; the first leads: it gives the matrix and the ranks.
+Wanted = dict[str, tuple["Feature", ...]]
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,22 @@ class EmbeddedFiles:
     """What became of the files of a run."""
 
     wanted: Wanted
-    features: dict[str, EmbeddingStore | SequenceStore]  # by name
+    stores: dict[str, EmbeddingStore | SequenceStore]  # by feature
     missing: dict[tuple[str, Source | str], Missing]  # (feature, source) -> why there is none
-    failures: list[Failure]  # files without what drives the matrix and the ranks, in the order of the inputs
+    failures: list[Failure]  # files without the leading feature, in the order of the inputs
     truncated_texts: set[str]
     thumbnails: dict[str, BlobStore]  # by modality: content hash -> JPEG
     model: ModelFacts
     summary: str  # how many are embedded, and where they are kept
 
     @cached_property
-    def stores(self) -> dict[str, EmbeddingStore]:
-        """What drives the matrix and the ranks, by modality."""
-        return {modality: self.features[features[0].name] for modality, features in self.wanted.items()}
+    def leading(self) -> dict[str, EmbeddingStore]:
+        """By modality: what drives the matrix and the ranks."""
+        return {modality: self.stores[features[0].name] for modality, features in self.wanted.items()}
 
     def why_missing(self, feature: Feature, source: Source) -> str | None:
         """Say why a file has no such feature; None if it has it."""
-        if source in self.features[feature.name]:
+        if source in self.stores[feature.name]:
             return None
         missing = self.missing.get((feature.name, source))
         of_file = self.missing.get((self.wanted[feature.modality][0].name, source))

@@ -143,7 +143,7 @@ class FileEmbedder:
         self.keeper.drop_changed()
         return EmbeddedFiles(
             wanted=self.wanted,
-            features=self.keeper.stores,
+            stores=self.keeper.stores,
             missing=self.keeper.missing,
             failures=self.keeper.failures(inputs),
             truncated_texts=self.keeper.truncated_texts,

@@ -25,7 +25,7 @@ from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
 from imagebind.evaluation.embed.embedding import FileEmbedder, count_inputs
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.embed.readers import count_cores, interruptible
-from imagebind.evaluation.embed.store import EmbeddingStore, SequenceStore
+from imagebind.evaluation.embed.store import EmbeddingStore, Key, SequenceStore
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Options
 from imagebind.evaluation.torchrun import Job, JobError
@@ -75,7 +75,7 @@ def embed_in_job(
     n_threads = torch.get_num_threads()
     torch.set_num_threads(max(1, count_cores() // job.n_local))
     try:
-        with collected_warnings() as warnings, job.connected():
+        with forwarded_warnings() as warnings, job.connected():
             file_embedder, share = open_together(job, options, wanted, workers, inputs)
             file_embedder.cache.is_temporary = is_temporary
             file_embedder.scope = " of the first process"
@@ -226,8 +226,8 @@ def take_reports(
         keeper.missing |= report.missing
         part = EmbeddingCache(options.cache_path, *file_embedder.cache.opened.computed_by[:2], str(rank))
         for name, hashes in report.content_hashes.items():
-            for path, content_hash in hashes:
-                take_feature(keeper.stores[name], part, name, path, content_hash)
+            for source, content_hash in hashes:
+                take_feature(keeper.stores[name], part, name, source, content_hash)
         if options.has_page:
             for modality, pictures in keeper.thumbnails.items():
                 for _, content_hash in report.content_hashes[keeper.wanted[modality][0].name]:
@@ -242,25 +242,25 @@ def take_reports(
 
 
 def take_feature(
-    store: EmbeddingStore | SequenceStore, part: EmbeddingCache, name: str, path: str, content_hash: str
+    store: EmbeddingStore | SequenceStore, part: EmbeddingCache, name: str, source: Key, content_hash: str
 ) -> None:
     """Read a feature of a file from a part of the cache, if it is there."""
     if isinstance(store, EmbeddingStore):
         embedding = part.get(content_hash, name)
         if embedding is not None:
-            store.add(path, embedding, content_hash)
+            store.add(source, embedding, content_hash)
         return
     parts = get_sequence(part, content_hash, name)
     facts = next(parts)
     for number, rows in enumerate(parts):
         if rows is None:
             return
-        store.add_part(path, number, rows)
+        store.add_part(source, number, rows)
     if facts is not None:
-        store.commit(path, content_hash, facts)
+        store.commit(source, content_hash, facts)
 
 
-class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
+class forwarded_warnings(logging.Handler):  # noqa: N801 (used as a context manager)
     """Collect the warnings of this process, for the first one to log."""
 
     def __init__(self):

@@ -27,7 +27,7 @@ class Keeper:
     """Keeps what is embedded, for this run and in the cache, and reports files that are skipped.
 
     Args:
-        wanted: what is embedded of the files of each modality; the first is what a file must have.
+        wanted: what is embedded of the files of each modality; the first leads: a file must have it.
         n_files: modality -> how many files may come.
         directory: for the file behind the embeddings; None keeps them in memory.
         cache: of the run.
@@ -60,7 +60,7 @@ class Keeper:
     def keep(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
         """Keep an embedding (E,) of a file for this run."""
         self.stores[feature].add(file.source, embedding, file.content_hash)
-        if self._is_main(feature, file.modality):
+        if self._is_leading(feature, file.modality):
             self.progress.update(file.modality, skipped=False, cached=file.is_cached)
 
     def keep_batch(self, feature: str, files: EqualFiles, embeddings: np.ndarray) -> None:
@@ -104,11 +104,11 @@ class Keeper:
         return loaded if store.is_finite(source) else Missing("an embedding of it is not finite", "skipped")
 
     def miss(self, feature: str, file: LoadedFile, missing: Missing) -> None:
-        """Note that a feature of a file cannot be had; without the main one the file is skipped."""
+        """Note that a feature of a file cannot be had; without the leading one the file is skipped."""
         self.missing[feature, file.source] = missing
         if missing.kind == "dropped" and not missing.is_cached:
             self.cache.keep_reason(feature, file.content_hash, missing.reason)
-        if self._is_main(feature, file.modality):
+        if self._is_leading(feature, file.modality):
             report_skipped(file.modality, file.source, missing.reason)
             self.progress.update(file.modality, skipped=True, cached=False)
 
@@ -143,7 +143,7 @@ class Keeper:
             if (missing := self.missing.get((self.wanted[modality][0].name, source))) is not None
         ]
 
-    def _is_main(self, feature: str, modality: str) -> bool:
+    def _is_leading(self, feature: str, modality: str) -> bool:
         return feature == self.wanted[modality][0].name
 
 

@@ -25,6 +25,7 @@ UNRECORDED = (
     *("window_scores.csv", "top_matches.csv", "consistency_report.txt", "report.html", METRICS_NAME),
 )
 UNRECORDED_KEPT = ("kept.txt", "kept.csv", "kept.tsv", "kept.jsonl", "kept.parquet")
+Results = dict[str, Any]  # what batch_inference_av_consistency returns
 Writer = Callable[[Any, BinaryIO], None]
 
 log = logging.getLogger(__name__)

@@ -8,16 +8,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from imagebind.evaluation.compare.arrays import write_npy_header
-from imagebind.evaluation.write.atomic import Writer
+from imagebind.evaluation.write.atomic import Results, Writer
 from imagebind.names import field, read_field
-
-if TYPE_CHECKING:
-    from imagebind.evaluation.compare.results import Results
 
 # Starts of cells that a spreadsheet takes for formulas; a name such as -x_1 is none. One with an apostrophe
 # is none either, but gets one more, so that it can be read back.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from imagebind import packages
 from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.rules import MANIFEST_SUFFIXES, PARQUET, suffix_of
-from imagebind.evaluation.write.atomic import METRICS_NAME, Writer, write_files
+from imagebind.evaluation.write.atomic import METRICS_NAME, Results, Writer, write_files
 from imagebind.evaluation.write.formats import npy_writer, text_writer, to_json
 from imagebind.evaluation.write.page_media import PageMedia, check_copies
 from imagebind.evaluation.write.report import format_report
@@ -24,10 +24,14 @@ from imagebind.evaluation.write.result_tables import (
 )
 from imagebind.names import field
 
-if TYPE_CHECKING:
-    from imagebind.evaluation.compare.results import Results
-
 REPORT_PAGE = "report.html"
+NEEDED = {  # by an output that not every run has: of the results
+    "similarity_matrix.npy": "similarity_matrix",
+    "text_embeddings.npy": "text_embeddings",
+    "text_names.txt": "text_names",
+    "window_scores.csv": "windows",
+    "top_matches.csv": "top_matches",
+}
 KEPT_NAMES = [f"kept{suffix}" for suffix in (".txt", *MANIFEST_SUFFIXES)]
 PARQUET_NAME = "pair_scores.parquet"
 
@@ -41,10 +45,8 @@ def write_outputs(results: Results, arrays: OutputArrays, options: Options, medi
         EvaluationError: one cannot be written; the outputs of an earlier run stay as they were.
     """
     outputs = output_writers(options, media)
-    absent = {name for name in outputs if name.endswith(".npy")} - arrays.names
-    absent |= set() if "text_names" in results else {"text_names.txt"}
-    absent |= set() if results["windows"] is not None else {"window_scores.csv"}
-    absent |= set() if results["top_matches"] is not None else {"top_matches.csv"}
+    absent = [name for name, key in NEEDED.items() if results.get(key) is None]
+    # Arrays that lie in the temporary files of outputs already are not written once more.
     write_files({**outputs, **dict.fromkeys(absent)}, results, options.output_dir, arrays.names)
     results |= arrays.private_copies()
 

@@ -34,7 +34,7 @@ MAX_FILES = 200  # on each axis of the heat map
 MAX_THUMBNAIL_BYTES = 10_000_000  # of all thumbnails of a page
 FOLDER = "report_media"  # in the output directory
 COPY = re.compile(r"[0-9a-f]{32}\.(mp4|m4a)")  # name of a file there
-File = tuple[str, Source]  # modality, and what of a file was judged
+MediaFile = tuple[str, Source]  # modality, and what of a file was judged
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class PageMedia:
 
     folder: str | os.PathLike
     embedded: EmbeddedFiles | None = None
-    copies: dict[File, str] = field(default_factory=dict)  # of these files, names in FOLDER
-    faults: dict[File, str] = field(default_factory=dict)  # why a file has no copy
+    copies: dict[MediaFile, str] = field(default_factory=dict)  # of these files, names in FOLDER
+    faults: dict[MediaFile, str] = field(default_factory=dict)  # why a file has no copy
     players: list[list[object]] = field(default_factory=list)  # that the page has
-    numbers: dict[File, int] = field(default_factory=dict)  # of each file that of its player
+    numbers: dict[MediaFile, int] = field(default_factory=dict)  # of each file that of its player
     thumbnail_bytes: int = 0  # of those that the page has
 
     def player(self, modality: str, source: Source) -> int:
@@ -91,11 +91,11 @@ class PageMedia:
         return pictures if any(pictures) else None
 
     def _thumbnail(self, modality: str, source: Source) -> str | None:
-        content_hash = self.embedded.stores[modality].hash_of(source)
+        content_hash = self.embedded.leading[modality].hash_of(source)
         picture = self.embedded.thumbnails[modality].get(content_hash)
         return None if picture is None else base64.b64encode(picture).decode()
 
-    def copy(self, files: Iterable[File], workers: Workers | None, has_bar: bool) -> None:
+    def copy(self, files: Iterable[MediaFile], workers: Workers | None, has_bar: bool) -> None:
         """Write copies of files; one that cannot be copied is named with the reason on the page.
 
         Raises:
@@ -105,7 +105,7 @@ class PageMedia:
 
         folder, files_of = Path(self.folder, FOLDER), defaultdict(list)
         for modality, source in files:
-            content_hash = self.embedded.stores[modality].hash_of(source)
+            content_hash = self.embedded.leading[modality].hash_of(source)
             digest = hashlib.blake2b(f"{modality} {content_hash}".encode(), digest_size=16).hexdigest()
             files_of[f"{digest}{SUFFIXES[modality]}", content_hash].append((modality, source))
         tasks = []
@@ -144,7 +144,7 @@ class PageMedia:
             return
         kept = set(self.copies.values())
         if self.embedded is not None:  # what is an input of this run stays
-            paths = (s.path for m in MEDIA_MODALITIES for s in self.embedded.stores[m].row_of)
+            paths = (s.path for m in MEDIA_MODALITIES for s in self.embedded.leading[m].row_of)
             kept |= {os.path.basename(path) for path in paths if os.path.basename(path) in listed}
         with suppress(OSError):
             for name in listed - kept:
@@ -226,7 +226,7 @@ def best_matches(results: dict[str, Any]) -> list[tuple[int, int, float]]:
     return [(row, int(top.indices[row, 0]), float(top.similarities[row, 0])) for row in order]
 
 
-def shown_files(results: dict[str, Any]) -> list[File]:
+def shown_files(results: dict[str, Any]) -> list[MediaFile]:
     """List the files that the page plays."""
     sources, files = {m: results[f"{m}_sources"] for m in ("audio", "video")}, {}
     videos = set(sources["video"])

@@ -5,19 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from imagebind.evaluation.compare.ticks import reaches
 from imagebind.evaluation.inputs.tables import load_pyarrow, typed_array, write_rows
 from imagebind.evaluation.options import Options
-from imagebind.evaluation.write.atomic import Writer
+from imagebind.evaluation.write.atomic import Results, Writer
 from imagebind.evaluation.write.formats import decodable, text_writer, write_csv
 from imagebind.names import field
-
-if TYPE_CHECKING:
-    from imagebind.evaluation.compare.results import Results
 
 
 def write_pair_scores(results: Results, file: BinaryIO) -> None:
