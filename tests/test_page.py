@@ -129,7 +129,7 @@ def test_a_page_of_pairs_alone_shows_what_it_has(browser, pairs, small_checkpoin
     results = batch_inference_av_consistency(
         *(pairs / "audio", pairs / "video", "cpu"),
         **{"checkpoint": small_checkpoint, "pairs_only": True, "captions": {n: n for n in "abcd"}},
-        **{"output_dir": pairs / "out", "report_lang": "en"},
+        **{"output_dir": pairs / "out", "report_lang": "en", "num_workers": 0},
     )
     browser.open(pairs / "out" / "report.html")
     assert browser.complaints == []
@@ -221,6 +221,7 @@ def test_captions_have_charts_tiles_and_columns(browser, pairs, small_checkpoint
     monkeypatch.chdir(pairs)
     captions = dict(zip("abc", HOSTILE, strict=False))
     options = {"device": "cpu", "checkpoint": small_checkpoint, "report_lang": "en", "cache": "kept.sqlite"}
+    options["num_workers"] = 0
     for name in ("one", "two"):
         results = batch_inference_av_consistency(
             "audio", "video", captions=captions, output_dir=name, **options
@@ -340,6 +341,12 @@ def made_up(n_pairs: int, n_audio: int = 0, n_video: int = 0) -> dict:
     return build_results(plan, embedded, protocols, OutputArrays(None), options).to_dict()
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A place for one page after the other: a browser keeps the script of a place, which is large."""
+    return tmp_path_factory.mktemp("page") / "report.html"
+
+
 def write(results: dict, path: Path, lang: str = "en") -> Path:
     with open(path, "wb") as file:
         report_page.write_report_page(file, results, lang, PageMedia(path.parent))
@@ -388,9 +395,9 @@ def test_suspects_are_in_the_sample_of_a_large_matrix():
     assert [999 - row for row in rows] == columns
 
 
-def test_ten_thousand_pairs_open(browser, tmp_path):
+def test_ten_thousand_pairs_open(browser, page):
     results = made_up(10_000)
-    path = write(results, tmp_path / "report.html")
+    path = write(results, page)
     assert path.stat().st_size < 20e6
     browser.open(path)
     assert browser.complaints == []
@@ -415,15 +422,15 @@ def test_ten_thousand_pairs_open(browser, tmp_path):
     assert texts(browser, "[role=status]")[0] == "nothing found"
 
 
-def test_more_pairs_than_that_show_the_least_similar(browser, tmp_path, monkeypatch):
+def test_more_pairs_than_that_show_the_least_similar(browser, page, monkeypatch):
     monkeypatch.setattr(report_page, "MAX_PAIRS", 150)
-    browser.open(write(made_up(160), tmp_path / "report.html"))
+    browser.open(write(made_up(160), page))
     assert any("the first 150 of 160 pairs" in text for text in texts(browser, ".how"))
     assert texts(browser, "[role=status]")[0] == "150 of 150"
 
 
-def test_distractors_come_after_the_pairs(browser, tmp_path):
-    browser.open(write(made_up(5, 25, 35), tmp_path / "report.html"))  # videos in the opposite order
+def test_distractors_come_after_the_pairs(browser, page):
+    browser.open(write(made_up(5, 25, 35), page))  # videos in the opposite order
     said = point_at_cell(browser, 3, 3)
     assert said.count("clip_000003") == 2
     assert "0.3000" in said
@@ -461,8 +468,8 @@ def test_bars_hold_every_similarity_once():
     assert low <= 0.25 < high  # bin 250 begins at 0.25
 
 
-def test_chinese_is_the_default(browser, tmp_path):
-    browser.open(write(made_up(3), tmp_path / "report.html", "zh"))
+def test_chinese_is_the_default(browser, page):
+    browser.open(write(made_up(3), page, "zh"))
     assert browser.run("document.title") == "音频-视频一致性评估报告"
     assert browser.run("document.documentElement.lang") == "zh"
     browser.run("document.querySelectorAll('.facts td').forEach(cell => cell.remove())")  # versions, say
@@ -508,22 +515,34 @@ def test_the_sections_are_those_of_the_report(browser, report):
     assert list(shown) == [(label, value) for label, value in rows if not label.startswith(" ")]
 
 
+SYSTEMS = {"<b>one": 0, "two": 130, "three": 300}  # name -> how much higher its notes are
+
+
+@pytest.fixture(scope="module")
+def evaluated_systems(tmp_path_factory, four_pairs, small_checkpoint):
+    """A directory with the outputs of three systems."""
+    folder = shutil.copytree(four_pairs, tmp_path_factory.mktemp("systems"), dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, shift in SYSTEMS.items():
+            for i, stem in enumerate("abcd"):
+                write_audio(folder / "sounds" / name / f"{stem}.wav", tone(1, 200 * (i + 1) + shift))
+            batch_inference_av_consistency(
+                f"sounds/{name}",
+                "video",
+                device="cpu",
+                checkpoint=small_checkpoint,
+                output_dir=name,
+                cache="cache.sqlite",
+                no_html=name == "two",
+            )
+    return folder
+
+
 @pytest.fixture
-def systems(pairs, small_checkpoint, monkeypatch):
-    monkeypatch.chdir(pairs)
-    for name, shift in (("<b>one", 0), ("two", 130), ("three", 300)):
-        for i, stem in enumerate("abcd"):
-            write_audio(pairs / "sounds" / name / f"{stem}.wav", tone(1, 200 * (i + 1) + shift))
-        batch_inference_av_consistency(
-            f"sounds/{name}",
-            "video",
-            device="cpu",
-            checkpoint=small_checkpoint,
-            output_dir=name,
-            cache="cache.sqlite",
-            no_html=name == "two",
-        )
-    return ["<b>one", "two", "three"]
+def systems(evaluated_systems, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(evaluated_systems, tmp_path, dirs_exist_ok=True))
+    return list(SYSTEMS)
 
 
 def test_systems_are_compared_on_a_page(browser, systems):
@@ -607,6 +626,7 @@ def with_windows(tmp_path_factory):
         checkpoint=folder / "tiny.pth",
         report_lang="en",
         protocols=["imagebind", "javisscore"],
+        num_workers=0,
     )
     return tmp_path / "out", results
 
@@ -819,9 +839,9 @@ def test_a_copy_is_of_the_part_that_is_judged(tmp_path, small_checkpoint):
         assert float(container.duration / av.time_base) == pytest.approx(1, abs=0.1)
 
 
-def test_suspects_alone_are_left_by_the_filter(browser, tmp_path):
+def test_suspects_alone_are_left_by_the_filter(browser, page):
     results = made_up(300)
-    browser.open(write(results, tmp_path / "report.html"))
+    browser.open(write(results, page))
     browser.run("document.querySelector('.controls input[type=checkbox]').click()")
     suspects = {pair["name"] for pair in results["pair_scores"] if pair["suspect"]}
     assert 0 < len(suspects) < 300
