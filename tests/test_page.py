@@ -617,11 +617,16 @@ def with_windows(tmp_path_factory):
     """A folder with report.html over two pairs that have windows; and the results."""
     tmp_path = tmp_path_factory.mktemp("windows")
     folder = TESTS / "reference" / "protocols"
-    video = write_video(tmp_path / "y.mp4", [picture(i % 100) for i in range(110)])
-    sound = np.concatenate([tone(3), np.zeros(3 * RATE, np.float32), tone(2)])
+    for side, name in (("audio", "pattern_25fps_9s.flac"), ("video", "pattern_24fps_4s.mp4")):
+        path = tmp_path / side / f"pattern{os.path.splitext(name)[1]}"
+        path.parent.mkdir()
+        shutil.copy(folder / "media" / name, path)
+    write_video(tmp_path / "video" / "y.mp4", [picture(2 * i) for i in range(50)], fps=10)
+    sound = np.concatenate([tone(2.5), np.zeros(3 * RATE, np.float32), tone(2)])
+    write_audio(tmp_path / "audio" / "y.wav", sound)
     results = batch_inference_av_consistency(
-        [folder / "media" / "pattern_25fps_9s.flac", write_audio(tmp_path / "y.wav", sound)],
-        [folder / "media" / "pattern_25fps_9s.mp4", video],
+        tmp_path / "audio",
+        tmp_path / "video",
         *("cpu", 4, tmp_path / "out"),
         checkpoint=folder / "tiny.pth",
         report_lang="en",
