@@ -162,7 +162,7 @@ def test_windows_of_a_part_are_those_of_its_own_rate(tmp_path, small_checkpoint)
         {"video": str(tmp_path / "part.mp4"), "audio": str(tmp_path / "part.wav")},
     ]
     evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
-    results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "javisscore"))
+    results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "javisscore"), num_workers=0)
     part, whole = results["pair_scores"]
     assert part["javisscore"] == whole["javisscore"]
     starts = [[window.start for window in windows] for windows in results["windows"]]
@@ -210,7 +210,8 @@ def test_frames_without_times_are_dropped_by_mmaudio_alone(tmp_path, small_check
     sound = write_audio(tmp_path / "x.wav", tone(10))
     rows = [{"video": str(video), "audio": str(sound), "start": 0, "end": 9}]
     evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
-    results = evaluator.evaluate(manifest=rows, protocols=("imagebind", "mmaudio", "avhscore"))
+    protocols = ("imagebind", "mmaudio", "avhscore")
+    results = evaluator.evaluate(manifest=rows, protocols=protocols, num_workers=0)
     (pair,) = results["pair_scores"]
     assert (pair["mmaudio"] is None, pair["avhscore"] is None) == (True, False)
     (dropped,) = results["metrics"]["scores"]["mmaudio"]["dropped"]
