@@ -32,6 +32,7 @@ def imported(monkeypatch):
 def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
     monkeypatch.setattr(figures, "SIZES", (4, 30))
     monkeypatch.setattr(figures, "AUC_SIZES", (100,))
+    monkeypatch.setattr(figures, "LARGE", 100)
     monkeypatch.setattr(figures, "SETTINGS", {"medium, 24 pairs": figures.SETTINGS["medium, 24 pairs"]})
     figures.TABLES[name](5)
     title, columns, _, *rows = capsys.readouterr().out.strip().replace("\n\n", "\n").splitlines()
@@ -41,15 +42,16 @@ def test_every_table_of_figures_is_printed(name, monkeypatch, capsys):
 
 
 def test_costs_of_protocols_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "FPS", 10)
-    protocols.main(["--videos", "1", "--runs", "1", "--seconds", "8", "--times", "2"])
+    monkeypatch.setattr(throughput, "FPS", 5)
+    size = ["--videos", "1", "--runs", "1", "--seconds", "8", "--times", "2"]
+    protocols.main([*size, "--num_workers", "0"])
     printed = capsys.readouterr().out
     assert "| all, against the sum of the four | " in printed
     assert "peak memory, 8 s: " in printed
 
 
 def test_costs_of_pairs_alone_are_printed(capsys):
-    pairs.main(["--rows", "3"])
+    pairs.main(["--rows", "3", "--num_workers", "0"])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 3"]
 
@@ -122,8 +124,9 @@ def test_every_row_of_throughput_is_printed(name, capsys):
 
 
 @pytest.mark.parametrize("name", scale.ROWS)
-def test_every_row_of_scale_is_printed(name, capsys):
-    scale.main(["--rows", "30", "--files", "40", "--only", name])
+def test_every_row_of_scale_is_printed(name, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "FOLDERS", 10)
+    scale.main(["--rows", "30", "--files", "40", "--num_workers", "0", "--only", name])
     (row,) = capsys.readouterr().out.splitlines()
     assert len(row.split(", ")) > 2
 
@@ -137,7 +140,9 @@ def test_every_row_of_a_gpu_is_printed_without_one(monkeypatch, capsys):
     assert rows[-1] == "| whole run of 3 pairs"
 
 
-def test_every_precision_is_printed(capsys):
+def test_every_precision_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(precision, "SOUNDS", precision.SOUNDS[:1])
+    monkeypatch.setattr(precision, "VIDEOS", precision.VIDEOS[:1])
     precision.main(["--small"])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(":")[0] for row in rows] == ["fp32", "tf32", "bf16", "fp16"]

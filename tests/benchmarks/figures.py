@@ -33,6 +33,7 @@ DEMO = TESTS / "demo"
 WIDTH = 64
 SIZES = (4, 5, 10, 24, 100)
 AUC_SIZES = (100, 300)
+LARGE = 1000  # pairs, whose AUC is taken for the true one
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]]) -> None:
@@ -277,7 +278,7 @@ def auc(n_draws: int) -> None:
             row = [str(n)]
             for signal, hubs in ((0.9, 1.0), (1.1, 0.3)):
                 rng = np.random.default_rng(0)
-                drawn = (draw_embeddings(rng, 1000, signal, hubs) for _ in range(max(2, n_draws // 50)))
+                drawn = (draw_embeddings(rng, LARGE, signal, hubs) for _ in range(max(2, n_draws // 50)))
                 truth = np.mean([compare(*pairs).metrics["auc"] for pairs in drawn])
                 hits = 0
                 n_trials = max(1, n_draws // 5)

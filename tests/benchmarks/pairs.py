@@ -25,9 +25,10 @@ from throughput import DEMO, in_process, peak_memory  # noqa: E402
 from batch_inference import batch_inference_av_consistency  # noqa: E402
 
 
-def score(manifest: Path, cache: Path, output_dir: Path) -> float:
+def score(manifest: Path, cache: Path, output_dir: Path, n_workers: int | None) -> float:
     """Score the pairs of a manifest; return the peak memory in GB."""
     options = {"cache": cache, "output_dir": output_dir, "checkpoint": DEMO / "imagebind_demo.pth"}
+    options["num_workers"] = n_workers
     batch_inference_av_consistency(manifest=manifest, pairs_only=True, device="cpu", no_html=True, **options)
     return peak_memory()
 
@@ -42,16 +43,17 @@ def write_manifest(path: Path, n_rows: int) -> None:
         writer.writerows((i, rng.choice(videos), rng.choice(sounds)) for i in range(n_rows))
 
 
-def evaluate(manifest: Path, cache: Path, output_dir: Path) -> tuple[float, float]:
+def evaluate(manifest: Path, cache: Path, output_dir: Path, n_workers: int | None) -> tuple[float, float]:
     """Evaluate a manifest in a process of its own: seconds, and peak memory in GB."""
     start = time.perf_counter()
-    memory = in_process(score, manifest, cache, output_dir)
+    memory = in_process(score, manifest, cache, output_dir, n_workers)
     return time.perf_counter() - start, memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure pairs alone.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
+    parser.add_argument("--num_workers", type=int, help="processes that read")
     args = parser.parse_args(argv)
     print("| rows | seconds | against the fewest | peak memory, GB | against the fewest |")
     print("| --- | --- | --- | --- | --- |")
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for n_rows in (args.rows[0], *args.rows):  # the first fills the cache
             manifest = Path(folder, f"{n_rows}.csv")
             write_manifest(manifest, n_rows)
-            seconds, memory = evaluate(manifest, Path(folder, "cache.sqlite"), Path(folder, "outputs"))
+            places = Path(folder, "cache.sqlite"), Path(folder, "outputs")
+            seconds, memory = evaluate(manifest, *places, args.num_workers)
             if first is None:
                 first = ()
                 continue

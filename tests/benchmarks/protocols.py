@@ -36,7 +36,9 @@ RUNS = {  # each score alone; those of pairs alone have the released loaders' be
 }
 
 
-def costs(folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: float) -> dict[str, float]:
+def costs(
+    folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: float, n_workers: int | None
+) -> dict[str, float]:
     """Return the median time of each of RUNS; they take turns."""
     for i in range(n_videos):
         make_video(folder / "video" / f"{i}.mp4", seconds, *throughput.SIZES[1], i)
@@ -46,7 +48,8 @@ def costs(folder: Path, checkpoint: Path, n_videos: int, n_runs: int, seconds: f
         for name, protocols in RUNS.items():
             began = time.perf_counter()
             batch_inference_av_consistency(
-                folder / "audio", folder / "video", "cpu", checkpoint=checkpoint, protocols=protocols
+                *(folder / "audio", folder / "video", "cpu"),
+                **{"checkpoint": checkpoint, "protocols": protocols, "num_workers": n_workers},
             )
             if i or n_runs == 1:  # the first of several warms up
                 times[name].append(time.perf_counter() - began)
@@ -79,13 +82,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of a video")
+    parser.add_argument("--num_workers", type=int, help="processes that read")
     parser.add_argument("--times", type=int, default=20, help="how much longer the long one is")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in ("audio", "video"):
             (folder / name).mkdir()
-        found = costs(folder, args.checkpoint, args.videos, args.runs, args.seconds)
+        found = costs(folder, args.checkpoint, args.videos, args.runs, args.seconds, args.num_workers)
         short, long = memory(folder, args.checkpoint, args.seconds, args.times)
     base = found["imagebind"]
     alone = {

@@ -44,6 +44,7 @@ from imagebind.evaluation.inputs.pairing import pair_files  # noqa: E402
 DEMO = TESTS / "demo"
 WIDTH = 1024
 MILLION = 1_000_000
+FOLDERS = 1000  # in which files lie
 
 
 def reset_peak() -> None:
@@ -151,10 +152,10 @@ def pairing(folder: Path, size: argparse.Namespace) -> dict:
     """Pair a million sounds with a million videos, from list files and from directories."""
     sources = {"list files": [], "directories": []}
     for side, suffix in (("audio", "wav"), ("video", "mp4")):
-        names = [f"part_{i % 1000:04d}/clip_{i:08d}.{suffix}" for i in range(size.files)]
+        names = [f"part_{i % FOLDERS:04d}/clip_{i:08d}.{suffix}" for i in range(size.files)]
         (folder / f"{side}.txt").write_text("".join(f"/data/{side}/{name}\n" for name in names))
         sources["list files"].append(folder / f"{side}.txt")
-        for i in range(1000):
+        for i in range(FOLDERS):
             (folder / side / f"part_{i:04d}").mkdir(parents=True)
         for name in names:
             os.mknod(folder / side / name)
@@ -192,10 +193,10 @@ def whole(folder: Path, size: argparse.Namespace) -> dict:
         root = folder / str(n_sounds)
         for side, n_files in (("audio", n_sounds), ("video", n_videos)):
             copies = sorted((DEMO / side).iterdir())
-            for i in range(1000):
+            for i in range(FOLDERS):
                 (root / side / f"part_{i:04d}").mkdir(parents=True)
             for i in range(n_files):
-                path, original = root / side / f"part_{i % 1000:04d}" / f"{i:08d}", copies[i % len(copies)]
+                path, original = root / side / f"part_{i % FOLDERS:04d}" / f"{i:08d}", copies[i % len(copies)]
                 path = path.with_suffix(original.suffix)
                 if i < len(copies):
                     path.write_bytes(original.read_bytes())
@@ -203,6 +204,8 @@ def whole(folder: Path, size: argparse.Namespace) -> dict:
                 else:
                     os.link(original, path)
         options = ("--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", size.device)
+        if size.num_workers is not None:
+            options += ("--num_workers", str(size.num_workers))
         seconds, reading, memory = in_process(run, root, options)
         figures |= {
             f"seconds, {n_sounds}": seconds,
@@ -242,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=50_000, help="sounds and videos (default: %(default)s)")
     parser.add_argument("--files", type=int, default=MILLION, help="files to list (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num_workers", type=int, help="processes that read")
     args = parser.parse_args(argv)
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:

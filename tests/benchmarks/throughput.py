@@ -15,10 +15,12 @@ through a model that was built and then filled.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from torchaudio.compliance import kaldi
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from conftest import open_files, readers, tone, write_audio  # noqa: E402
+from conftest import tone, write_audio  # noqa: E402
 from test_model import released_state_dict  # noqa: E402
 
 from batch_inference import Options, batch_inference_av_consistency  # noqa: E402
@@ -69,6 +71,7 @@ from imagebind.sources import Source  # noqa: E402
 DEMO = TESTS / "demo"
 CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("spawn")
+IN_OPEN = 0x20  # of inotify(7)
 FPS = 25
 SIZES = ((224, 400), (360, 640), (720, 1280))  # height and width
 H100_FLOPS, GOAL_SHARE = 989e12, 0.6  # in float16, by its data sheet; what the tower is to reach of it
@@ -177,6 +180,11 @@ class Setup:
 
     def n(self, full: int, small: int) -> int:
         return small if self.is_small else full
+
+    @property
+    def n_workers(self) -> int | None:
+        """Processes that read: as many as usual; in a small run none, as their imports take seconds."""
+        return 0 if self.is_small else None
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -423,15 +431,17 @@ def shared(setup: Setup) -> Iterator[dict]:
 # ------------------------------------------------------------------------------------------------
 
 
-def program(*options: object) -> list[str]:
+def program(setup: Setup, *options: object) -> list[str]:
     """Return the command of a run on the CPU."""
+    if setup.n_workers is not None:
+        options += ("--num_workers", setup.n_workers)
     return [sys.executable, str(TESTS.parent / "batch_inference.py"), *map(str, options), "--device", "cpu"]
 
 
 def run_twice(setup: Setup, audio: Path, video: Path, checkpoint: Path) -> dict:
     """Time the whole program on an empty and on a full cache."""
     output_dir = tempfile.mkdtemp(dir=setup.folder)
-    argv = program("--audio_dir", audio, "--video_dir", video, "--checkpoint", checkpoint)
+    argv = program(setup, "--audio_dir", audio, "--video_dir", video, "--checkpoint", checkpoint)
     argv += ["--output_dir", output_dir]
     environment = {**os.environ, "XDG_CACHE_HOME": str(setup.folder)}
     first, second = (
@@ -465,7 +475,7 @@ def full_size(setup: Setup) -> Iterator[dict]:
         (setup.folder / side).mkdir()
         for path in sorted((DEMO / side).iterdir())[: setup.n(24, 2)]:
             (setup.folder / side / path.name).write_bytes(path.read_bytes())
-    argv = program("--audio_dir", "audio", "--video_dir", "video", "--checkpoint", setup.checkpoint)
+    argv = program(setup, "--audio_dir", "audio", "--video_dir", "video", "--checkpoint", setup.checkpoint)
     runs = [run_until_first_file(argv, setup.folder) for _ in range(2)]
     for first_file, _ in runs:
         value = f"{first_file:.1f} s; `import torch` takes {baseline:.1f} s"
@@ -475,27 +485,33 @@ def full_size(setup: Setup) -> Iterator[dict]:
 
 
 def run_until_first_file(argv: list[str], folder: Path) -> tuple[float, float]:
-    """Run the program; return the seconds until a worker has a media file open, and until the end."""
-    began = time.perf_counter()
-    run = subprocess.Popen(
-        argv,
-        cwd=folder,
-        env={**os.environ, "XDG_CACHE_HOME": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    media = tuple(f"{folder}/{side}/" for side in ("audio", "video"))
-    while run.poll() is None and not any(
-        path.startswith(media) for worker in readers(run.pid) for path in open_files(worker)
-    ):
-        time.sleep(0.005)
-    first_file = time.perf_counter() - began
-    if run.poll() is not None or run.wait():
-        raise RuntimeError("the run failed, or no file was seen open")
+    """Run the program; return the seconds until it opens a media file, and until the end.
+
+    The kernel tells: a small file is open for less time than a look at all processes takes.
+    """
+    libc = ctypes.CDLL(None)
+    with os.fdopen(libc.inotify_init(), "rb") as opened:
+        for path in (*folder.glob("audio/*"), *folder.glob("video/*")):
+            libc.inotify_add_watch(opened.fileno(), bytes(path), IN_OPEN)
+        began = time.perf_counter()
+        run = subprocess.Popen(
+            argv,
+            cwd=folder,
+            env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with os.fdopen(os.pidfd_open(run.pid)) as ended:
+            ready, _, _ = select.select([opened, ended], [], [])
+        first_file = time.perf_counter() - began
+    if run.wait() or opened not in ready:
+        raise RuntimeError("the run failed, or opened no file")
     return first_file, time.perf_counter() - began
 
 
-def estimates(audio: Path, video: Path, checkpoint: Path) -> list[tuple[float, float, float]]:
+def estimates(
+    audio: Path, video: Path, checkpoint: Path, n_workers: int | None
+) -> list[tuple[float, float, float]]:
     """Run all protocols.
 
     Returns:
@@ -510,7 +526,7 @@ def estimates(audio: Path, video: Path, checkpoint: Path) -> list[tuple[float, f
     progress.SECONDS_PER_LINE = -1
     progress.Progress.seconds_left = note
     options = {"protocols": PROTOCOLS, "protocol_seconds": 4, "output_dir": None, "checkpoint": checkpoint}
-    batch_inference_av_consistency(audio, video, "cpu", **options)
+    batch_inference_av_consistency(audio, video, "cpu", num_workers=n_workers, **options)
     end = noted[-1][0]
     return [(share, estimate, end - at) for at, share, estimate in noted]
 
@@ -518,7 +534,7 @@ def estimates(audio: Path, video: Path, checkpoint: Path) -> list[tuple[float, f
 def estimate(setup: Setup) -> Iterator[dict]:
     """Compare the time left that is said after a tenth of a run with what comes."""
     audio, video = make_pairs(setup.folder, setup.n(120, 5))
-    said = in_process(estimates, audio, video, DEMO / "imagebind_demo.pth")
+    said = in_process(estimates, audio, video, DEMO / "imagebind_demo.pth", setup.n_workers)
     errors = [abs(left / came - 1) for share, left, came in said if 0.1 <= share <= 0.5]
     value = f"{100 * errors[0]:.0f} %; until the half {100 * sum(errors) / len(errors):.0f} % on average"
     yield {"first": errors[0], "mean": sum(errors) / len(errors), "value": value}
