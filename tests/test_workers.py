@@ -230,11 +230,11 @@ def test_an_error_of_the_program_shows_its_traceback_once_and_costs_its_files(pa
     monkeypatch.chdir(pairs)
     read_audio = data.read_audio
 
-    def read(path):
+    def read(source):
         with monkeypatch.context() as patched:
-            if path[-5] in "ab":
+            if source.path[-5] in "ab":
                 patched.delattr(audio, "hann_window")
-            return read_audio(path)
+            return read_audio(source)
 
     monkeypatch.setattr(data, "read_audio", read)
     checkpoint = ["--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu"]
