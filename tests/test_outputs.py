@@ -24,6 +24,7 @@ from batch_inference import EvaluationError, batch_inference_av_consistency, mai
 from imagebind.evaluation.compare.pair_scores import PairScores
 from imagebind.evaluation.write.formats import write_csv
 from imagebind.evaluation.write.lock import exclusive_use
+from imagebind.sources import Source
 
 
 def test_strict_is_status_3_with_all_outputs_written(pairs):
@@ -162,7 +163,7 @@ def test_a_table_keeps_its_digits_and_splits_at_commas_alone():
 
 def test_one_long_caption_does_not_make_all_of_them_long():
     captions = ["x" * 10_000, *[""] * 100_000]
-    scores = PairScores(captions, [("", "")] * len(captions), {"caption": captions})
+    scores = PairScores(captions, [(Source(""), Source(""))] * len(captions), {"caption": captions})
     assert scores.columns["caption"].nbytes < 1_000_000
     assert scores[0]["caption"] == "x" * 10_000
 

@@ -738,7 +738,7 @@ def test_a_click_on_the_matrix_plays_the_two_files(browser, report):
     browser.open(folder / "report.html")
     point_at_cell(browser, 0, 2)
     browser.run("document.querySelectorAll('.chart')[1].openCell(0, 2)")
-    expected = [results["video_paths"][2], results["audio_paths"][0]]
+    expected = [results["video_sources"][2].path, results["audio_sources"][0].path]
     found = browser.run("[...document.querySelectorAll('video, audio')].map(media => media.src)")
     for address, path in zip(found, expected, strict=True):
         assert os.path.samefile(unquote_to_bytes(urlparse(address).path), path)

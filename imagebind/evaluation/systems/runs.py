@@ -203,7 +203,7 @@ def part_of_file(row: dict[str, str], modality: str) -> Source:
         start, end = (read_seconds(row.get(column)) for column in ("start", "end"))
     except ValueError:  # of the user's, with another meaning
         return Source(path)
-    return Source(path, start or 0, math.inf if end is None else end)
+    return Source(path, start or 0.0, math.inf if end is None else end)
 
 
 def check_metrics(metrics: dict[str, Any], pairs: Sequence[Pair]) -> None:
