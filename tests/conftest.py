@@ -277,7 +277,7 @@ FORKSERVER.set_forkserver_preload(
     [
         *("batch_inference", "imagebind.reading.loader", "imagebind.models.embedder"),
         *("imagebind.evaluation.compare.results", "imagebind.evaluation.write.page"),
-        *("numpy.random", "open_clip", "plotly.graph_objects", "plotly.offline", "pytest"),
+        *("numpy.random", "plotly.graph_objects", "plotly.offline", "pytest", "torchvision"),
     ]
 )
 
