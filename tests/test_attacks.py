@@ -247,7 +247,7 @@ def test_made_up_towers_are_refused_before_a_file_is_read(pairs, small_checkpoin
 
 def test_an_empty_name_of_a_checkpoint_is_not_the_usual_one(pairs, capsys, monkeypatch):
     monkeypatch.chdir(pairs)
-    assert error_of(capsys, "--checkpoint", "") == "error: checkpoint is empty"
+    assert error_of(capsys, "--checkpoint", "") == "error: argument --checkpoint: is empty"
 
 
 @pytest.mark.parametrize("sha256", ["0" * 64, "", 5, True, [1]])

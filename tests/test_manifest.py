@@ -18,7 +18,7 @@ import torch
 from conftest import write_movie
 
 from batch_inference import EvaluationError, Evaluator, OptionError, batch_inference_av_consistency, main
-from imagebind.evaluation.compare.comparison import Comparison, Lines
+from imagebind.evaluation.compare.comparison import Comparison, Matrix
 from imagebind.evaluation.inputs.manifest import read_manifest
 
 COLUMNS = ("video", "audio", "id", "caption", "audio_caption", "group", "start", "end", "note")
@@ -607,7 +607,7 @@ def test_pairs_alone_have_the_figures_of_the_matrix(run):
     )
 
 
-def made_up(n: int, noise: float, seed: int = 0) -> tuple[Comparison, Lines]:
+def made_up(n: int, noise: float, seed: int = 0) -> tuple[Comparison, Matrix]:
     """Pairs of made-up embeddings with hubs; the first tenth of the pairs are wrong ones."""
     rng = np.random.default_rng(seed)
     audio = rng.standard_normal((n, 32))
@@ -617,17 +617,21 @@ def made_up(n: int, noise: float, seed: int = 0) -> tuple[Comparison, Lines]:
     embeddings = {"audio": audio.astype(np.float32), "video": video.astype(np.float32)}
     contents = {modality: list(range(n)) for modality in embeddings}
     comparison = Comparison(contents, embeddings, torch.device("cpu"), 0)
-    numbers = np.arange(n)
-    return comparison, Lines((numbers, numbers), np.stack([numbers, numbers], axis=1))
+    return comparison, diagonal(comparison, n)
+
+
+def diagonal(comparison: Comparison, n: int) -> Matrix:
+    """The matrix in which pair i is row i and column i."""
+    return comparison.matrix(("audio", "video"), np.stack([np.arange(n)] * 2, axis=1))
 
 
 def test_of_more_pairs_than_a_tile_has_rows_the_shares_are_those_of_the_matrix():
     """Where all cells can be listed, none of them is estimated."""
-    comparison, lines = made_up(1100, 1.0)
-    alone = comparison.compare_pairs("audio", "video", lines, None)
-    whole = comparison.compare_modalities("audio", "video", lines.pairs, None)
+    comparison, matrix = made_up(1100, 1.0)
+    alone = comparison.compare_drawn(matrix)
+    whole = comparison.compare_all(matrix)
     for column in ("similarity", "percentile", "p_value", "suspect"):
-        np.testing.assert_array_equal(alone.scores[column], whole.scores[column], err_msg=column)
+        np.testing.assert_array_equal(alone.columns[column], whole.columns[column], err_msg=column)
 
 
 def test_of_equal_similarities_pairs_alone_win_half():
@@ -635,25 +639,25 @@ def test_of_equal_similarities_pairs_alone_win_half():
     comparison = Comparison(
         {"audio": contents, "video": contents}, {"audio": rows, "video": rows}, torch.device("cpu"), 0
     )
-    alone = comparison.compare_pairs("audio", "video", made_up(30, 1.0)[1], None)
+    alone = comparison.compare_drawn(diagonal(comparison, 30))
     assert alone.metrics["auc"] == 0.5
-    assert set(alone.scores["percentile"]) == {0.5}
-    assert set(alone.scores["p_value"]) == {1}
+    assert set(alone.columns["percentile"]) == {0.5}
+    assert set(alone.columns["p_value"]) == {1}
 
 
 def test_of_many_pairs_the_figures_are_close_to_those_of_the_matrix():
-    comparison, lines = made_up(4000, 1.0)
-    alone = comparison.compare_pairs("audio", "video", lines, None)
-    whole = comparison.compare_modalities("audio", "video", lines.pairs, None)
+    comparison, matrix = made_up(4000, 1.0)
+    alone = comparison.compare_drawn(matrix)
+    whole = comparison.compare_all(matrix)
     for figure in ("auc", "margin", "mismatched_similarity_std"):
         assert alone.metrics[figure] == pytest.approx(whole.metrics[figure], abs=0.01)
-    assert np.array_equal(alone.scores["similarity"], whole.scores["similarity"])
-    assert np.abs(alone.scores["percentile"] - whole.scores["percentile"]).max() < 0.12
-    suspects = [compared.scores["suspect"] for compared in (alone, whole)]
+    assert np.array_equal(alone.columns["similarity"], whole.columns["similarity"])
+    assert np.abs(alone.columns["percentile"] - whole.columns["percentile"]).max() < 0.12
+    suspects = [compared.columns["suspect"] for compared in (alone, whole)]
     assert np.mean(suspects[0] == suspects[1]) > 0.98
     assert suspects[0][:400].mean() > 0.9
-    again = comparison.compare_pairs("audio", "video", lines, None)
-    assert np.array_equal(again.scores["p_value"], alone.scores["p_value"])
+    again = comparison.compare_drawn(matrix)
+    assert np.array_equal(again.columns["p_value"], alone.columns["p_value"])
 
 
 def test_a_wrong_pair_alone_has_a_p_value_as_a_mismatch_has():
@@ -661,11 +665,9 @@ def test_a_wrong_pair_alone_has_a_p_value_as_a_mismatch_has():
     rng = np.random.default_rng(0)
     embeddings = {m: rng.standard_normal((3000, 16)).astype(np.float32) for m in ("audio", "video")}
     embeddings["video"] += rng.exponential(1, (3000, 1)).astype(np.float32)  # hubs
-    contents, numbers = {m: list(range(3000)) for m in embeddings}, np.arange(3000)
-    lines = Lines((numbers, numbers), np.stack([numbers, numbers], axis=1))
-    compared = Comparison(contents, embeddings, torch.device("cpu"), 0).compare_pairs(
-        "audio", "video", lines, None
-    )
-    p_values = compared.scores["p_value"]
+    contents = {m: list(range(3000)) for m in embeddings}
+    comparison = Comparison(contents, embeddings, torch.device("cpu"), 0)
+    compared = comparison.compare_drawn(diagonal(comparison, 3000))
+    p_values = compared.columns["p_value"]
     assert 0.03 < (p_values <= 0.05).mean() < 0.07
     assert 0.45 < p_values.mean() < 0.55

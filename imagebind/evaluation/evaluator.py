@@ -117,7 +117,7 @@ class Evaluator:
             rows = embed_tensors(self.model, videos, rates[0], audios, rates[1])
             index = np.stack([np.arange(len(videos))] * 2, axis=1)
             cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
-        similarity = torch.from_numpy(from_ticks(cells.keys))
+        similarity = torch.from_numpy(from_ticks(cells.ticks))
         if is_batch:
             return Score(similarity, rows["audio"], rows["video"])
         return Score(similarity.item(), rows["audio"][0], rows["video"][0])

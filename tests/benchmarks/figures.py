@@ -215,7 +215,7 @@ class Tally:
 
 def flags_of(audio: np.ndarray, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find suspects by our rule and by the one of before."""
-    return compare(audio, video).scores["suspect"], earlier_suspects(audio, video)
+    return compare(audio, video).columns["suspect"], earlier_suspects(audio, video)
 
 
 def swap(video: np.ndarray, bad: np.ndarray) -> np.ndarray:

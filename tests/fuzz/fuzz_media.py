@@ -218,9 +218,9 @@ def fuzz(first: int, n_cases: int, folder: Path, n_workers: int = 2) -> tuple[Co
             kind = re.sub(r"\d+", "#", reason_of(loaded) or "input")
             outcomes["input, with a warning" if kind == "input" and loaded.warnings else kind] += 1
             if wrong := fault(loaded):
-                faults[Path(loaded.path)] = wrong
+                faults[Path(loaded.source.path)] = wrong
             else:
-                Path(loaded.path).unlink()
+                Path(loaded.source.path).unlink()
     return outcomes, faults
 
 
