@@ -388,6 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if is_first:
             print_error(message)
+        else:
+            job.let_first_report()
+            print_error(f"process {job.rank}: {message}")
         return 1
 
 

@@ -708,7 +708,7 @@ def test_the_api_returns_what_the_guide_reads(pairs, small_checkpoint, capsys, m
             "skipped_windows",
         ),
         *("top_matches", "histograms", "candidates", "windows", "failures"),
-        *("audio_sources", "video_sources", "best_others"),
+        *("audio_paths", "video_paths", "audio_sources", "video_sources", "best_others"),
     }
     for side in ("audio", "video"):
         embeddings = results[f"{side}_embeddings"]

@@ -114,6 +114,37 @@ def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
     assert [file.source.path for file in files["hash"]] == ["0.wav", "1.wav", "2.wav"]
 
 
+class SlowDevice:
+    """A model on a device that goes on computing after a batch is launched, as a GPU does."""
+
+    def open(self) -> SlowDevice:
+        return self
+
+    def check_unchanged(self) -> None:
+        """It stays."""
+
+    def launch(self, modality: str, inputs: list) -> SlowDevice:
+        self.is_running, self.n = True, len(inputs)
+        assert inputs
+        return self
+
+    def result(self) -> torch.Tensor:
+        return torch.zeros(self.n, 2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_copy_of_what_a_device_computes_waits_for_that(size):
+    """Also where it is the last file, so that no other input waits."""
+    embedded = []
+    batches = Batches(SlowDevice(), size, Timing(), lambda *batch: embedded.append(batch))
+    for i, content in enumerate(("a", "b", "a", "b")):
+        loaded = LoadedFeature(data.AudioInput(torch.zeros(3, 1, 128, 204)))
+        batches.add("audio", LoadedFile("audio", Source(f"{i}.wav"), {"audio": loaded}, content))
+    batches.flush()
+    sources = [file.source.path for _, files, _ in embedded for equal in files.values() for file in equal]
+    assert sorted(sources) == ["0.wav", "1.wav", "2.wav", "3.wav"]
+
+
 def test_another_model_or_precision_has_rows_of_its_own(evaluate, small_checkpoint, tmp_path):
     first, _ = evaluate()
     model = load_model(small_checkpoint)

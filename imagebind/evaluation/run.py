@@ -52,8 +52,10 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
         exclusive_use(options.output_dir, output_writers(options)) as lock,
     ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
+            if options.has_page:
+                check_can_draw()
             plan = plan_run(options)
-            stages = load_stages(options)
+            stages = load_stages()
             embedded, protocols = stages.embed(plan, options, workers, model, job)
         with interruptible(lambda: embedded.summary):
             lock.renew()
@@ -71,7 +73,7 @@ def help_embed(options: Options, job: Job) -> None:
         EvaluationError: as batch_inference_av_consistency.
     """
     with start_workers(options, job.n_local) as workers:
-        stages = load_stages(options)
+        stages = load_stages()
         stages.jobs.embed_in_job(job, options, stages.wanted_of(options), workers)
 
 
@@ -83,11 +85,11 @@ def evaluate_shard(options: Options, shard: tuple[int, int]) -> Counter:
     """
     with start_workers(options) as workers:
         inputs = plan_run(options).inputs
-        stages = load_stages(options)
+        stages = load_stages()
         return stages.jobs.embed_shard(inputs, options, stages.wanted_of(options), workers, shard)
 
 
-def load_stages(options: Options) -> ModuleType:
+def load_stages() -> ModuleType:
     """Import what every run needs.
 
     Raises:
@@ -95,8 +97,6 @@ def load_stages(options: Options) -> ModuleType:
     """
     for module in ("torch", "av", "einops"):
         packages.load(module)
-    if options.has_page:
-        check_can_draw()
     from imagebind.evaluation import stages
 
     return stages

@@ -121,7 +121,9 @@ class LoadedFile:
 
     @property
     def is_cached(self) -> bool:
-        return all(loaded.is_cached for loaded in self.features.values())
+        """Whether all that can be had of it was found in the cache."""
+        features = self.features.values()
+        return all(f.is_cached for f in features if isinstance(f, LoadedFeature) or f.kind != "lost")
 
     def pin_memory(self) -> LoadedFile:
         """Return a copy with its inputs in page-locked memory, which is copied to a GPU asynchronously.

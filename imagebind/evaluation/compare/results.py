@@ -102,6 +102,8 @@ class RunResults:
             "metrics": self.metrics,
             "audio_names": names["audio"],
             "video_names": names["video"],
+            "audio_paths": list(map(str, basis.rows.files["audio"])),
+            "video_paths": list(map(str, basis.rows.files["video"])),
             "audio_sources": list(basis.rows.files["audio"]),
             "video_sources": list(basis.rows.files["video"]),
             "pairs": [tuple(map(str, basis.plan.pairing.pairs[number])) for number in basis.rows.numbers],

@@ -56,13 +56,14 @@ class Batches:
     def add(self, feature: str, file: LoadedFile) -> None:
         """Let the input of a feature of a file wait for the model, or for that of an equal file."""
         self.model.open()  # now, while more files are read
-        waiting = self._waiting.setdefault((file.modality, feature), {})
-        launched = self._launched.files if self._launched and self._launched.feature == feature else {}
         loaded = file.features[feature]
-        equal_files = launched.get(file.content_hash)
-        if equal_files is None:
-            equal_files = waiting.setdefault(file.content_hash, Waiting(loaded.input, [])).files
-        equal_files.append(replace(file, features={feature: replace(loaded, input=None)}))
+        without_input = replace(file, features={feature: replace(loaded, input=None)})
+        launched = self._launched.files if self._launched and self._launched.feature == feature else {}
+        if file.content_hash in launched:
+            launched[file.content_hash].append(without_input)
+            return
+        waiting = self._waiting.setdefault((file.modality, feature), {})
+        waiting.setdefault(file.content_hash, Waiting(loaded.input, [])).files.append(without_input)
         if len(waiting) == self.size:
             self._embed(file.modality, feature)
 

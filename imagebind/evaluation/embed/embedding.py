@@ -125,6 +125,7 @@ class FileEmbedder:
     def _take_feature(self, feature: Feature, file: LoadedFile) -> None:
         embedding = self.keeper.find(feature, file)
         if embedding is None:
+            self.cache.open()  # before anything is computed
             self.batches.add(feature.name, file)
         else:
             self.keeper.keep(feature.name, file, embedding)

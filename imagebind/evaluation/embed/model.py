@@ -98,6 +98,7 @@ class Model:
             EvaluationError: the checkpoint cannot be had, or there is no such device.
         """
         self.modalities, self._opened, self.sha256 = list(modalities), None, None
+        self.device  # noqa: B018 (before a download)
         if self.given is None and self._loaded is None:
             self.sha256 = self._known_sha256()
         else:
