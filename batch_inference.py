@@ -386,11 +386,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as e:  # a library that does not fit says so in this way
         if (message := describe_import_error(e)) is None:
             raise
-        if is_first:
-            print_error(message)
-        else:
+        if not is_first:
             job.let_first_report()
-            print_error(f"process {job.rank}: {message}")
+        print_error(message if is_first else f"process {job.rank}: {message}")
         return 1
 
 
