@@ -52,10 +52,10 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
         exclusive_use(options.output_dir, output_writers(options)) as lock,
     ):
         with start_workers(options, n_processes) as workers:  # which import while files are listed
-            if options.has_page:
-                check_can_draw()
             plan = plan_run(options)
             stages = load_stages()
+            if options.has_page:
+                check_can_draw()
             embedded, protocols = stages.embed(plan, options, workers, model, job)
         with interruptible(lambda: embedded.summary):
             lock.renew()
