@@ -197,6 +197,7 @@ def test_pairing_mode_writes_every_output(run, rows):
         "video": 4,
         "pairs": 4,
         "pairs_skipped": 0,
+        "copies": 0,
         "unmatched": 0,
         "failed": 0,
     }
@@ -269,6 +270,7 @@ def test_unmatched_files_are_ignored_counted_and_named(run, pairs):
         "video": 3,
         "pairs": 3,
         "pairs_skipped": 0,
+        "copies": 0,
         "unmatched": 8,
         "failed": 0,
     }
@@ -410,6 +412,7 @@ def test_retrieval_mode_keeps_distractors_and_knows_the_truth(run, pairs, rows):
         "video": 4,
         "pairs": 2,
         "pairs_skipped": 0,
+        "copies": 0,
         "unmatched": 4,
         "failed": 0,
     }
@@ -519,6 +522,7 @@ def test_a_bad_file_costs_its_pair_and_nothing_else(run, pairs, rows):
         "video": 2,
         "pairs": 2,
         "pairs_skipped": 2,
+        "copies": 0,
         "unmatched": 0,
         "failed": 2,
     }

@@ -12,23 +12,32 @@ from scipy import stats
 from test_metrics import measure
 
 from batch_inference import batch_inference_av_consistency, main
+from imagebind.evaluation.compare.auc import MIN_PAIRS
 from imagebind.evaluation.compare.intervals import (
-    MIN_AUC_PAIRS,
-    bootstrap_mean,
     digits_of,
+    estimate_mean,
     holm,
+    share_at_most,
     share_interval,
+    t_quantile,
+    t_tail,
     wilson_interval,
 )
-from imagebind.evaluation.inputs.groups import find_groups, group_names, hint_at_groups, number_groups
+from imagebind.evaluation.inputs.groups import (
+    find_groups,
+    group_names,
+    hint_at_groups,
+    name_copies,
+    number_groups,
+)
 
 
 def test_from_30_values_on_the_interval_is_that_of_the_percentiles():
     values = np.random.default_rng(0).gamma(2, size=60)
-    interval = bootstrap_mean(values, seed=1).interval
+    interval = estimate_mean(values, seed=1).interval
     expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(5))
     assert interval == pytest.approx(list(expected.confidence_interval), rel=0.02)
-    assert bootstrap_mean(values, seed=1).interval == interval != bootstrap_mean(values, seed=2).interval
+    assert estimate_mean(values, seed=1).interval == interval != estimate_mean(values, seed=2).interval
 
 
 def test_below_it_is_the_bootstrap_t():
@@ -40,28 +49,28 @@ def test_below_it_is_the_bootstrap_t():
         t.append((drawn.mean() - values.mean()) / (drawn.std(ddof=1) / n**0.5))
     error = values.std(ddof=1) / n**0.5
     expected = values.mean() - np.quantile(t, [0.975, 0.025]) * error
-    assert bootstrap_mean(values, 0).interval == pytest.approx(expected.tolist(), rel=0.02)
+    assert estimate_mean(values, 0).interval == pytest.approx(expected.tolist(), rel=0.02)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_fewer_than_four_values_have_no_interval(n):
-    found = bootstrap_mean(np.arange(n) / 10, 0)
+    found = estimate_mean(np.arange(n) / 10, 0)
     assert (found.interval, found.p_value) == (None, None)
     assert found.mean == pytest.approx((n - 1) / 20)
 
 
 def test_values_that_are_all_equal_are_sure_and_one_other_among_them_is_not():
-    assert bootstrap_mean(np.full(8, 0.5), 0).interval == [0.5, 0.5]
-    assert bootstrap_mean(np.zeros(8), 0).p_value == 1
-    assert bootstrap_mean(np.full(8, 0.5), 0).p_value < 0.001
-    assert bootstrap_mean(np.array([0, 0, 0, 0, 1.0]), 0).interval is None
+    assert estimate_mean(np.full(8, 0.5), 0).interval == [0.5, 0.5]
+    assert estimate_mean(np.zeros(8), 0).p_value == 1
+    assert estimate_mean(np.full(8, 0.5), 0).p_value < 0.001
+    assert estimate_mean(np.array([0, 0, 0, 0, 1.0]), 0).interval is None
 
 
 @pytest.mark.parametrize("n", [6, 12, 40])
 def test_a_p_value_is_below_5_percent_where_the_interval_has_no_zero(n):
     rng = np.random.default_rng(n)
     for _ in range(60):
-        found = bootstrap_mean(rng.standard_normal(n) + 0.5, 0)
+        found = estimate_mean(rng.standard_normal(n) + 0.5, 0)
         if abs(found.p_value - 0.05) > 0.002:
             low, high = found.interval
             assert (found.p_value < 0.05) == (not low <= 0 <= high)
@@ -71,13 +80,71 @@ def test_groups_are_resampled_whole():
     """Twenty prompts of five clips that are all alike say no more than twenty clips."""
     prompts = np.random.default_rng(0).standard_normal(20)
     groups = np.repeat(np.arange(20), 5)
-    assert bootstrap_mean(np.repeat(prompts, 5), 0, groups).interval == pytest.approx(
-        bootstrap_mean(prompts, 0).interval, rel=0.05
+    assert estimate_mean(np.repeat(prompts, 5), 0, groups).interval == pytest.approx(
+        estimate_mean(prompts, 0).interval, rel=0.05
     )
-    alone = bootstrap_mean(np.repeat(prompts, 5), 0).interval
-    assert alone[1] - alone[0] < np.ptp(bootstrap_mean(prompts, 0).interval) * 0.6
-    three = bootstrap_mean(np.arange(12.0), 0, np.arange(12) // 4)
+    alone = estimate_mean(np.repeat(prompts, 5), 0).interval
+    assert alone[1] - alone[0] < np.ptp(estimate_mean(prompts, 0).interval) * 0.6
+    three = estimate_mean(np.arange(12.0), 0, np.arange(12) // 4)
     assert three.interval is None
+
+
+SIZES = np.array([80, 80, 40, 30, *[5] * 30])  # of unequal groups
+
+
+def test_unequal_groups_are_left_out_one_by_one():
+    groups, n = np.repeat(np.arange(len(SIZES)), SIZES), len(SIZES)
+    values = np.random.default_rng(0).standard_normal(n)[groups] + 0.3
+    without = [values[groups != group].mean() for group in range(n)]
+    weights = SIZES / SIZES.sum()
+    error = np.sqrt((n - 1) / n * np.square(np.array(without) - values.mean()).sum())
+    df = SIZES.sum() ** 2 / np.square(SIZES).sum() - 1
+    found = estimate_mean(values, 0, groups)
+    half = stats.t.ppf(0.975, df) * error
+    assert found.interval == pytest.approx([values.mean() - half, values.mean() + half], rel=1e-9)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(values.mean() / error, df), rel=1e-6)
+    assert max(weights) > 0.2
+
+
+def test_the_t_distribution_is_that_of_scipy():
+    for df in (3, 3.7, 12.5, 100, 1e5):
+        assert t_quantile(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
+        for t in (0, 0.3, 2, 9, 40):
+            assert t_tail(t, df) == pytest.approx(2 * stats.t.sf(t, df), rel=1e-6, abs=1e-300)
+
+
+def test_a_share_is_at_most_what_a_binomial_says():
+    for k, n in ((0, 552), (1, 552), (7, 1000), (100, 20_000), (3000, 20_000)):
+        assert share_at_most(k, n) == pytest.approx(stats.beta.ppf(0.95, k + 1, n - k), rel=0.01)
+    assert share_at_most(4, 4) == 1
+
+
+def test_p_values_are_no_smaller_than_the_resamples_tell():
+    values = np.random.default_rng(0).standard_normal(50_000) + 1
+    assert estimate_mean(values, 0).p_value == pytest.approx(2 / 2001)
+
+
+def test_names_of_copies_are_told_apart_from_groups():
+    assert name_copies(["a", None, None, None], [None, 0, 0, None], ["b", "a", "a", "c"]) == [
+        *("a", "a (2)", "a (2)", None)
+    ]
+
+
+def test_the_interval_of_the_auc_is_that_of_resampled_pairs():
+    """Pairs are drawn with their rows and columns; a mismatch of two counts as often as both are drawn."""
+    rng, n = np.random.default_rng(0), 150
+    audio = rng.standard_normal((n, 16)).astype(np.float32)
+    video = (audio + 1.5 * rng.standard_normal((n, 16)) + rng.exponential(0.7, (n, 1))).astype(np.float32)
+    case = measure(audio, video, [(i, i) for i in range(n)])
+    cosines, aucs = case.cosines, []
+    for _ in range(400):
+        drawn = rng.integers(0, n, n)
+        others = cosines[np.ix_(drawn, drawn)][drawn[:, None] != drawn]
+        u = stats.mannwhitneyu(cosines[drawn, drawn], others).statistic
+        aucs.append(u / (n * len(others)))
+    low, high = case.metrics["auc_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(aucs), rel=0.2)
+    assert low < case.metrics["auc"] < high
 
 
 def test_wilson_is_that_of_scipy():
@@ -105,8 +172,8 @@ def test_one_hit_more_makes_no_interval_jump():
 
 def test_an_interval_ends_where_a_cosine_does():
     values = np.array([0.5, 0.95, 0.99, 1.0])
-    assert bootstrap_mean(values, 0).interval[1] > 1
-    assert bootstrap_mean(values, 0, most=1).interval[1] == 1
+    assert estimate_mean(values, 0).interval[1] > 1
+    assert estimate_mean(values, 0, most=1).interval[1] == 1
 
 
 def test_few_groups_give_the_auc_no_interval():
@@ -119,11 +186,11 @@ def test_few_groups_give_the_auc_no_interval():
 
 def test_the_auc_has_an_interval_from_100_pairs_on():
     rng = np.random.default_rng(0)
-    for n in (MIN_AUC_PAIRS - 1, MIN_AUC_PAIRS):
+    for n in (MIN_PAIRS - 1, MIN_PAIRS):
         audio = rng.standard_normal((n, 32)).astype(np.float32)
         video = (audio + 2 * rng.standard_normal((n, 32))).astype(np.float32)
         metrics = measure(audio, video, [(i, i) for i in range(n)]).metrics
-        assert (metrics["auc_interval"] is None) == (n < MIN_AUC_PAIRS)
+        assert (metrics["auc_interval"] is None) == (n < MIN_PAIRS)
     low, high = metrics["auc_interval"]
     assert low < metrics["auc"] < high
     assert 0.01 < high - low < 0.2
@@ -211,7 +278,7 @@ def test_a_group_column_makes_intervals_over_groups(tmp_path, small_checkpoint):
         num_workers=0,
     )
     values = np.array(results["metrics"]["paired_similarities"])
-    expected = bootstrap_mean(values, 0, np.array([0, 0, 0, 1, 2, 3])).interval
+    expected = estimate_mean(values, 0, np.array([0, 0, 0, 1, 2, 3])).interval
     assert results["metrics"]["paired_similarity_interval"] == expected
     assert results["metrics"]["groups"] == 4
     assert results["metrics"]["text_audio"]["groups"] == 4
@@ -223,7 +290,7 @@ def test_a_group_column_makes_intervals_over_groups(tmp_path, small_checkpoint):
 def test_one_large_group_among_small_ones_gives_no_interval():
     groups = np.repeat(np.arange(4), (40, 5, 3, 2))
     values = np.random.default_rng(0).standard_normal(50)
-    assert bootstrap_mean(values, 0, groups).interval is None
+    assert estimate_mean(values, 0, groups).interval is None
     assert share_interval((values > 0).astype(float), groups) is None
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
+from imagebind.evaluation.compare.candidates import RECALL_AT, Candidates, retrieval_metrics
 from imagebind.evaluation.compare.comparison import Comparison
-from imagebind.evaluation.compare.metrics import RECALL_AT, Candidates, retrieval_metrics
 from imagebind.evaluation.compare.positives import find_positives
 from imagebind.evaluation.compare.similarity import cosine_similarity
 from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE, SAMPLE_SIZE, sample_mismatches
@@ -54,7 +54,9 @@ class Case:
         return self.cosines[~self.is_true].astype(np.float64)
 
 
-def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, seed=0) -> Case:
+def measure(
+    audio, video, pairs, audio_keys=None, video_keys=None, groups=None, seed=0, alike=((), ())
+) -> Case:
     """Compute all figures; keys are of what is behind the rows, by default something of its own for each."""
     keys = [list(range(len(audio))) if audio_keys is None else list(audio_keys)]
     keys.append(list(range(len(video))) if video_keys is None else list(video_keys))
@@ -68,8 +70,11 @@ def measure(audio, video, pairs, audio_keys=None, video_keys=None, groups=None, 
         torch.device("cpu"),
         seed,
     )
-    compared = comparison.compare_all(comparison.matrix(("audio", "video"), index, groups))
+    named = None if groups is None else list(groups)
+    compared = comparison.compare_all(comparison.matrix(("audio", "video"), index, named, alike=alike))
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])
+    for i, label in enumerate(alike[0]):
+        is_true[i] |= [label is not None and label == other for other in alike[1]]
     found = compared.metrics, compared.columns, compared.histograms, compared.candidates
     return Case(cosine_similarity(audio, video), pairs, is_true, *found)
 

@@ -19,7 +19,7 @@ from conftest import RATE, TESTS, picture, skip, tone, write_audio, write_video
 
 from batch_inference import Options, batch_inference_av_consistency, compare_systems, main
 from imagebind.evaluation.compare.arrays import OutputArrays
-from imagebind.evaluation.compare.metrics import Candidates
+from imagebind.evaluation.compare.candidates import Candidates
 from imagebind.evaluation.compare.protocols import features_of, make_protocols
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, ModelFacts

@@ -73,8 +73,8 @@ class Options:
         None,
         "inputs",
         "Take the pairs of this table instead: a .csv, .tsv, .jsonl or .parquet file with the columns video, "
-        "audio (empty: the video's own sound) and, if you like, id, caption, audio_caption, group, start and "
-        "end. Relative paths are relative to it.",
+        "audio (empty: the video's own sound) and, if you like, id, caption, audio_caption, group or "
+        "content_group, category, start and end. Relative paths are relative to it.",
         rules.MANIFEST,
     )
     pairs_only: bool = option(
@@ -160,7 +160,15 @@ class Options:
         None,
         "outputs",
         "Intervals are computed over groups of pairs, such as the clips of one prompt. Regular expression on "
-        r"names; what its first parentheses match names the group, as in '(.+)_\d+'.",
+        r"names; what its first parentheses match names the group, as in '(.+)_\d+'. With "
+        r"'(?P<content_group>.+)_\d+' pairs of a group show the same, and are no mismatches of each other.",
+        rules.GROUP_BY,
+    )
+    category_by: str | None = option(
+        None,
+        "outputs",
+        "Mean similarities are told apart by category. Regular expression on names; what its first "
+        r"parentheses match names the category, as in '(.+?)_'.",
         rules.GROUP_BY,
     )
     seed: int = option(

@@ -26,12 +26,19 @@ sys.path[:0] = [str(TESTS.parent)]
 
 from batch_inference import batch_inference_av_consistency  # noqa: E402
 from imagebind.evaluation.compare.comparison import Compared, Comparison  # noqa: E402
-from imagebind.evaluation.compare.intervals import bootstrap_mean, share_interval  # noqa: E402
+from imagebind.evaluation.compare.intervals import (  # noqa: E402
+    effective_number,
+    estimate_mean,
+    resampled_means,
+    share_interval,
+)
 from imagebind.evaluation.compare.suspects import find_suspects  # noqa: E402
+from imagebind.evaluation.inputs.groups import join_copies  # noqa: E402
 
 DEMO = TESTS / "demo"
 WIDTH = 64
 SIZES = (4, 5, 10, 24, 100)
+HARD_SIZES = (24, 100, 1000)
 AUC_SIZES = (100, 300)
 LARGE = 1000  # pairs, whose AUC is taken for the true one
 
@@ -55,9 +62,18 @@ def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
     return 2 - rng.gamma(2, 1, n)
 
 
-def misfits(rng: np.random.Generator, n: int) -> np.ndarray:
-    """15 % of the pairs are wrong."""
-    return np.where(rng.random(n) < 0.15, -1.7, 0.3) + 0.5 * rng.standard_normal(n)
+def misfits(rng: np.random.Generator, n: int, share: float = 0.15) -> np.ndarray:
+    """Some of the pairs are wrong."""
+    return np.where(rng.random(n) < share, 2 * share - 2, 2 * share) + 0.5 * rng.standard_normal(n)
+
+
+def rare_misfits(rng: np.random.Generator, n: int) -> np.ndarray:
+    return misfits(rng, n, 0.03)
+
+
+def mostly_equal(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Differences of two systems that give the same for four of five pairs."""
+    return np.where(rng.random(n) < 0.8, 0, rng.standard_normal(n))
 
 
 SCORES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -82,7 +98,7 @@ def coverage(n_draws: int) -> None:
                 rng, hits, earlier = np.random.default_rng(n), 0, 0
                 for i in range(n_draws):
                     values = draw(rng, n)
-                    low, high = bootstrap_mean(values, i).interval or (-math.inf, math.inf)
+                    low, high = estimate_mean(values, i).interval or (-math.inf, math.inf)
                     hits += low <= 0 <= high
                     low, high = percentile_interval(values, rng)
                     earlier += low <= 0 <= high
@@ -93,6 +109,22 @@ def coverage(n_draws: int) -> None:
     table("Coverage of the 95 % interval of the mean", ["pairs", *columns], rows())
 
 
+def hard(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in HARD_SIZES:
+            row = [str(n)]
+            for draw in (rare_misfits, mostly_equal):
+                rng, hits = np.random.default_rng(n), 0
+                for i in range(n_draws):
+                    low, high = estimate_mean(draw(rng, n), i).interval or (0, 0)
+                    hits += low <= 0 <= high
+                row.append(f"{hits / n_draws:.3f}")
+            yield row
+
+    columns = ["pairs", "3 % misfits", "differences, of which 80 % are 0"]
+    table("Coverage where what matters is rare", columns, rows())
+
+
 def groups(n_draws: int) -> None:
     def rows() -> Iterator[list[str]]:
         for n_groups, size in ((10, 5), (20, 5), (40, 5)):
@@ -100,13 +132,66 @@ def groups(n_draws: int) -> None:
             for i in range(n_draws):
                 values = np.repeat(rng.standard_normal(n_groups), size) + rng.standard_normal(n_groups * size)
                 group = np.repeat(np.arange(n_groups), size)
-                low, high = bootstrap_mean(values, i, group).interval
+                low, high = estimate_mean(values, i, group).interval
                 hits += low <= 0 <= high
-                low, high = bootstrap_mean(values, i).interval
+                low, high = estimate_mean(values, i).interval
                 alone += low <= 0 <= high
             yield [f"{n_groups} x {size}", f"{hits / n_draws:.3f}", f"{alone / n_draws:.3f}"]
 
     table("Coverage where pairs are in groups", ["prompts x clips", "groups", "no groups"], rows())
+
+
+SHAPES = {  # sizes of groups
+    "12 of 5": np.full(12, 5),
+    "3 to 12": np.arange(3, 13),
+    "20, each 4/5 of the one before": np.maximum(1, 100 * 0.8 ** np.arange(20)).astype(int),
+    "100, each 93/100": np.maximum(1, 60 * 0.93 ** np.arange(100)).astype(int),
+    "one of 20, 50 of 2": np.array([20] + [2] * 50),
+    "3 of 40, 27 of 5": np.array([40] * 3 + [5] * 27),
+    "4 of 80, 36 of 5": np.array([80] * 4 + [5] * 36),
+    "6 of 40, 54 of 5": np.array([40] * 6 + [5] * 54),
+    "3 of 80, 27 of 5": np.array([80] * 3 + [5] * 27),
+    "20, each 3/4": np.maximum(1, 40 * 0.75 ** np.arange(20)).astype(int),
+}
+
+
+def unequal(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for name, sizes in SHAPES.items():
+            rng, group = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+            sums, hits, earlier, of_shares = sizes.astype(float), 0, 0, 0
+            for i in range(n_draws):
+                values = rng.standard_normal(len(sizes))[group] + rng.standard_normal(len(group))
+                low, high = estimate_mean(values, i, group).interval or (-math.inf, math.inf)
+                hits += low <= 0 <= high
+                sums = np.bincount(group, values)
+                low, high = np.percentile(resampled_means(sums, sizes, rng), [2.5, 97.5])
+                earlier += low <= 0 <= high
+                of_group = rng.beta(1.5, 0.5, len(sizes))[group]
+                shares = (rng.random(len(group)) < of_group).astype(float)
+                low, high = share_interval(shares, group) or (0, 1)
+                of_shares += low <= 0.75 <= high
+            counts = hits, earlier, of_shares
+            yield [name, f"{effective_number(sizes):.1f}", *(f"{n / n_draws:.3f}" for n in counts)]
+
+    columns = ["groups", "count for", "mean", "mean, percentiles alone", "share of 0.75"]
+    table("Coverage where groups are unequal", columns, rows())
+
+
+def copies(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n_clips in (12, 24, 60):
+            rng, told, earlier = np.random.default_rng(0), 0, 0
+            contents = np.repeat(np.arange(n_clips), 5).tolist()
+            for i in range(n_draws):
+                values = (rng.standard_normal(n_clips) - rng.standard_normal(n_clips))[contents]
+                group = np.array(join_copies(None, contents))
+                told += estimate_mean(values, i, group).p_value < 0.05
+                earlier += estimate_mean(values, i).p_value < 0.05
+            yield [f"{n_clips} x 5", f"{told / n_draws:.3f}", f"{earlier / n_draws:.3f}"]
+
+    columns = ["clips x copies", "copies are one", "each is its own"]
+    table("Share of trials in which two equal systems differ (p < 0.05), copies", columns, rows())
 
 
 def recall(n_draws: int) -> None:
@@ -144,7 +229,7 @@ def systems(n_draws: int) -> None:
                 rng, told, earlier = np.random.default_rng(n), 0, 0
                 for i in range(n_draws):
                     values = draw(rng, n) - draw(rng, n)
-                    p_value = bootstrap_mean(values, i).p_value
+                    p_value = estimate_mean(values, i).p_value
                     told += p_value is not None and p_value < 0.05
                     low, high = percentile_interval(values, rng)
                     earlier += not low <= 0 <= high
@@ -180,13 +265,23 @@ def draw_embeddings(
     return audio.astype(np.float32), video.astype(np.float32)
 
 
-def compare(audio: np.ndarray, video: np.ndarray) -> Compared:
-    """Compare embeddings as a run does; pair i is row i of both."""
+def compare(
+    audio: np.ndarray, video: np.ndarray, alike: list[int] | None = None, drawn_by: int | None = None
+) -> Compared:
+    """Compare embeddings as a run does; pair i is row i of both.
+
+    Args:
+        alike: what each pair shows, if some show the same.
+        drawn_by: seed of what is drawn for pairs alone; None compares all.
+    """
     n = len(audio)
     contents, embeddings = {"audio": range(n), "video": range(n)}, {"audio": audio, "video": video}
-    comparison = Comparison(contents, embeddings, torch.device("cpu"), seed=0)
-    matrix = comparison.matrix(("audio", "video"), np.stack([np.arange(n)] * 2, 1))
-    return comparison.compare_all(matrix)
+    comparison = Comparison(contents, embeddings, torch.device("cpu"), seed=drawn_by or 0)
+    pairs, of_lines = np.stack([np.arange(n)] * 2, 1), ((), ()) if alike is None else (alike, alike)
+    if drawn_by is None:
+        return comparison.compare_all(comparison.matrix(("audio", "video"), pairs, alike, alike=of_lines))
+    every = (np.arange(n), np.arange(n))
+    return comparison.compare_drawn(comparison.matrix(("audio", "video"), pairs, alike, every, of_lines))
 
 
 def earlier_suspects(audio: np.ndarray, video: np.ndarray) -> np.ndarray:
@@ -291,7 +386,67 @@ def auc(n_draws: int) -> None:
     table("Coverage of the interval of the AUC", ["pairs", "AUC 0.80, hubs", "AUC 0.98"], rows())
 
 
-TABLES = {f.__name__: f for f in (coverage, groups, recall, systems, suspects, auc)}
+def auc_width(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in (*AUC_SIZES, 1000, 3000):
+            rng, aucs, halves = np.random.default_rng(0), [], []
+            for _ in range(max(4, min(n_draws, n_draws * 100 // n))):
+                metrics = compare(*draw_embeddings(rng, n, 0.9, 1.0)).metrics
+                low, high = metrics["auc_interval"]
+                aucs.append(metrics["auc"])
+                halves.append((high - low) / 2)
+            deviation = 1.96 * np.std(aucs, ddof=1)
+            half = np.mean(halves)
+            yield [str(n), str(len(aucs)), f"{half:.4f}", f"{deviation:.4f}", f"{half / deviation:.2f}"]
+
+    columns = ["pairs", "sets", "half width", "1.96 standard deviations of the AUC", "ratio"]
+    table("Width of the interval of the AUC, 0.80, hubs", columns, rows())
+
+
+def pairs_alone(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n in (300, 3000):
+            embeddings = draw_embeddings(np.random.default_rng(0), n, 0.9, 1.0)
+            exact = compare(*embeddings).metrics
+            drawn = [compare(*embeddings, drawn_by=1 + i).metrics for i in range(max(3, n_draws // 30))]
+            margins = [abs(metrics["margin"] - exact["margin"]) for metrics in drawn]
+            aucs = [metrics["auc"] for metrics in drawn]
+            spread = f"{min(aucs):.4f} to {max(aucs):.4f}"
+            yield [str(n), str(len(drawn)), f"{max(margins):.1e}", f"{exact['auc']:.4f}", spread]
+
+    columns = ["pairs", "seeds", "largest error of the margin", "AUC of all mismatches", "AUC of drawn ones"]
+    table("Pairs alone against the whole matrix", columns, rows())
+
+
+def near_copies(n_draws: int) -> None:
+    def rows() -> Iterator[list[str]]:
+        for n_contents, n_copies in ((8, 3), (24, 3), (100, 3)):
+            rng, found = np.random.default_rng(0), {"declared": [], "not declared": []}
+            for _ in range(max(2, n_draws // n_contents)):
+                meaning = np.repeat(rng.standard_normal((n_contents, WIDTH)), n_copies, axis=0)
+                audio, video = (
+                    (meaning + 0.05 * rng.standard_normal(meaning.shape)).astype(np.float32) for _ in "av"
+                )
+                content = np.repeat(np.arange(n_contents), n_copies).tolist()
+                for key, alike in (("declared", content), ("not declared", None)):
+                    compared = compare(audio, video, alike)
+                    like_pairs = compared.metrics["mismatches_like_pairs"]
+                    found[key].append((compared.columns["suspect"].mean(), like_pairs))
+            means = (np.mean(found[key], axis=0) for key in ("not declared", "declared"))
+            yield [f"{n_contents} x {n_copies}", *(f"{x:.1%}" for of in means for x in of)]
+
+    columns = ["contents x near copies", "suspects", "mismatches like pairs"]
+    columns += [f"{column}, declared" for column in columns[1:]]
+    table("A perfect model and content that is there several times", columns, rows())
+
+
+TABLES = {
+    f.__name__: f
+    for f in (
+        *(coverage, hard, groups, unequal, copies, recall, systems, suspects, near_copies),
+        *(auc, auc_width, pairs_alone),
+    )
+}
 
 
 def main() -> None:

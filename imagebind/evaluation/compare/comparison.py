@@ -10,31 +10,36 @@ Letters in shapes: N rows, M columns, P pairs, S sampled mismatches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from imagebind.evaluation.compare.candidates import Candidates, find_candidates
 from imagebind.evaluation.compare.metrics import (
     HISTOGRAM_BINS,
-    Candidates,
     Found,
     Mismatches,
     compute_metrics,
     describe_all_mismatches,
-    describe_sampled_mismatches,
-    find_candidates,
+    describe_drawn_mismatches,
 )
 from imagebind.evaluation.compare.positives import PositiveCells, Positives, find_positives
 from imagebind.evaluation.compare.scan import Scan, scan
-from imagebind.evaluation.compare.similarity import count_among, look_up
-from imagebind.evaluation.compare.suspects import choose_references, line_share, sample_mismatches
-from imagebind.evaluation.compare.ticks import Cells, histogram_of
+from imagebind.evaluation.compare.similarity import count_among, look_up, means_over, unit_sum
+from imagebind.evaluation.compare.suspects import (
+    choose_references,
+    draw_mismatches,
+    line_share,
+    sample_mismatches,
+)
+from imagebind.evaluation.compare.ticks import Cells, histogram_of, tick_of
 from imagebind.evaluation.compare.top import Top
 from imagebind.evaluation.embed.progress import MatrixProgress
-from imagebind.evaluation.inputs.groups import number_groups
+from imagebind.evaluation.inputs.groups import join_copies
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Compared:
     candidates: dict[str, Candidates]  # direction -> what each pair competes with
     top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
     positives: Positives
-    sample: Cells  # of mismatches
+    n_sampled: int  # mismatches, whose rank products pairs are compared with
+    reaching: tuple[int, int] | None  # mismatches that reach a threshold, and of how many
 
 
 class BestOthers(NamedTuple):
@@ -79,7 +85,8 @@ class Matrix:
         vectors: (A, E) and (B, E), the embeddings that these are chosen from.
         contents: for each row and for each column a number, the same for equal contents.
         pairs: (P, 2) row and column.
-        groups: (P,) number of the group of each pair; None: each is its own, and copies of one together.
+        groups: (P,) number of the group of each pair; None: each is its own.
+        alike: for each row and for each column what it shows, if known; those of one are no mismatches.
     """
 
     modalities: tuple[str, str]
@@ -87,7 +94,8 @@ class Matrix:
     vectors: tuple[np.ndarray, np.ndarray]
     contents: tuple[Sequence[int], Sequence[int]]
     pairs: np.ndarray
-    groups: Sequence[int] | None = None
+    groups: np.ndarray | None = None
+    alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,6 +111,19 @@ class Matrix:
         """Return the rows of the embeddings behind some rows (axis 0) or columns (1)."""
         rows = self.rows[axis]
         return index + (rows.start or 0) if isinstance(rows, slice) else rows[index]
+
+    def vectors_of(self, axis: int, index: np.ndarray) -> np.ndarray:
+        """Return the embeddings (R, E) of some rows or columns."""
+        return self.vectors[axis][self.places(axis, index)]
+
+    @property
+    def captioned(self) -> np.ndarray | None:
+        """(P, 2) content of caption and file of each pair, where a file has several captions."""
+        if self.modalities[0] != "text" or not len(self.pairs):
+            return None
+        contents = np.array(self.pair_contents)
+        n_captions = len(np.unique(contents, axis=0))
+        return contents if len(np.unique(contents[:, 1])) < n_captions else None
 
     def look_up(self, index: np.ndarray) -> Cells:
         """Compute cells (C, 2)."""
@@ -123,28 +144,39 @@ class Comparison:
         self,
         modalities: tuple[str, str],
         pairs: np.ndarray,
-        groups: Sequence[int] | None = None,
+        groups: Sequence[Hashable | None] | None = None,
         rows: tuple[slice | np.ndarray, slice | np.ndarray] = (slice(None), slice(None)),
+        alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ()),
     ) -> Matrix:
-        """Make the matrix of two modalities; arguments are as in Matrix."""
+        """Make the matrix of two modalities; arguments are as in Matrix.
+
+        Args:
+            groups: (P,) name of the group of each pair; those without one are together with their copies.
+        """
         contents = tuple(
             np.asarray(self.contents[m], np.int64)[of].tolist()
             for m, of in zip(modalities, rows, strict=True)
         )
         vectors = self.embeddings[modalities[0]], self.embeddings[modalities[1]]
-        return Matrix(modalities, rows, vectors, contents, pairs, groups)
+        of_pairs = [(contents[0][i], contents[1][j]) for i, j in pairs.tolist()]
+        joined = join_copies(groups, of_pairs)
+        return Matrix(modalities, rows, vectors, contents, pairs, joined and np.array(joined), alike)
 
-    def compare_all(self, matrix: Matrix, out: np.ndarray | None = None) -> Compared:
+    def compare_all(
+        self, matrix: Matrix, out: np.ndarray | None = None, threshold: float | None = None
+    ) -> Compared:
         """Count over all cells of a matrix whose rows are slices.
 
         Args:
             out: (N, M), to be filled in.
+            threshold: that mismatches may reach; None: nobody asks.
         """
         positives, pairs, sample = self._start(matrix)
         of_positives = PositiveCells(positives, matrix.look_up(positives.index))
         rows, columns = (vectors[of] for vectors, of in zip(matrix.vectors, matrix.rows, strict=True))
         progress = MatrixProgress(matrix.shape)
-        counted = scan(rows, columns, pairs, sample, out, progress.update, self.device)
+        asked = np.array([] if threshold is None else [tick_of(threshold)], np.int64)
+        counted = scan(rows, columns, pairs, sample, out, progress.update, self.device, asked)
         lines = (
             LineCounts(
                 counted.n_above[axis],
@@ -159,20 +191,33 @@ class Comparison:
         mismatches = describe_all_mismatches(counted, pairs, of_positives)
         of_bins = histogram_of(of_positives.cells.ticks, HISTOGRAM_BINS, positives.n_cells)
         mismatched = counted.histogram(HISTOGRAM_BINS) - of_bins
-        return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched, counted)
+        reaching = [int(sum(counted.count_from(tick)) - sum(of_positives.count_from(tick))) for tick in asked]
+        reaching = (*reaching, int(mismatched.sum())) if reaching else None
+        return self._finish(
+            matrix, positives, pairs, sample, lines, mismatches, mismatched, reaching, counted
+        )
 
-    def compare_drawn(self, matrix: Matrix) -> Compared:
-        """Count over drawn columns of each row and drawn rows of each column."""
+    def compare_drawn(self, matrix: Matrix, threshold: float | None = None) -> Compared:
+        """Count over drawn columns of each row and drawn rows of each column; as compare_all."""
         positives, pairs, sample = self._start(matrix)
         lines = (self._count_drawn(matrix, axis, positives, pairs, sample) for axis in (0, 1))
-        n_mismatches = math.prod(matrix.shape) - int(positives.n_cells.sum())
-        mismatches = describe_sampled_mismatches(n_mismatches, sample, pairs)
-        mismatched = histogram_of(sample.ticks, HISTOGRAM_BINS)
-        return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched)
+        drawn = matrix.look_up(draw_mismatches(matrix.shape, positives, self.seed))
+        sums = (
+            unit_sum(v, matrix.places(a, np.arange(matrix.shape[a]))) for a, v in enumerate(matrix.vectors)
+        )
+        n_cells, cosines = positives.n_cells, matrix.look_up(positives.index).cosines
+        n_mismatches = math.prod(matrix.shape) - int(n_cells.sum())
+        total = float(np.dot(*sums)) - math.fsum(cosines * n_cells)
+        mismatches = describe_drawn_mismatches(n_mismatches, total, drawn, pairs)
+        mismatched = histogram_of(drawn.ticks, HISTOGRAM_BINS)
+        reaching = None
+        if threshold is not None:
+            reaching = int((drawn.ticks >= tick_of(threshold)).sum()), len(drawn.ticks)
+        return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched, reaching)
 
     def _start(self, matrix: Matrix) -> tuple[Positives, Cells, Cells]:
         """Find what belongs together, and look up the pairs and a sample of mismatches."""
-        positives = find_positives(*matrix.contents, matrix.pair_contents)
+        positives = find_positives(*matrix.contents, matrix.pair_contents, matrix.alike)
         chosen = np.empty((0, 2), np.int64)
         if len(matrix.pairs):
             chosen = sample_mismatches(matrix.shape, positives, self.seed)
@@ -183,7 +228,7 @@ class Comparison:
     ) -> LineCounts:
         """Count over drawn cells of the rows of pairs and mismatches (axis 0), or of their columns (1)."""
         references = choose_references(matrix.shape, 1 - axis, self.seed)
-        others = matrix.vectors[1 - axis][matrix.places(1 - axis, references)]
+        others = matrix.vectors_of(1 - axis, references)
         of_pairs, (n_above, n_equal) = (
             count_among(matrix.vectors[axis], matrix.places(axis, c.index[:, axis]), c.ticks, others)
             for c in (pairs, sample)
@@ -197,6 +242,22 @@ class Comparison:
             find_positives_among(references, 1 - axis, matrix, positives),
         )
 
+    def _means_over(
+        self, matrix: Matrix, positives: Positives, axis: int, lines: np.ndarray, table: np.ndarray
+    ) -> np.ndarray:
+        """Average over the mismatches of some rows (axis 0) or columns (1), (L,), what a table says of them.
+
+        Of long lines over those that are drawn.
+        """
+        references = choose_references(matrix.shape, 1 - axis, self.seed)
+        return means_over(
+            matrix.vectors[axis],
+            matrix.places(axis, lines),
+            matrix.vectors_of(1 - axis, references),
+            table,
+            lambda some: positives.between(axis, lines[some], references),
+        )
+
     def _finish(
         self,
         matrix: Matrix,
@@ -206,14 +267,10 @@ class Comparison:
         lines: Iterator[LineCounts],
         mismatches: Mismatches | None,
         mismatched: np.ndarray,
+        reaching: tuple[int, int] | None,
         counted: Scan | None = None,
     ) -> Compared:
         """Compute the figures of what was counted."""
-        groups = matrix.groups
-        if groups is None and len(positives.index) < len(
-            matrix.pairs
-        ):  # copies of a pair say no more than one
-            groups = number_groups(matrix.pair_contents)
         candidates, products = [], np.ones(len(sample.ticks))
         for axis, of in enumerate(lines):
             candidates.append(find_candidates(pairs, axis, of.n_above, of.n_equal, of.n_cells, of.positives))
@@ -225,12 +282,16 @@ class Comparison:
             rank_products=products,
             mismatches=mismatches,
             mismatched=mismatched,
-            groups=None if groups is None else np.asarray(groups),
+            shape=matrix.shape,
+            means_over=partial(self._means_over, matrix, positives),
+            groups=matrix.groups,
+            captioned=matrix.captioned,
             scan=counted,
         )
         metrics, columns, histograms, by_direction = compute_metrics(found, self.seed, matrix.modalities)
         top = None if counted is None else counted.top
-        return Compared(metrics, columns, histograms, by_direction, top, positives, sample)
+        n_sampled = len(sample.ticks)
+        return Compared(metrics, columns, histograms, by_direction, top, positives, n_sampled, reaching)
 
 
 def find_positives_among(

@@ -1,6 +1,6 @@
 """How sure a figure is: 95 % intervals, and the p-values of differences.
 
-Letters in shapes: P pairs, G groups, S sampled mismatches.
+Letters in shapes: P pairs, G groups.
 """
 
 from __future__ import annotations
@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from imagebind.evaluation.compare.ticks import Cells
-
 SAMPLES = 10_000  # of the bootstrap; fewer where there are many pairs
-AUC_SAMPLES = 1000
 DRAWN_TOGETHER = 2**17  # numbers, few enough to stay in the processor's cache
 MIN_GROUPS = 4  # an interval of fewer means nothing; unequal ones count for less (effective_number)
 MANY_GROUPS = 30  # from here on the percentiles of resampled means are good enough
-MIN_AUC_PAIRS, MIN_AUC_GROUPS = 100, 10
+LEGENDRE = np.polynomial.legendre.leggauss(64)  # nodes and weights of a Gaussian quadrature
 Z = 1.959964  # of the normal distribution, 95 %
 
 Interval = list[float]  # low, high
@@ -33,13 +31,15 @@ class Mean:
     p_value: float | None = None  # two-sided, that the mean is zero
 
 
-def bootstrap_mean(
+def estimate_mean(
     values: np.ndarray, seed: int, groups: np.ndarray | None = None, most: float = math.inf
 ) -> Mean:
-    """Estimate the mean of values (P,) by resampling them, or the groups that they are in.
+    """Estimate the mean of values (P,), of which those of one group say the same.
 
-    From 30 groups on the interval is that of the percentiles (Efron 1979), below the bootstrap-t (Efron and
-    Tibshirani 1993, chapter 12); of fewer than four there is none, and neither where too many are equal.
+    Values, or equal groups, are resampled: from 30 on the interval is that of the percentiles (Efron 1979),
+    below the bootstrap-t (Efron and Tibshirani 1993, chapter 12). Unequal groups, of which a big one is in a
+    resample or not, are left out one by one (the jackknife; Tukey 1958), and Student's t has one degree of
+    freedom less than they count for. Of fewer than four there is no interval, nor where too many are equal.
 
     Args:
         groups: (P,) number of the group of each value; None: each is its own.
@@ -47,30 +47,53 @@ def bootstrap_mean(
     """
     mean = math.fsum(values) / len(values)
     sums, sizes = group_sums(values, groups)
-    n = len(sums)
     if effective_number(sizes) < MIN_GROUPS:
         return Mean(mean)
-    generator = np.random.default_rng(seed)
-    if n >= MANY_GROUPS:
-        means = resampled_means(sums, sizes, generator)
+    if sizes.min() != sizes.max():
+        interval, p_value = jackknife_interval(mean, sums, sizes)
+    elif len(sums) >= MANY_GROUPS:
+        means = resampled_means(sums, sizes, np.random.default_rng(seed))
         interval = np.percentile(means, [2.5, 97.5])
-        beyond = min((means <= 0).mean(), (means >= 0).mean())
+        p_value = two_sided(means, 0.0)
     else:
-        error = standard_errors(sums, sizes)
-        chosen = generator.integers(0, n, (SAMPLES, n))
-        errors = standard_errors(sums[chosen], sizes[chosen])
-        means = sums[chosen].sum(1) / sizes[chosen].sum(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(means == mean, 0, (means - mean) / errors) if error else np.zeros(SAMPLES)
-            low, high = np.quantile(t, [0.025, 0.975], method="inverted_cdf")
-            interval = np.array([mean - high * error, mean - low * error])
-            reached = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
-        if not np.isfinite(interval).all():
-            return Mean(mean)
-        beyond = min((t >= reached).mean(), (t <= reached).mean())
-    return Mean(
-        mean, interval.clip(-most, most).tolist(), min(1.0, 2 * (beyond * SAMPLES + 1) / (SAMPLES + 1))
-    )
+        interval, p_value = studentized_interval(mean, sums, sizes, np.random.default_rng(seed))
+    if not np.isfinite(interval).all():
+        return Mean(mean)
+    return Mean(mean, np.clip(interval, -most, most).tolist(), p_value)
+
+
+def jackknife_interval(mean: float, sums: np.ndarray, sizes: np.ndarray) -> tuple[Interval, float]:
+    """Return the interval of a mean over groups of any size, and its p-value of being zero.
+
+    Args:
+        sums, sizes: (G,) of the values of each group.
+    """
+    error, df = jackknife_error(sums, sizes), effective_number(sizes) - 1
+    half = t_quantile(df) * error
+    p_value = t_tail(abs(mean) / error, df) if error else float(mean == 0)
+    return [mean - half, mean + half], p_value
+
+
+def studentized_interval(
+    mean: float, sums: np.ndarray, sizes: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return the bootstrap-t interval, as jackknife_interval; infinite where too many values are equal."""
+    n, error = len(sums), standard_errors(sums, sizes)
+    chosen = generator.integers(0, n, (SAMPLES, n))
+    errors = standard_errors(sums[chosen], sizes[chosen])
+    means = sums[chosen].sum(1) / sizes[chosen].sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(means == mean, 0, (means - mean) / errors) if error else np.zeros(SAMPLES)
+        low, high = np.quantile(t, [0.025, 0.975], method="inverted_cdf")
+        interval = np.array([mean - high * error, mean - low * error])
+        reached = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
+    return interval, two_sided(t, reached)
+
+
+def two_sided(resampled: np.ndarray, value: float) -> float:
+    """Return twice the share of resamples beyond a value, which is never smaller than they can tell."""
+    n_beyond = min(np.count_nonzero(resampled <= value), np.count_nonzero(resampled >= value))
+    return min(1.0, 2 * (1 + n_beyond) / (1 + len(resampled)))
 
 
 def group_sums(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -109,14 +132,49 @@ def standard_errors(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.sqrt(n / (n - 1) * np.square(deviations).sum(-1)) / total[..., 0]
 
 
-def wilson_interval(share: float, n: float) -> Interval:
-    """Return the interval of a share of n (Wilson 1927).
+def jackknife_error(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Return the standard error of the mean over groups of any size, given their sums (G,) and sizes (G,).
+
+    Each group is left out in turn. Of equal groups it is that of standard_errors; where a big one draws the
+    mean to itself, it is larger.
+    """
+    n, weights = len(sums), sizes / sizes.sum()
+    deviations = (sums / sizes - sums.sum() / sizes.sum()) * weights / (1 - weights)
+    return math.sqrt((n - 1) / n * np.square(deviations).sum())
+
+
+def t_tail(t: float, df: float) -> float:
+    """Return the probability that Student's t with df degrees of freedom is beyond t or -t.
+
+    >>> round(t_tail(2.776445, 4), 6), round(t_tail(1.96, 1e6), 4)
+    (0.05, 0.05)
+    """
+    nodes, weights = LEGENDRE
+    low = math.atan(t / math.sqrt(df))  # t = sqrt(df) tan(angle), whose density is a power of a cosine
+    half = (min(math.pi / 2, low + 12 / math.sqrt(df)) - low) / 2
+    density = np.cos(low + half * (nodes + 1)) ** (df - 1)
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    return min(1.0, 2 * scale * half * float(weights @ density))
+
+
+@cache
+def t_quantile(df: float, beyond: float = 0.05) -> float:
+    """Return the t that has this probability of being exceeded, as in t_tail."""
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, df) > beyond else (low, middle)
+    return high
+
+
+def wilson_interval(share: float, n: float, z: float = Z) -> Interval:
+    """Return the interval of a share of n (Wilson 1927), z standard errors to each side.
 
     >>> [round(end, 3) for end in wilson_interval(0.5, 10)]
     [0.237, 0.763]
     """
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
@@ -131,72 +189,24 @@ def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interv
     if groups is None:
         return wilson_interval(share, n)
     sums, sizes = group_sums(hits, groups)
-    if effective_number(sizes) < MIN_GROUPS:
+    n_effective, size = effective_number(sizes), sizes.mean()
+    if n_effective < MIN_GROUPS:
         return None
-    size = sizes.mean()
+    z = Z if sizes.min() == sizes.max() else t_quantile(n_effective - 1)
     sums, sizes = np.append(sums, [0, size]), np.append(sizes, [size, size])
     smoothed = sums.sum() / sizes.sum()
-    design_effect = float(standard_errors(sums, sizes)) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))
-    return wilson_interval(share, n / max(1.0, design_effect))
+    design_effect = jackknife_error(sums, sizes) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))
+    return wilson_interval(share, n / max(1.0, design_effect), z)
 
 
-def auc_interval(
-    auc: float, pairs: Cells, mismatches: Cells, groups: np.ndarray | None, seed: int
-) -> Interval | None:
-    """Return the interval of the AUC; None of few pairs or groups, where it would be too narrow.
+def share_at_most(k: int, n: int) -> float:
+    """Return the share that k of n are at most, with 95 % (Poisson; Wilson and Hilferty 1931).
 
-    Pairs, or their groups, are resampled with what they contribute to rows and columns: a mismatch between
-    two of them counts as often as both are drawn.
-
-    Args:
-        auc: over all mismatches.
-        pairs: P of them.
-        mismatches: S sampled ones.
-        groups: (P,) number of the group of each pair.
+    >>> round(share_at_most(0, 552), 4), round(share_at_most(100, 20_000), 4)
+    (0.0054, 0.0059)
     """
-    n_groups = effective_number(group_sums(np.ones(len(pairs.ticks)), groups)[1])
-    if len(pairs.ticks) < MIN_AUC_PAIRS or n_groups < MIN_AUC_GROUPS or not len(mismatches.ticks):
-        return None
-    generator = np.random.default_rng(seed)
-    order = np.argsort(mismatches.ticks, kind="stable")
-    first, last = (np.searchsorted(mismatches.ticks[order], pairs.ticks, side) for side in ("left", "right"))
-    units, n_units = number_units(pairs, mismatches, groups)
-    of_pairs, of_mismatches = units[: len(pairs.ticks), 0], units[len(pairs.ticks) :][order]
-
-    def weighted_auc(n_drawn: np.ndarray) -> float:
-        weights, pair_weights = n_drawn[of_mismatches].prod(axis=1), n_drawn[of_pairs]
-        n_below = np.append(0, np.cumsum(weights))
-        n_lower = (n_below[first] + n_below[last]) / 2  # ties count half
-        return float(pair_weights @ n_lower) / max(pair_weights.sum() * n_below[-1], 1)
-
-    of_sample = weighted_auc(np.ones(n_units))
-    n_samples = max(AUC_SAMPLES * SAMPLES // max(len(pairs.ticks), SAMPLES), 200)
-    aucs = [
-        weighted_auc(np.bincount(generator.integers(0, n_units, n_units), minlength=n_units).astype(float))
-        for _ in range(n_samples)
-    ]
-    low, high = np.percentile(aucs, [2.5, 97.5]) + (auc - of_sample)
-    return [max(0.0, float(low)), min(1.0, float(high))]
-
-
-def number_units(pairs: Cells, mismatches: Cells, groups: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """Number what is resampled behind the row and the column of pairs and mismatches.
-
-    That is the pair, or the group, that the row or column belongs to first, or else the line itself.
-
-    Returns:
-        (P + S, 2), and how many units there are.
-    """
-    of_pairs = np.arange(len(pairs.ticks)) if groups is None else np.asarray(groups)
-    units = np.empty((len(pairs.ticks) + len(mismatches.ticks), 2), np.int64)
-    n_lines = 1 + max(int(cells.index.max(initial=0)) for cells in (pairs, mismatches))
-    for axis in (0, 1):
-        of_line = of_pairs.max(initial=0) + 1 + 2 * np.arange(n_lines) + axis
-        of_line[pairs.index[::-1, axis]] = of_pairs[::-1]
-        units[len(pairs.ticks) :, axis] = of_line[mismatches.index[:, axis]]
-        units[: len(pairs.ticks), axis] = of_pairs
-    names, index = np.unique(units, return_inverse=True)
-    return index.reshape(units.shape), len(names)
+    limit = (k + 1) * (1 - 1 / (9 * (k + 1)) + 1.644854 / (3 * math.sqrt(k + 1))) ** 3
+    return min(1.0, limit / n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.intervals import auc_interval, bootstrap_mean, share_interval
+from imagebind.evaluation.compare.auc import MeansOver, auc_interval
+from imagebind.evaluation.compare.candidates import (
+    BestCandidates,
+    Candidates,
+    caption_metrics,
+    retrieval_metrics,
+)
+from imagebind.evaluation.compare.intervals import effective_number, estimate_mean, group_sums
 from imagebind.evaluation.compare.positives import PositiveCells
 from imagebind.evaluation.compare.suspects import can_tell, find_suspects, p_values_of
 from imagebind.evaluation.compare.ticks import Cells, from_ticks, histogram_of
@@ -19,43 +26,9 @@ from imagebind.evaluation.compare.ticks import Cells, from_ticks, histogram_of
 if TYPE_CHECKING:
     from imagebind.evaluation.compare.scan import Scan
 
-DEFINITIONS = 2  # of the figures; raised when one changes its meaning
-RECALL_AT = (1, 5, 10)
+DEFINITIONS = 3  # of the figures; raised when one changes its meaning
 QUARTILES = ("q1", "median", "q3")
 HISTOGRAM_BINS = 512  # from -1 to 1
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What the partner of each pair competes with in its line: the mismatches there.
-
-    Other true matches of the line are no competitors (the "filtered" rank of Bordes et al. 2013). Equal ones
-    are taken in a random order, and figures are expectations over it (McSherry and Najork 2008), so a model
-    that finds everything equally similar scores as by chance.
-    """
-
-    n_better: np.ndarray  # (P,)
-    n_equal: np.ndarray  # (P,) with the partner itself
-    n: np.ndarray  # (P,) with the partner itself
-
-    @property
-    def ranks(self) -> np.ndarray:
-        """(P,) expected rank of the partner: 1 is best."""
-        return self.n_better + (self.n_equal + 1) / 2
-
-    def hits(self, k: int) -> np.ndarray:
-        """(P,) probability that the partner is among the first k."""
-        return ((k - self.n_better) / self.n_equal).clip(0, 1)
-
-    def recall_chance(self, k: int) -> float:
-        """The same for a random order of all candidates."""
-        return float((k / self.n).clip(max=1).mean())
-
-    def mean_reciprocal_rank(self) -> float:
-        """The mean expectation of 1 / rank."""
-        harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (self.n_better + self.n_equal).max())))
-        sums = harmonic[self.n_better + self.n_equal] - harmonic[self.n_better]
-        return float((sums / self.n_equal).mean())
 
 
 @dataclass(frozen=True)
@@ -66,6 +39,7 @@ class Mismatches:
     mean: float  # of the cosines of those that are counted
     std: float
     auc: float  # probability that a pair is more similar than a mismatch; ties count half (Mann-Whitney U)
+    auc_of_pairs: np.ndarray  # (P,) the same for each pair
 
 
 @dataclass(frozen=True)
@@ -78,7 +52,10 @@ class Found:
     rank_products: np.ndarray  # (S,)
     mismatches: Mismatches | None  # None: there is none
     mismatched: np.ndarray  # (HISTOGRAM_BINS,) counts of mismatches
+    shape: tuple[int, int]  # (N, M)
+    means_over: MeansOver
     groups: np.ndarray | None = None  # (P,) number of the group of each pair; None: each is its own
+    captioned: np.ndarray | None = None  # (P, 2) caption and file of each pair, where files have several
     scan: Scan | None = (
         None  # where all cells are counted, not some columns of each row and rows of each column
     )
@@ -114,14 +91,34 @@ def compute_metrics(
         by_direction = {f"{rows}_to_{columns}": of_rows, f"{columns}_to_{rows}": of_columns}
     metrics |= pair_metrics(similarity, seed, found.groups)
     if found.mismatches is not None:
-        standing = standing_scores(found.candidates, found.rank_products, found.mismatches.n)
+        products = rank_products(found.candidates)
+        standing = standing_scores(found.candidates, products, found.rank_products, found.mismatches.n)
         metrics |= mismatch_metrics(found, similarity, standing.get("suspect"), seed)
+        metrics["mismatches_like_pairs"] = share_like_pairs(products, found.rank_products)
         values |= standing
     metrics["paired_similarities"] = similarity.tolist()
     if found.scan is not None:
         metrics |= retrieval_metrics(of_rows, found.groups)
-        metrics[f"{columns}_to_{rows}"] = retrieval_metrics(of_columns, found.groups)
+        direction = f"{columns}_to_{rows}"
+        if found.captioned is None:
+            metrics[direction] = retrieval_metrics(of_columns, found.groups)
+        else:
+            metrics[direction], by_direction[direction] = retrieve_captions(found)
     return metrics, values, histograms, by_direction
+
+
+def retrieve_captions(found: Found) -> tuple[dict[str, Any], BestCandidates]:
+    """Describe how well captions are retrieved for their files, some of which have several.
+
+    The same caption of a file counts once.
+    """
+    once = np.unique(found.captioned, axis=0, return_index=True)[1]
+    captions, files = found.candidates[1], found.captioned[once, 1]
+    of_files = Candidates(captions.n_better[once], captions.n_equal[once], captions.n[once])
+    candidates = BestCandidates.of(of_files, files)
+    first = np.unique(files, return_index=True)[1]
+    groups = None if found.groups is None else found.groups[once][first]
+    return caption_metrics(candidates, groups), candidates
 
 
 def matrix_metrics(scan: Scan) -> dict[str, float]:
@@ -143,57 +140,40 @@ def pair_metrics(similarity: np.ndarray, seed: int, groups: np.ndarray | None) -
         "paired_similarity_min": float(similarity.min()),
         "paired_similarity_max": float(similarity.max()),
         **{f"paired_similarity_{name}": float(q) for name, q in zip(QUARTILES, quartiles, strict=True)},
-        "paired_similarity_interval": bootstrap_mean(similarity, seed, groups, most=1).interval,
+        "paired_similarity_interval": estimate_mean(similarity, seed, groups, most=1).interval,
         "bootstrap_seed": seed,
-        **({} if groups is None else {"groups": len(np.unique(groups))}),
+        **({} if groups is None else count_groups(groups)),
     }
 
 
-def find_candidates(
-    pairs: Cells,
-    axis: int,
-    n_above: np.ndarray,
-    n_equal: np.ndarray,
-    n_cells: int,
-    positives: PositiveCells,
-) -> Candidates:
-    """Leave the positives, but the pair itself, out of what is counted in the line of each pair.
-
-    Args:
-        axis: 0 for the rows of the pairs, 1 for their columns.
-        n_above, n_equal: (P,) cells that are counted of the line: more similar than the pair, as similar.
-        n_cells: that are counted of each line.
-        positives: among them.
-    """
-    n_positive, n_better, n_as_good = positives.count_in_lines(pairs, axis)
-    return Candidates(n_above - n_better, n_equal - n_as_good + 1, n_cells - n_positive + 1)
+def count_groups(groups: np.ndarray) -> dict[str, Any]:
+    """Return how many groups (P,) pairs are in, and of how many equal ones they say as much."""
+    sizes = group_sums(np.ones(len(groups)), groups)[1]
+    return {"groups": len(sizes), "groups_effective": float(effective_number(sizes))}
 
 
-def retrieval_metrics(candidates: Candidates, groups: np.ndarray | None = None) -> dict[str, Any]:
-    """Return mean and median rank, mean reciprocal rank, and Recall@K with its interval and value by chance.
+def rank_products(candidates: tuple[Candidates, Candidates]) -> np.ndarray:
+    """(P,) share of its row that each pair does not stand out from, times that of its column."""
+    of_rows, of_columns = ((c.n_better + c.n_equal) / c.n for c in candidates)
+    return of_rows * of_columns
 
-    >>> figures = retrieval_metrics(Candidates(np.array([0, 1, 5]), np.array([1, 2, 1]), np.array([9, 9, 9])))
-    >>> figures["mean_rank"], figures["recall_at_5"]
-    (3.1666666666666665, 0.6666666666666666)
-    """
-    hits = {k: candidates.hits(k) for k in RECALL_AT}
-    return {
-        "mean_rank": float(candidates.ranks.mean()),
-        "median_rank": float(np.median(candidates.ranks)),
-        "mean_reciprocal_rank": candidates.mean_reciprocal_rank(),
-        **{f"recall_at_{k}": float(hits[k].mean()) for k in RECALL_AT},
-        **{f"recall_at_{k}_interval": share_interval(hits[k], groups) for k in RECALL_AT},
-        **{f"recall_at_{k}_chance": candidates.recall_chance(k) for k in RECALL_AT},
-    }
+
+def share_like_pairs(products: np.ndarray, sample_products: np.ndarray) -> float:
+    """Return the share of sampled mismatches (S,) that stand out as much as the median of the pairs (P,)."""
+    return float((sample_products <= np.median(products) * (1 + 1e-9)).mean())
 
 
 def standing_scores(
-    candidates: tuple[Candidates, Candidates], sample_products: np.ndarray, n_mismatches: int
+    candidates: tuple[Candidates, Candidates],
+    products: np.ndarray,
+    sample_products: np.ndarray,
+    n_mismatches: int,
 ) -> dict[str, np.ndarray]:
     """Tell for each pair how it stands out from its row and its column: percentile, p-value, and suspects.
 
     Args:
         candidates: of the pairs in their rows, and in their columns.
+        products: (P,) rank products of the pairs.
         sample_products: (S,) rank products of sampled mismatches.
         n_mismatches: of the matrix.
     """
@@ -202,8 +182,7 @@ def standing_scores(
     n_lower = n_others - sum(c.n_better + (c.n_equal - 1) / 2 for c in candidates)
     with np.errstate(invalid="ignore"):  # 0 / 0 for a pair that is alone in its row and column
         scores = {"percentile": n_lower / n_others}
-    shares = [(c.n_better + c.n_equal) / c.n for c in candidates]
-    scores["p_value"] = p_values_of(shares[0] * shares[1], sample_products)
+    scores["p_value"] = p_values_of(products, sample_products)
     if can_tell(n_mismatches, len(n_others)):
         scores["suspect"] = find_suspects(scores["p_value"])
     return scores
@@ -224,7 +203,10 @@ def mismatch_metrics(
         "mismatched_similarity_std": others.std,
         "margin": float(similarity.mean()) - others.mean,
         "auc": others.auc,
-        "auc_interval": auc_interval(others.auc, found.pairs, found.sample, found.groups, seed),
+        "auc_interval": auc_interval(
+            *(others.auc, found.pairs, others.auc_of_pairs, found.groups),
+            *(found.shape, found.means_over, seed),
+        ),
         "suspects": None if suspects is None else int(suspects.sum()),
     }
 
@@ -243,15 +225,17 @@ def describe_all_mismatches(scan: Scan, pairs: Cells, positives: PositiveCells) 
             scan.count_from(pairs.ticks), positives.count_from(pairs.ticks), strict=True
         )
     )
-    auc = 1 - float((n_above + n_equal / 2).mean()) / n
-    return Mismatches(n, mean, math.sqrt(max(mean_square - mean**2, 0)), auc)
+    n_higher = n_above + n_equal / 2
+    auc = 1 - float(n_higher.mean()) / n
+    return Mismatches(n, mean, math.sqrt(max(mean_square - mean**2, 0)), auc, 1 - n_higher / n)
 
 
-def describe_sampled_mismatches(n: int, sample: Cells, pairs: Cells) -> Mismatches | None:
-    """Describe the n mismatches of a matrix by a sample of them."""
-    if not len(sample.ticks):
+def describe_drawn_mismatches(n: int, total: float, drawn: Cells, pairs: Cells) -> Mismatches | None:
+    """Describe the n mismatches of a matrix by some of them, but for their mean, whose sum is known."""
+    if not len(drawn.ticks):
         return None
-    in_order = np.sort(sample.ticks)
+    in_order = np.sort(drawn.ticks)
     low, high = (np.searchsorted(in_order, pairs.ticks, side) for side in ("left", "right"))
-    auc = float(((low + high) / 2).mean()) / len(in_order)
-    return Mismatches(n, math.fsum(sample.cosines) / len(in_order), float(sample.cosines.std()), auc)
+    n_lower = (low + high) / 2
+    auc = float(n_lower.mean()) / len(in_order)
+    return Mismatches(n, total / n, float(drawn.cosines.std()), auc, n_lower / len(in_order))

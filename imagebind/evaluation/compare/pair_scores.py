@@ -31,7 +31,7 @@ PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
 )
 RANK_COLUMNS = ("video_rank", "audio_rank", *OTHER_COLUMNS)  # that need the whole matrix
 MANIFEST_COLUMNS = ("id", "line", "start", "end")  # before these, where there is a manifest
-GROUP_COLUMNS = ("group",)  # after these, where there are groups
+GROUP_COLUMNS = ("group", "copy_of", "category")  # after these, where there are any
 OUR_COLUMNS = {
     *("name", "audio", "video", "status", *MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS),
     *(*GROUP_COLUMNS, *CAPTION_COLUMNS),
@@ -113,6 +113,8 @@ def list_skipped(
         for _, _, name, audio, video, reason in found
     ]
     for values, (_, number, *_) in zip(skipped, found, strict=True):
+        if number is not None and plan.categories is not None:
+            values["category"] = plan.categories[number]
         known = {} if number is None else {name: of_pairs[number] for name, of_pairs in scores.items()}
         if known := {name: float(score) for name, score in known.items() if not np.isnan(score)}:
             values |= known | describe_pair(plan, number, columns)
@@ -181,6 +183,7 @@ class PairScores(Sequence):
     ):
         self.names, self.pairs, self.manifest = names, pairs, manifest
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
+        self.group_columns = tuple(name for name in GROUP_COLUMNS if name in columns)
         listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS, *GROUP_COLUMNS)
         self.written_columns = tuple(
             column
@@ -255,8 +258,6 @@ def tabulate(plan: Plan, numbers: Sequence[int], columns: dict[str, Sequence[Any
     names, pairs = ([values[i] for i in numbers] for values in (plan.names, plan.pairing.pairs))
     audio_keys, video_keys = keys_of(plan, numbers)
     columns |= {"audio_key": audio_keys, "video_key": video_keys}
-    if plan.groups is not None:
-        columns["group"] = [plan.groups[i] for i in numbers]
     if plan.manifest is None:
         return PairScores(names, pairs, columns, absent)
     of_manifest = ManifestRows(plan.manifest, [plan.manifest.rows[i] for i in numbers])

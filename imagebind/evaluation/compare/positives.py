@@ -9,6 +9,8 @@ Letters in shapes: N rows, M columns, T combinations of two things that belong t
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,15 +54,33 @@ class Positives:
         )
         return np.isin(asked, known)
 
+    def between(self, axis: int, lines: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Tell which cells of some rows (axis 0) or columns (1), (L,), with others, (R,), are positives.
+
+        Returns:
+            (L, R) bool.
+        """
+        own, other = self.things[axis].astype(np.int64), self.things[1 - axis]
+        n = 1 + max(other, default=0)
+        known = own[self.index[:, axis]] * n + other[self.index[:, 1 - axis]]
+        return np.isin(own[lines][:, None] * n + other[others], known)
+
+
+Keys = Sequence[Hashable]
+
 
 def find_positives(
-    row_keys: Sequence[Hashable], column_keys: Sequence[Hashable], pairs: Iterable[tuple[Hashable, Hashable]]
+    row_keys: Keys,
+    column_keys: Keys,
+    pairs: Iterable[tuple[Hashable, Hashable]],
+    alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ()),
 ) -> Positives:
     """Find what belongs together.
 
     Args:
         row_keys, column_keys: of what is behind the rows and the columns; equal keys are one thing.
         pairs: (key of a row, key of a column); those without a row or a column are left out.
+        alike: for each row and for each column what it shows, if that is known: those of one belong together.
 
     >>> find_positives(["a", "a", "b"], ["x", "y"], [("a", "x"), ("b", "y")]).index.tolist()
     [[0, 0], [2, 1]]
@@ -71,6 +91,13 @@ def find_positives(
         things.append(np.array([number[key] for key in keys], np.int64))
         first.append({key: i for i, key in reversed(list(enumerate(keys)))})
     index = {(first[0][a], first[1][b]) for a, b in pairs if a in first[0] and b in first[1]}
+    shown = [defaultdict(set), defaultdict(set)]
+    for axis, (keys, of_lines) in enumerate(zip((row_keys, column_keys), alike, strict=True)):
+        for key, label in zip(keys, of_lines, strict=False):
+            if label is not None:
+                shown[axis][label].add(first[axis][key])
+    for label, rows in shown[0].items():
+        index.update(itertools.product(rows, shown[1].get(label, ())))
     return Positives((things[0], things[1]), np.array(sorted(index), np.int64).reshape(-1, 2))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from imagebind.evaluation.compare.arrays import OutputArrays
+from imagebind.evaluation.compare.categories import describe_categories
 from imagebind.evaluation.compare.comparison import (
     BestOthers,
     Compared,
@@ -21,7 +22,7 @@ from imagebind.evaluation.compare.comparison import (
     describe_best_others,
     find_best_others,
 )
-from imagebind.evaluation.compare.intervals import Mean
+from imagebind.evaluation.compare.intervals import Mean, share_at_most
 from imagebind.evaluation.compare.method import describe_method
 from imagebind.evaluation.compare.metrics import DEFINITIONS
 from imagebind.evaluation.compare.pair_scores import PairScores, list_skipped, tabulate
@@ -36,14 +37,15 @@ from imagebind.evaluation.compare.texts import (
     order_texts,
     text_columns,
 )
-from imagebind.evaluation.compare.ticks import from_ticks, reaches
+from imagebind.evaluation.compare.ticks import reaches
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.errors import NothingLeftError
-from imagebind.evaluation.inputs.groups import number_groups
+from imagebind.evaluation.inputs.groups import name_copies
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
 
 MATRIX_NAME = "similarity_matrix.npy"
+MANY_LIKE_PAIRS = 0.03  # share of mismatches
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +70,40 @@ class Basis:
         return {m: [files[m].names[path] for path in paths] for m, paths in self.rows.files.items()}
 
     @cached_property
-    def groups(self) -> list[int] | None:
-        """(P,) number of the group of each pair; None: each is its own."""
-        return number_groups(self.plan.groups and [self.plan.groups[i] for i in self.rows.numbers])
+    def contents(self) -> dict[str, list[int]]:
+        """Number what is behind the rows: modality -> (N,), the same for equal contents."""
+        behind = self.rows.files if self.texts is None else {**self.rows.files, "text": self.texts.texts}
+        stores = self.embedded.leading
+        return {m: [stores[m].content_of(source) for source in sources] for m, sources in behind.items()}
+
+    @cached_property
+    def copy_of(self) -> list[int | None]:
+        """(P,) which pair was the first of the same content; None for that one."""
+        first: dict[tuple[int, int], int] = {}
+        of_audio, of_video = (self.contents[modality] for modality in MEDIA_MODALITIES)
+        cells = self.rows.cells.tolist()
+        found = [first.setdefault((of_audio[i], of_video[j]), pair) for pair, (i, j) in enumerate(cells)]
+        return [None if of == pair else of for pair, of in enumerate(found)]
+
+    @cached_property
+    def groups(self) -> list[str | None] | None:
+        """(P,) name of the group of each pair, and of pairs of the same content; None: each is its own."""
+        given = self.plan.groups and [self.plan.groups[i] for i in self.rows.numbers]
+        return name_copies(given, self.copy_of, [self.plan.names[i] for i in self.rows.numbers])
+
+    @cached_property
+    def groups_of_rows(self) -> dict[str, list[str | None]] | None:
+        """Modality -> (N,) name of the group of each row: of its first pair, or of the file itself."""
+        if self.plan.groups is None:
+            return None
+        named = {}
+        for axis, (modality, files) in enumerate(self.rows.files.items()):
+            of_files = {} if self.plan.file_groups is None else self.plan.file_groups[modality]
+            named[modality] = [of_files.get(source) for source in files]
+            rows = self.rows.cells[:, axis].tolist()
+            for i, row in reversed(list(zip(self.rows.numbers, rows, strict=True))):
+                named[modality][row] = self.plan.groups[i]
+        return named
 
 
 @dataclass(frozen=True)
@@ -137,15 +170,17 @@ def build_results(
         EvaluationError: there is no room for an array.
     """
     basis = start(plan, embedded, protocols, arrays, options)
-    comparison = Comparison(contents_of(basis), basis.embeddings, device_of(embedded), options.seed)
+    comparison = Comparison(basis.contents, basis.embeddings, device_of(embedded), options.seed)
     matrix, compared = compare_media(basis, comparison, arrays)
     best_others = find_best_others(compared, basis.rows.cells)
     of_protocols = score_protocols(
         plan, embedded, protocols, basis.rows.numbers, leading(compared), options.seed
     )
+    warn_of_content(compared)
     text_metrics, of_texts = compare_captions(basis, comparison)
     columns = compared.columns | {name: s[basis.rows.numbers] for name, s in of_protocols.columns.items()}
     columns |= describe_best_others(compared, best_others, basis.names) | clips_alike(basis)
+    columns |= group_columns(basis)
     if basis.texts is not None:
         columns |= text_columns(basis.texts, of_texts, len(basis.rows))
     pair_scores = tabulate(plan, basis.rows.numbers, columns, options.mode)
@@ -225,12 +260,6 @@ def new_matrix(arrays: OutputArrays, shape: tuple[int, int], max_gb: float) -> n
     return None
 
 
-def contents_of(basis: Basis) -> dict[str, list[int]]:
-    """Number the contents behind the rows: modality -> (N,), the same for equal ones."""
-    behind = basis.rows.files if basis.texts is None else {**basis.rows.files, "text": basis.texts.texts}
-    return {m: [basis.embedded.leading[m].content_of(path) for path in paths] for m, paths in behind.items()}
-
-
 def device_of(embedded: EmbeddedFiles) -> torch.device:
     """Return the device that counts similarities."""
     if embedded.model.device.type in ("cuda", "cpu"):
@@ -243,13 +272,30 @@ def compare_media(
     basis: Basis, comparison: Comparison, arrays: OutputArrays
 ) -> tuple[np.ndarray | None, Compared]:
     """Compare sounds with videos: return the similarity matrix, if it is kept, and what was found."""
+    threshold, plan, alike = basis.options.keep_above, basis.plan, ((), ())
     if basis.options.mode == "pairs_only":  # each pair has a row and a column, whose files may be in others
         pairs = np.stack([np.arange(len(basis.rows))] * 2, axis=1)
-        matrix = comparison.matrix(MEDIA_MODALITIES, pairs, basis.groups, tuple(basis.rows.cells.T))
-        return None, comparison.compare_drawn(matrix)
-    matrix = comparison.matrix(MEDIA_MODALITIES, basis.rows.cells, basis.groups)
+        if plan.groups_are_content:
+            alike = ([plan.groups[i] for i in basis.rows.numbers],) * 2
+        files = tuple(basis.rows.cells.T)
+        matrix = comparison.matrix(MEDIA_MODALITIES, pairs, basis.groups, files, alike)
+        return None, comparison.compare_drawn(matrix, threshold)
+    if plan.groups_are_content:
+        alike = tuple(basis.groups_of_rows.values())
+    matrix = comparison.matrix(MEDIA_MODALITIES, basis.rows.cells, basis.groups, alike=alike)
     out = new_matrix(arrays, matrix.shape, basis.options.max_matrix_gb)
-    return out, comparison.compare_all(matrix, out)
+    return out, comparison.compare_all(matrix, out, threshold)
+
+
+def warn_of_content(compared: Compared) -> None:
+    """Warn where so many mismatches look like pairs that some may be what they are compared with."""
+    share = compared.metrics.get("mismatches_like_pairs", 0)
+    if compared.metrics.get("suspects") is not None and share > MANY_LIKE_PAIRS:
+        log.warning(
+            "%.0f %% of the combinations that are no pair stand out as much as the median pair: the model "
+            "cannot tell them, or content is there several times; then name it with content_group",
+            100 * share,
+        )
 
 
 def leading(compared: Compared) -> tuple[np.ndarray, Mean] | None:
@@ -266,8 +312,10 @@ def compare_captions(
     """As compare_texts, of the captions of a run, if it has any."""
     if basis.texts is None:
         return {}, {}
-    is_alone = basis.options.mode == "pairs_only"
-    return compare_texts(comparison, basis.texts, basis.rows, basis.groups, groups_of_rows(basis), is_alone)
+    is_alone, groups, plan = basis.options.mode == "pairs_only", basis.groups_of_rows, basis.plan
+    if is_alone and groups is not None:  # a file has one row, and may be in pairs of several groups
+        groups = {modality: [plan.groups[i] for i in basis.rows.numbers] for modality in groups}
+    return compare_texts(comparison, basis.texts, basis.rows, groups, is_alone, plan.groups_are_content)
 
 
 def clips_alike(basis: Basis) -> dict[str, np.ndarray]:
@@ -286,18 +334,16 @@ def row_norms(rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0), *norms])
 
 
-def groups_of_rows(basis: Basis) -> dict[str, list[int]] | None:
-    """Number the group of each row of a modality: that of its first pair, or of the file itself."""
-    if basis.plan.file_groups is None:
-        return None
-    numbered = {}
-    for axis, modality in enumerate(MEDIA_MODALITIES):
-        groups = [basis.plan.file_groups[modality][path] for path in basis.rows.files[modality]]
-        rows = basis.rows.cells[:, axis].tolist()
-        for i, row in reversed(list(zip(basis.rows.numbers, rows, strict=True))):
-            groups[row] = basis.plan.groups[i]
-        numbered[modality] = number_groups(groups)
-    return numbered
+def group_columns(basis: Basis) -> dict[str, list[str | None]]:
+    """Return what pair_scores.csv says of groups and copies, where there are any."""
+    columns, names = {}, [basis.plan.names[i] for i in basis.rows.numbers]
+    if basis.groups is not None:
+        columns["group"] = basis.groups
+    if any(of is not None for of in basis.copy_of):
+        columns["copy_of"] = [None if of is None else names[of] for of in basis.copy_of]
+    if basis.plan.categories is not None:
+        columns["category"] = [basis.plan.categories[i] for i in basis.rows.numbers]
+    return columns
 
 
 def describe(
@@ -311,38 +357,46 @@ def describe(
     metrics, options, embedded = compared.metrics | text_metrics, basis.options, basis.embedded
     if options.keep_above is not None:
         metrics["kept"] = count_kept(compared, options.keep_above) | {"file": options.kept_name}
+    if basis.plan.categories is not None:
+        categories = [basis.plan.categories[number] for number in basis.rows.numbers]
+        similarity = compared.columns.get("similarity", np.empty(0))
+        metrics |= describe_categories(similarity, categories, basis.groups, options.seed)
     failures = [{"path": str(f.source), "side": f.modality, "reason": f.reason} for f in embedded.failures]
     method = describe_method(embedded, basis.protocols)
     return {
         "mode": options.mode,
         "pairing_rule": basis.plan.pairing.rule,
         "definitions": DEFINITIONS,
-        "counts": basis.counts,
+        "counts": basis.counts | {"copies": sum(of is not None for of in basis.copy_of)},
         **metrics,
         "scores": of_protocols.metrics,
         "lowest_suspects": pair_scores.lowest_suspects(),
         "failures": failures,
         "working_directory": os.getcwd(),
-        "protocol": method | {"suspects": describe_sample(compared, options.seed)},
+        "protocol": method | {"suspects": describe_sample(compared, basis)},
     }
 
 
-def describe_sample(compared: Compared, seed: int) -> dict[str, Any]:
+def describe_sample(compared: Compared, basis: Basis) -> dict[str, Any]:
     """Describe for the protocol how suspects are found."""
     return {
         "statistic": "rank product",
-        "mismatches": len(compared.sample.ticks),
-        "seed": seed,
+        "mismatches": compared.n_sampled,
+        **({"mismatches_within_groups": False} if basis.plan.groups_are_content else {}),
+        "seed": basis.options.seed,
         "false_discovery_rate": FALSE_DISCOVERY_RATE,
     }
 
 
 def count_kept(compared: Compared, threshold: float) -> dict[str, Any]:
-    """Count the pairs that reach a threshold, and the share of mismatches that do."""
+    """Count the pairs that reach a threshold, and the mismatches that do: of all, or of those drawn."""
     similarity = compared.columns.get("similarity", np.empty(0))
-    mismatches = reaches(from_ticks(compared.sample.ticks), threshold)
+    n_mismatches, of = compared.reaching or (0, 0)
     return {
         "threshold": float(threshold),
         "pairs": int(reaches(similarity, threshold).sum()),
-        "mismatches_share": float(mismatches.mean()) if len(mismatches) else None,
+        "mismatches": n_mismatches,
+        "of_mismatches": of,
+        "mismatches_share": n_mismatches / of if of else None,
+        "mismatches_share_at_most": share_at_most(n_mismatches, of) if of else None,
     }

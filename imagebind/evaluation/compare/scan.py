@@ -62,7 +62,7 @@ class Scan:
         np.ndarray
     )  # (2, S) cells of each sample's row, and of its column, that are at least as similar
     bins: np.ndarray  # (BINS,) cells in each bin
-    levels: np.ndarray  # (L,) the bins that hold pairs
+    levels: np.ndarray  # (L,) the bins that are counted by tick: of the pairs, and of what else was asked for
     level_ticks: np.ndarray  # (L, TICKS_PER_BIN) cells of each tick in those bins
     top: tuple[Top, Top]  # of each row the best columns, of each column the best rows
     squares: list[float] = field(default_factory=list)  # sum of squared cosines of each tile
@@ -73,7 +73,7 @@ class Scan:
         return float(self.row_sum @ self.column_sum)
 
     def count_from(self, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count the cells above each tick, and those of that tick, for ticks (P,) of pairs."""
+        """Count the cells above each tick, and those of that tick: of pairs, or such as were asked for."""
         bins, index = bin_of(ticks)
         beyond = np.append(self.bins[::-1].cumsum()[::-1], 0)[1:]  # (BINS,) cells in higher bins
         level = np.searchsorted(self.levels, bins)
@@ -133,17 +133,24 @@ class Scanner:
         pairs: P cells.
         sample: S cells.
         matrix: to be filled in, or None.
+        ticks: that cells are counted from too, beside those of the pairs.
     """
 
     def __init__(
-        self, shape: tuple[int, int], width: int, pairs: Cells, sample: Cells, matrix: np.ndarray | None
+        self,
+        shape: tuple[int, int],
+        width: int,
+        pairs: Cells,
+        sample: Cells,
+        matrix: np.ndarray | None,
+        ticks: Sequence[int] = (),
     ):
         self.matrix, n_pairs, self.held, self.buffers = matrix, len(pairs.ticks), [], threading.local()
         self.order = [np.argsort(pairs.index[:, axis], kind="stable") for axis in (0, 1)]
         self.lines = [pairs.index[order, axis] for axis, order in enumerate(self.order)]  # (P,) sorted
         self.ticks = [torch.from_numpy(pairs.ticks[order].astype(np.float32)) for order in self.order]
         self.sampled = [SampledLines(sample, axis) for axis in (0, 1)]
-        levels = np.unique(bin_of(pairs.ticks)[0])
+        levels = np.unique(bin_of(np.append(pairs.ticks, ticks))[0])
         self.level_of = torch.full((BINS,), -1, dtype=torch.int32)
         self.level_of[torch.from_numpy(levels)] = torch.arange(len(levels), dtype=torch.int32)
         self.found = Scan(
@@ -316,6 +323,7 @@ def scan(
     matrix: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
     device: str | torch.device = "cpu",
+    ticks: Sequence[int] = (),
 ) -> Scan:
     """Count over the similarity matrix of rows (N, E) and columns (M, E).
 
@@ -325,6 +333,7 @@ def scan(
         matrix: (N, M) float32, to be filled in; or None.
         progress: called with the number of cells that are counted so far.
         device: that computes the tiles; where it runs out of memory, the CPU does.
+        ticks: that Scan.count_from is asked for, beside those of the pairs.
 
     Raises:
         MemoryError: the CPU has none left.
@@ -333,7 +342,7 @@ def scan(
     if device.type == "cuda" and len(rows) * len(columns) >= MANY_CELLS:
         device = faster_device([device, cpu])
     sample = NO_CELLS if sample is None else sample
-    on = partial(_scan, rows, columns, pairs, sample, matrix, progress)
+    on = partial(_scan, rows, columns, pairs, sample, matrix, ticks, progress)
     attempts = [(device, partial(on, device, GPU_TILE)), (device, partial(on, device, TILE))]
     return first_that_fits([*(attempts if device != cpu else ()), (cpu, partial(on, cpu, TILE))])
 
@@ -384,12 +393,13 @@ def _scan(
     pairs: Cells,
     sample: Cells,
     matrix: np.ndarray | None,
+    ticks: Sequence[int],
     progress: Callable[[int], None] | None,
     device: torch.device,
     tile: tuple[int, int],
 ) -> Scan:
     height, width = tile
-    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, sample, matrix)
+    scanner = Scanner((len(rows), len(columns)), rows.shape[1], pairs, sample, matrix, ticks)
     n_cells = 0
 
     def tiles(row_blocks: list[tuple[int, torch.Tensor]]) -> Iterator[Callable[[], Callable[[], None]]]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.intervals import Mean, bootstrap_mean
+from imagebind.evaluation.compare.intervals import Mean, estimate_mean
 from imagebind.evaluation.compare.protocols import Protocol, Scores, Window
 from imagebind.evaluation.embed.embedded import EmbeddedFiles
-from imagebind.evaluation.inputs.groups import number_groups
+from imagebind.evaluation.inputs.groups import join_copies
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.names import shorten
 
@@ -82,11 +82,10 @@ def mean_of(
     scored = np.flatnonzero(~np.isnan(scores)).tolist()
     if not scored:
         return None
-    if plan.groups is not None:
-        groups = [plan.groups[number] for number in scored]
-    else:  # copies of a pair say no more than one
-        groups = [protocol.contents(embedded, *plan.pairing.pairs[number]) for number in scored]
-    return bootstrap_mean(scores[scored], seed, np.asarray(number_groups(groups)), most=1)
+    groups = plan.groups and [plan.groups[number] for number in scored]
+    contents = [protocol.contents(embedded, *plan.pairing.pairs[number]) for number in scored]
+    joined = join_copies(groups, contents)
+    return estimate_mean(scores[scored], seed, joined and np.array(joined), most=1)
 
 
 def describe_scores(values: np.ndarray, mean: Mean | None, n_pairs: int) -> dict[str, Any]:

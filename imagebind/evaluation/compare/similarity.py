@@ -4,17 +4,17 @@ A cosine here is the same number in every tile, thread, process and order of add
 to unit length and rounded to multiples of 2^-26, so every product is a multiple of 2^-52, and no sum needs
 more than the 53 bits of float64. It is then rounded to its tick (ticks.py).
 
-Letters in shapes: N rows, M columns, C cells, E embedding width.
+Letters in shapes: N rows, M columns, C cells, R other vectors, E embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from imagebind.evaluation.compare.ticks import TICK_BITS, Cells
+from imagebind.evaluation.compare.ticks import TICK_BITS, TICKS_PER_BIN, Cells
 
 UNIT_BITS = 26
 ROWS = 1024  # that are computed together
@@ -74,6 +74,41 @@ def count_among(
         low, high = (np.searchsorted(sorted_ticks, wanted, side) for side in ("left", "right"))
         n_above[cells], n_equal[cells] = (line + 1) * len(others) - high, high - low
     return n_above, n_equal
+
+
+def means_over(
+    rows: np.ndarray,
+    own: np.ndarray,
+    others: np.ndarray,
+    table: np.ndarray,
+    is_left_out: Callable[[slice], np.ndarray],
+) -> np.ndarray:
+    """Average over the cosines of rows with some other vectors what a table says of them.
+
+    Args:
+        rows: (N, E).
+        own: (L,) the rows.
+        others: (R, E).
+        table: (BINS,) by bin of a cosine.
+        is_left_out: of some of L which cosines are, (n, R) bool.
+
+    Returns:
+        (L,) NaN where all are left out.
+    """
+    units, of_bins = unit_rows(others).mul_(2**TICK_BITS).T, torch.from_numpy(table)
+    means = np.full(len(own), np.nan)
+    for block in blocks(len(own), ROWS):
+        bins = to_ticks(unit_rows(rows[own[block]]) @ units).int().add_(2**TICK_BITS)
+        values, counts = of_bins[(bins // TICKS_PER_BIN).long()].numpy(), ~is_left_out(block)
+        n = counts.sum(1)
+        np.divide((values * counts).sum(1), n, out=means[block], where=n > 0)
+    return means
+
+
+def unit_sum(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the sum (E,) of some unit rows of (N, E)."""
+    sums = [unit_rows(rows[chosen[block]]).sum(0).numpy() for block in blocks(len(chosen), ROWS)]
+    return np.sum(sums, axis=0)
 
 
 def to_ticks(scaled: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

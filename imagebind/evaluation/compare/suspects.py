@@ -34,7 +34,7 @@ def p_values_of(statistic: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
 
 
 def sample_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -> np.ndarray:
-    """Choose mismatches at random: all of them where there are at most SAMPLE_SIZE.
+    """Choose mismatches at random, in few lines: all of them where there are at most SAMPLE_SIZE.
 
     Args:
         shape: (N, M) of the similarity matrix.
@@ -57,6 +57,17 @@ def sample_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -
         generator.choice(n, size, replace=False) for n, size in zip(shape, (n_rows, n_columns), strict=True)
     ]
     drawn = np.stack([generator.choice(axis_lines, 2 * SAMPLE_SIZE) for axis_lines in lines], axis=1)
+    return drawn[~positives.contains(drawn)][:SAMPLE_SIZE]
+
+
+def draw_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -> np.ndarray:
+    """Choose mismatches at random from all lines; otherwise as sample_mismatches.
+
+    What few lines have in common makes figures of their mismatches less sure.
+    """
+    if math.prod(shape) <= ENUMERABLE:
+        return sample_mismatches(shape, positives, seed)
+    drawn = np.random.default_rng(seed).integers(0, shape, (2 * SAMPLE_SIZE, 2))
     return drawn[~positives.contains(drawn)][:SAMPLE_SIZE]
 
 

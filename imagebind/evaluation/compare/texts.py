@@ -20,6 +20,7 @@ from imagebind.evaluation.compare.comparison import Comparison
 from imagebind.evaluation.compare.rows import Rows, to_cells
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES
 from imagebind.evaluation.inputs.captions import MatchedCaptions
+from imagebind.evaluation.inputs.groups import join_copies
 from imagebind.names import shorten
 
 log = logging.getLogger(__name__)
@@ -180,15 +181,16 @@ def compare_texts(
     comparison: Comparison,
     texts: TextRows,
     rows: Rows,
-    groups: Sequence[int] | None,
-    of_rows: dict[str, list[int]] | None,
+    groups: dict[str, list[str | None]] | None,
     pairs_only: bool,
+    groups_are_content: bool,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
 
     Args:
-        groups: (P,) number of the group of each pair.
-        of_rows: modality -> the group of each row.
+        groups: modality -> the group of each row, of pairs alone that of each pair; the captions of a file
+            in none are one.
+        groups_are_content: all of one group show the same.
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
@@ -199,17 +201,18 @@ def compare_texts(
         modalities = ("text", modality)
         if not texts.texts[span]:  # where sounds alone have captions, or videos
             continue
-        if not pairs_only:
-            of_cells = of_rows and [of_rows[modality][file] for file in cells[:, 1].tolist()]
-            of_texts = (span, slice(None))
-            matrix = comparison.matrix(modalities, cells - np.array([span.start, 0]), of_cells, of_texts)
-            compared = comparison.compare_all(matrix)
+        files = cells[:, 1].tolist()
+        if pairs_only:
+            pairs = np.stack([np.arange(len(cells)), np.flatnonzero(of_pairs >= 0)], axis=1)
+            lines, compare, n_texts = (cells[:, 0], rows.cells[:, axis]), comparison.compare_drawn, len(cells)
         else:
-            with_caption = np.flatnonzero(of_pairs >= 0)
-            of_cells = groups and [groups[pair] for pair in with_caption.tolist()]
-            pairs = np.stack([np.arange(len(cells)), with_caption], axis=1)
-            files = (cells[:, 0], rows.cells[:, axis])
-            compared = comparison.compare_drawn(comparison.matrix(modalities, pairs, of_cells, files))
+            pairs, lines = cells - np.array([span.start, 0]), (span, slice(None))
+            compare, n_texts = comparison.compare_all, span.stop - span.start
+        of_lines = None if groups is None else groups[modality]
+        of_pairs = of_lines and [of_lines[line] for line in pairs[:, 1].tolist()]
+        joined = join_copies(of_pairs, [comparison.contents[modality][file] for file in files])
+        alike = (groups_of_texts(pairs, of_pairs, n_texts), of_lines) if groups_are_content else ((), ())
+        compared = compare(comparison.matrix(modalities, pairs, joined, lines, alike))
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {
             "pair_rows": cells,
@@ -218,6 +221,19 @@ def compare_texts(
             "candidates": compared.candidates,
         }
     return metrics, agreements
+
+
+def groups_of_texts(pairs: np.ndarray, groups: Sequence[str | None], n: int) -> list[str | None]:
+    """Return the group of each of n rows of texts: that of its first file that has one.
+
+    Args:
+        pairs: (K, 2) row of a text, and of a file.
+        groups: (K,) of the files.
+    """
+    of_texts: list[str | None] = [None] * n
+    for text, group in zip(pairs[:, 0].tolist(), groups, strict=True):
+        of_texts[text] = of_texts[text] or group
+    return of_texts
 
 
 def text_columns(

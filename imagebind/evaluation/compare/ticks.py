@@ -5,6 +5,7 @@ float32 represents every tick exactly, so equal similarities have equal ticks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,11 @@ def from_ticks(ticks: np.ndarray) -> np.ndarray:
 def reaches(similarity: np.ndarray, threshold: float) -> np.ndarray:
     """Tell which similarities (C,) reach a threshold; in float32, so that a printed one reaches itself."""
     return similarity.astype(np.float32) >= np.float32(threshold)
+
+
+def tick_of(threshold: float) -> int:
+    """Return the lowest tick that reaches a threshold, as `reaches` tells it."""
+    return math.ceil(float(np.float32(threshold)) * 2**TICK_BITS)
 
 
 def bin_of(ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

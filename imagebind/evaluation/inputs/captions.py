@@ -3,7 +3,8 @@
     .csv, .tsv  a table whose first line names its columns: `name` and `caption`, in any order among others
     .jsonl      an object with the keys `name` and `caption` on each line
 
-A column or key `group` names what belongs together beyond the pair, such as the prompt of several clips.
+A column or key `group` names what belongs together beyond the pair, such as the prompt of several clips;
+`content_group` instead of it also says that all of a group show the same; `category` names a kind.
 
 Files are UTF-8. A row that cannot be used is skipped and named by its line; a file that is no such table is
 refused.
@@ -27,7 +28,7 @@ from imagebind.names import shorten
 from imagebind.sources import Source
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
-GROUP = "group"
+GROUP, CONTENT_GROUP, CATEGORY = "group", "content_group", "category"
 MAX_CAPTION = 10_000  # characters
 CAPTION_COLUMNS = (  # of pair_scores.csv; the second where sounds have captions of their own
     *("caption", "audio_caption", "text_audio_similarity", "text_video_similarity"),
@@ -46,6 +47,8 @@ class Captions:
 
     texts: dict[str, str]  # name -> text, in the order of the source
     groups: dict[str, str]  # name -> its group, where it has one
+    groups_are_content: bool = False  # all of one show the same
+    categories: dict[str, str] = field(default_factory=dict)  # name -> its category, where it has one
     n_skipped: int = 0  # rows that could not be used
 
 
@@ -58,18 +61,20 @@ def read_captions(source: str | os.PathLike | Mapping[str, str]) -> Captions:
     if isinstance(source, Mapping):
         rows = (Row(repr(name), {NAME: name, CAPTION: text}) for name, text in source.items())
         return collect("captions", rows)
-    return collect(os.fspath(source), read_table(source, [(NAME,), (CAPTION,)], (*COLUMNS, GROUP)))
+    known = (*COLUMNS, GROUP, CONTENT_GROUP, CATEGORY)
+    return collect(os.fspath(source), read_table(source, [(NAME,), (CAPTION,)], known))
 
 
 def collect(source: str, rows: Iterable[Row]) -> Captions:
     """Collect the captions of the rows that can be used, and warn of the others.
 
     Raises:
-        EvaluationError: no row can be used.
+        EvaluationError: no row can be used, or groups are named twice.
     """
-    texts, groups, skipped = {}, {}, []
+    texts, skipped = {}, []
+    labels: dict[str, dict[str, str]] = {GROUP: {}, CONTENT_GROUP: {}, CATEGORY: {}}
     for row in rows:
-        name, caption, group = (row.values.get(column) for column in (*COLUMNS, GROUP))
+        name, caption = (row.values.get(column) for column in COLUMNS)
         fault = row.fault or find_fault(name, caption)
         name = None if fault else name.strip()
         if name in texts:
@@ -78,12 +83,16 @@ def collect(source: str, rows: Iterable[Row]) -> Captions:
             skipped.append((fault, row.line))
         else:
             texts[name] = caption
-            if group not in (None, ""):
-                groups[name] = str(group)
+            for column, of_names in labels.items():
+                if row.values.get(column) not in (None, ""):
+                    of_names[name] = str(row.values[column])
     warn_of_skipped(source, skipped)
     if not texts:
         raise EvaluationError(f"{source}: has no captions")
-    return Captions(texts, groups, len(skipped))
+    if labels[GROUP] and labels[CONTENT_GROUP]:
+        raise EvaluationError(f"{source}: has {GROUP} and {CONTENT_GROUP}; leave one out")
+    groups, is_content = labels[CONTENT_GROUP] or labels[GROUP], bool(labels[CONTENT_GROUP])
+    return Captions(texts, groups, is_content, labels[CATEGORY], len(skipped))
 
 
 def find_fault(name: Any, caption: Any) -> str | None:
@@ -105,11 +114,11 @@ class MatchedCaptions:
     """Which caption belongs to which pair and which file."""
 
     texts: dict[str, str]  # name -> text, of all captions
-    groups: dict[str, str]  # name -> its group, where it has one
     of_pairs: dict[str, Sequence[str | None]]  # modality -> of each pair the caption of that side
     of_files: dict[str, Sequence[tuple[Source, str]]]  # modality -> (file, name of a caption of it)
     n_skipped: int  # rows that could not be used
     labels: dict[str, str] = field(default_factory=dict)  # name -> how it is shown, where that is other
+    read: Captions = field(default_factory=lambda: Captions({}, {}))  # from the file of captions
 
     @cached_property
     def used(self) -> set[str]:
@@ -144,9 +153,8 @@ def match_captions(
             of_audio.setdefault(audio_file, name)
             of_video.setdefault(video_file, name)
     of_files = {"audio": list(of_audio.items()), "video": list(of_video.items())}
-    matched = MatchedCaptions(
-        captions.texts, captions.groups, dict.fromkeys(of_files, of_pairs), of_files, captions.n_skipped
-    )
+    by_modality, skipped = dict.fromkeys(of_files, of_pairs), captions.n_skipped
+    matched = MatchedCaptions(captions.texts, by_modality, of_files, skipped, read=captions)
     report_captions(matched, pairs, retrieval, source)
     return matched
 

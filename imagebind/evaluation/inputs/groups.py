@@ -5,9 +5,10 @@ Ten clips of one prompt say little more than one of them, so an interval has to 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 from imagebind.evaluation.rules import compile_group_by
@@ -16,22 +17,29 @@ from imagebind.names import shorten
 NUMBERED = re.compile(r"(.*[^\d_.-])[_.-]+\d+")  # dog_0, dog_1: one prompt's clips, it seems
 LOOK_GROUPED = 0.5  # share of names that have to look like that
 
+CONTENT_GROUP = "content_group"  # what the parentheses are called where all of a group show the same
+
 log = logging.getLogger(__name__)
 
 
 def match_groups(names: Sequence[str], expression: str) -> list[str | None]:
-    """Name the group of each name: what the first group of the expression matches, or None."""
-    matches = map(compile_group_by(expression).search, names)
-    return [match and (match[1] or None) for match in matches]
+    """Name the group of each name: what the first parentheses of the expression match, or None."""
+    pattern = compile_group_by(expression)
+    which = pattern.groupindex.get(CONTENT_GROUP, 1)
+    return [match and (match[which] or None) for match in map(pattern.search, names)]
 
 
-def group_names(names: Sequence[str], expression: str) -> list[str | None]:
+def means_content(expression: str | None) -> bool:
+    """Whether an expression says that all of a group show the same, by what it calls its parentheses."""
+    return expression is not None and CONTENT_GROUP in compile_group_by(expression).groupindex
+
+
+def group_names(names: Sequence[str], expression: str, option: str = "group_by") -> list[str | None]:
     """As match_groups, with a warning of names that are in no group."""
     groups = match_groups(names, expression)
     if without := [name for name, group in zip(names, groups, strict=True) if group is None]:
-        log.warning(
-            "--group_by does not fit %d names; each is its own group: %s", len(without), shorten(without)
-        )
+        what = "each is its own group" if option == "group_by" else "they have none"
+        log.warning("--%s does not fit %d names; %s: %s", option, len(without), what, shorten(without))
     return groups
 
 
@@ -51,6 +59,21 @@ def find_groups(
         return list(of_captions)
     hint_at_groups(names)
     return None
+
+
+def find_categories(
+    names: Sequence[str], category_by: str | None, given: Sequence[str | None] | None
+) -> list[str | None] | None:
+    """Name the category of each pair; None where nothing is known of them.
+
+    Args:
+        names: of the pairs.
+        category_by: a regular expression on these names, or None.
+        given: the category of each pair, or None.
+    """
+    if category_by is not None:
+        return group_names(names, category_by, "category_by")
+    return list(given) if given and any(category is not None for category in given) else None
 
 
 def hint_at_groups(names: Sequence[str]) -> None:
@@ -76,3 +99,55 @@ def number_groups(groups: Sequence[Hashable | None] | None) -> list[int] | None:
         return None
     number: dict[Hashable, int] = {}
     return [i if group is None else number.setdefault(group, i) for i, group in enumerate(groups)]
+
+
+def name_copies(
+    groups: Sequence[str | None] | None, copy_of: Sequence[int | None], names: Sequence[str]
+) -> list[str | None] | None:
+    """Give pairs of the same content that are in no group one of their own, with the name of the first.
+
+    Args:
+        groups: (P,) of the pairs; None: there are none.
+        copy_of: (P,) which pair was the first of the same content; None for that one.
+        names: (P,) of the pairs; two may have the same.
+
+    >>> name_copies(None, [None, None, 0, 1, None], ["a", "a", "b", "c", "d"])
+    ['a', 'a (2)', 'a', 'a (2)', None]
+    """
+    if groups is None and all(of is None for of in copy_of):
+        return None
+    named = list(groups or [None] * len(names))
+    copies = defaultdict(list)
+    for pair, of in enumerate(copy_of):
+        if named[pair] is None:
+            copies[pair if of is None else of].append(pair)
+    taken = set(named)
+    for pairs in copies.values():
+        if len(pairs) > 1:
+            first = names[pairs[0]]
+            others = (f"{first} ({i})" for i in itertools.count(2))
+            name = next(name for name in itertools.chain([first], others) if name not in taken)
+            taken.add(name)
+            for pair in pairs:
+                named[pair] = name
+    return named
+
+
+def join_copies(groups: Sequence[Hashable | None] | None, contents: Sequence[Hashable]) -> list[int] | None:
+    """Number the groups of pairs, where those without one are together with pairs of the same content.
+
+    Returns:
+        as number_groups; None where no group is given and there are no copies.
+
+    >>> join_copies(["a", None, None], ["x", "y", "y"]), join_copies(None, ["x", "y"])
+    ([0, 1, 1], None)
+    """
+    if groups is None and len(set(contents)) == len(contents):
+        return None
+    given = groups or [None] * len(contents)
+    return number_groups(
+        [
+            ("content", content) if group is None else group
+            for group, content in zip(given, contents, strict=True)
+        ]
+    )

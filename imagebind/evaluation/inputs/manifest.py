@@ -6,6 +6,8 @@
     caption         text that belongs to the pair
     audio_caption   text that belongs to its sound instead
     group           what belongs together beyond the pair, such as the prompt of several clips
+    content_group   the same instead of it, where all of one show the same
+    category        a kind of pair, of which figures are told apart
     start, end      in seconds: only this part of both files
 
 All but `video` may be left out. The names of JavisBench's tables are understood too. Other columns are handed
@@ -46,7 +48,8 @@ COLUMNS = {
     "id": ("id",),
     "caption": ("caption", "text"),
     "audio_caption": ("audio_caption", "audio_text"),
-    "group": ("group",),
+    "group": ("group", "content_group"),
+    "category": ("category",),
     "start": ("start",),
     "end": ("end",),
 }
@@ -138,11 +141,11 @@ class Manifest:
         """Whether every pair has an id of its own."""
         return None not in self.ids and len(set(self.ids)) == len(self.ids)
 
-    def groups(self) -> list[str | None] | None:
-        """Return the group of each pair; None where no pair has one."""
-        values = [self.get("group", row) for row in self.rows]
-        groups = [None if value is None else str(value) for value in values]
-        return groups if any(group is not None for group in groups) else None
+    def texts(self, meaning: str) -> list[str | None] | None:
+        """Return a value of each pair as a text; None where no pair has one."""
+        values = [self.get(meaning, row) for row in self.rows]
+        texts = [None if value is None else str(value) for value in values]
+        return texts if any(text is not None for text in texts) else None
 
     def captions(self, names: Sequence[str]) -> MatchedCaptions | None:
         """Return the captions of the pairs; None where no pair has one.
@@ -169,7 +172,7 @@ class Manifest:
         }
         if without := [name for name, key in zip(names, of_pairs["video"], strict=True) if key is None]:
             log.warning("%d pairs without a caption: %s", len(without), shorten(without))
-        return MatchedCaptions(texts, {}, of_pairs, of_files, 0, labels)
+        return MatchedCaptions(texts, of_pairs, of_files, 0, labels)
 
 
 def read_manifest(source: Rows) -> Manifest:
@@ -195,6 +198,8 @@ def read_manifest(source: Rows) -> Manifest:
         raise EvaluationError(f"{manifest.source}: has no row that can be used")
     if 0 < len(own) < len(manifest.pairs):
         log.warning("%s: no audio, so the video's own sound is judged: row %s", manifest.source, shorten(own))
+    if set(COLUMNS["group"]) <= manifest.columns.keys():
+        raise EvaluationError(f"{manifest.source}: has {' and '.join(COLUMNS['group'])}; leave one out")
     report_columns(manifest, len(own) == len(manifest.pairs))
     uses = Counter(filter(None, manifest.ids))
     if shared := [name for name, n in uses.items() if n > 1]:

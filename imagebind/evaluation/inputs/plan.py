@@ -9,7 +9,7 @@ from functools import cached_property
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.inputs.files import MediaFiles, gather_files
-from imagebind.evaluation.inputs.groups import find_groups, match_groups
+from imagebind.evaluation.inputs.groups import find_categories, find_groups, match_groups, means_content
 from imagebind.evaluation.inputs.manifest import Manifest, read_manifest
 from imagebind.evaluation.inputs.pairing import (
     Pairing,
@@ -34,6 +34,8 @@ class Plan:
     captions: MatchedCaptions | None
     groups: Sequence[str | None] | None  # of each pair; None: each pair is its own
     file_groups: dict[str, dict[Source, str | None]] | None  # modality -> file -> its group, likewise
+    groups_are_content: bool = False  # all of one group show the same, and are no mismatches of each other
+    categories: Sequence[str | None] | None = None  # of each pair; None: there are none
     manifest: Manifest | None = None  # that the pairs are of
 
     @cached_property
@@ -72,13 +74,22 @@ def plan_run(options: Options) -> Plan:
     if options.captions is not None:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
     names = [audio.names[sound] for sound, _ in pairing.pairs]
-    of_captions = captions and [captions.groups.get(name) for name in captions.of_pairs["video"]]
-    groups = find_groups(names, options.group_by, of_captions)
+    of_pairs = [] if captions is None else captions.of_pairs["video"]
+    groups = find_groups(names, options.group_by, [captions.read.groups.get(name) for name in of_pairs])
+    is_content = (
+        means_content(options.group_by)
+        if options.group_by
+        else bool(captions and captions.read.groups_are_content)
+    )
     file_groups = None
-    if captions is not None and groups is not None:
+    if groups is not None and (captions is not None or is_content):
         files = {"audio": audio, "video": video}
         file_groups = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
-    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, groups, file_groups)
+    categories = find_categories(
+        names, options.category_by, [captions.read.categories.get(name) for name in of_pairs]
+    )
+    labels = groups, file_groups, is_content, categories
+    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, *labels)
 
 
 def plan_manifest(manifest: Manifest, options: Options) -> Plan:
@@ -92,18 +103,21 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
     names = [name or audio.names[sound] for name, (sound, _) in zip(manifest.ids, pairing.pairs, strict=True)]
     report_pairing(audio, video, pairing)
     captions = manifest.captions(names)
-    groups = find_groups(names, options.group_by, manifest.groups())
+    groups = find_groups(names, options.group_by, manifest.texts("group"))
+    is_content = means_content(options.group_by) if options.group_by else "content_group" in manifest.columns
+    categories = find_categories(names, options.category_by, manifest.texts("category"))
     file_groups = None
     if groups is not None:
         file_groups = {
             modality: dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
             for axis, modality in enumerate(("audio", "video"))
         }
-    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, groups, file_groups, manifest)
+    labels = groups, file_groups, is_content, categories
+    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, *labels, manifest)
 
 
 def groups_of_files(
-    names: dict[Source, str], group_by: str | None, captions: MatchedCaptions, modality: str
+    names: dict[Source, str], group_by: str | None, captions: MatchedCaptions | None, modality: str
 ) -> dict[Source, str | None]:
     """Name the group of each file, also of those without a partner.
 
@@ -113,4 +127,4 @@ def groups_of_files(
     if group_by is not None:
         return dict(zip(names, match_groups(list(names.values()), group_by), strict=True))
     caption_of = dict(reversed(captions.of_files[modality]))  # the first of each
-    return {file: captions.groups.get(caption_of.get(file)) for file in names}
+    return {file: captions.read.groups.get(caption_of.get(file)) for file in names}

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.metrics import DEFINITIONS, RECALL_AT
+from imagebind.evaluation.compare.candidates import RECALL_AT
+from imagebind.evaluation.compare.metrics import DEFINITIONS
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import group_names
 from imagebind.evaluation.inputs.manifest import read_seconds

@@ -12,8 +12,8 @@ from unicodedata import east_asian_width
 
 import numpy as np
 
-from imagebind.evaluation.compare.intervals import bootstrap_mean, digits_of, holm, share_interval
-from imagebind.evaluation.compare.metrics import RECALL_AT
+from imagebind.evaluation.compare.candidates import RECALL_AT
+from imagebind.evaluation.compare.intervals import digits_of, estimate_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.groups import number_groups
 from imagebind.evaluation.rules import PROTOCOLS
@@ -172,7 +172,7 @@ def describe_mean(
     Args:
         most: that a mean can be, or -most.
     """
-    of_all = bootstrap_mean(values, seed, groups, most)
+    of_all = estimate_mean(values, seed, groups, most)
     low, high = of_all.interval or (None, None)
     return {"pairs": len(values), "mean": of_all.mean, "low": low, "high": high, "p_value": of_all.p_value}
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from imagebind.evaluation.compare.metrics import Candidates
+from imagebind.evaluation.compare.candidates import Candidates
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
 MAX_NAMED = 50  # files whose names stand beside the heat map
 MAX_BARS = 50  # of a histogram
+MAX_CATEGORIES = 100
 CURVE_POINTS = 200
 LINE_LENGTH = 40  # of a name on a chart, in characters
 SHORT_LENGTH = 24  # of a name beside a chart
@@ -97,6 +99,53 @@ def heat_map(
         xaxis={"title": {"text": video, "standoff": 12}, "tickangle": 90, "constrain": "domain", **axes[0]},
         yaxis={"title": {"text": audio, "standoff": 12}, **square, **axes[1]},
     )
+
+
+def category_chart(categories: dict[str, dict[str, Any]], mean: float, lang: str) -> go.Figure:
+    """Draw the means of categories with their intervals, the highest first.
+
+    Args:
+        categories: name -> mean and interval.
+        mean: of all pairs.
+    """
+    names = sorted(categories, key=lambda name: -categories[name]["mean"])[:MAX_CATEGORIES]
+    rows = [(chart_text(name), categories[name]["mean"], categories[name]["interval"]) for name in names]
+    figure = interval_chart(rows, PAGE_WORDS[lang]["cosine"])
+    return figure.add_vline(mean, line={"color": GRAY, "dash": "dash"})
+
+
+def interval_chart(rows: Sequence[tuple[str, float, Sequence[float] | None]], title: str) -> go.Figure:
+    """Draw means with their intervals, one below the other.
+
+    Args:
+        rows: of each its label, the mean, and low and high ends if there are any.
+        title: of the axis.
+    """
+    labels, means, intervals = zip(*rows, strict=True)
+    ends = [interval or (mean, mean) for mean, interval in zip(means, intervals, strict=True)]
+    texts = [f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in zip(means, ends, strict=True)]
+    figure = go.Figure(
+        go.Scatter(
+            x=means,
+            y=list(range(len(rows))),
+            mode="markers",
+            marker={"size": 10, "color": COLORS[0]},
+            error_x={
+                "array": [high - mean for mean, (_, high) in zip(means, ends, strict=True)],
+                "arrayminus": [mean - low for mean, (low, _) in zip(means, ends, strict=True)],
+                "color": COLORS[0],
+            },
+            customdata=list(map(list, zip(labels, texts, strict=True))),
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+        )
+    )
+    return one_below_the_other(figure, labels, title)
+
+
+def one_below_the_other(figure: go.Figure, labels: Sequence[str], title: str) -> go.Figure:
+    """Lay out a chart of rows, the first at the top; the title is that of the axis of figures."""
+    yaxis = {"tickvals": list(range(len(labels))), "ticktext": labels, "range": [len(labels) - 0.5, -0.5]}
+    return figure.update_layout(height=140 + 44 * len(labels), xaxis={"title": title}, yaxis=yaxis)
 
 
 def recall_chart(directions: dict[str, Candidates], lang: str) -> go.Figure:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of
-from imagebind.evaluation.compare.metrics import RECALL_AT
 from imagebind.evaluation.write.words import REPORT_WORDS
 from imagebind.names import one_line
 
 REPORT_RULE = "=" * 80
 FAILURES_SHOWN = 20  # metrics.json has all
 DROPPED_SHOWN = 5  # of each protocol
+CATEGORIES_SHOWN = 30
+ROUGH_GROUPS = 5  # fewer, counted as equal ones, give an interval that is rough
 
 
 def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
@@ -44,6 +46,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
     sections = {
         **matrix_section(metrics),
         **pair_sections(metrics, words),
+        **category_section(metrics, words),
         **score_section(metrics, words),
         **kept_section(metrics, words),
         **caption_sections(metrics, words),
@@ -110,8 +113,7 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     """Describe the confidence interval of the pairs' mean, and how the pairs compare with mismatches."""
     interval = metrics["paired_similarity_interval"]
     rows = {"interval of pairs": format_interval(interval) if interval else words["no interval"]}
-    if "groups" in metrics:
-        rows["groups"] = metrics["groups"]
+    rows |= group_rows(metrics, words)
     if "margin" not in metrics:
         return rows | chance_rows(directions_of(metrics))
     auc, of_auc = f"{metrics['auc']:.4f}", metrics["auc_interval"]
@@ -120,12 +122,39 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
         "margin": f"{metrics['margin']:.4f}",
         "auc": f"{auc} {format_interval(of_auc)}" if of_auc else auc,
     }
-    for direction, figures in directions_of(metrics).items():
-        if figures["recall_at_1_interval"]:
-            rows[f"interval, {direction}"] = ", ".join(
-                f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
-            )
-    return rows | chance_rows(directions_of(metrics)) | suspect_rows(metrics, words)
+    directions = directions_of(metrics)
+    return rows | interval_rows(directions) | chance_rows(directions) | suspect_rows(metrics, words)
+
+
+def group_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, Any]:
+    """Count groups and copies, and say how much they count for where that is less."""
+    rows = {}
+    if "groups" in metrics:
+        n, counted = metrics["groups"], metrics["groups_effective"]
+        rows["groups"] = n if counted > 0.95 * n else words["unequal groups"].format(n, counted)
+        if counted < ROUGH_GROUPS:
+            rows["groups"] = f"{rows['groups']}; {words['rough']}"
+    if copies := metrics["counts"]["copies"]:
+        rows["copies"] = words["of all"].format(copies, metrics["counts"]["pairs"])
+    return rows
+
+
+def category_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Give the mean of each category, the largest categories where there are many."""
+    categories = metrics.get("categories")
+    if not categories:
+        return {}
+    rows = {"mean of category means": f"{metrics['category_mean']:.4f}"}
+    largest = sorted(categories, key=lambda name: -categories[name]["pairs"])[:CATEGORIES_SHOWN]
+    for name in filter(set(largest).__contains__, categories):
+        figures = categories[name]
+        interval = f" {format_interval(figures['interval'])}" if figures["interval"] else ""
+        rows[f"  {one_line(name)}"] = (
+            f"{figures['mean']:.4f}{interval}, {words['n pairs'].format(figures['pairs'])}"
+        )
+    if len(categories) > len(largest):
+        rows["  ..."] = words["others in metrics.json"]
+    return {"categories": rows}
 
 
 def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -133,6 +162,17 @@ def directions_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if "video_to_audio" not in metrics:
         return {}
     return {"audio to video": metrics, "video to audio": metrics["video_to_audio"]}
+
+
+def interval_rows(directions: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Give the intervals of Recall@K, in each direction."""
+    return {
+        f"interval, {direction}": ", ".join(
+            f"Recall@{k} {format_interval(figures[f'recall_at_{k}_interval'])}" for k in RECALL_AT
+        )
+        for direction, figures in directions.items()
+        if figures["recall_at_1_interval"]
+    }
 
 
 def chance_rows(directions: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -201,8 +241,11 @@ def kept_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, di
         "threshold": f"{kept['threshold']:g}",
         "pairs kept": words["of all"].format(kept["pairs"], metrics["counts"]["pairs"]),
     }
-    if kept["mismatches_share"] is not None:
-        rows["mismatches kept"] = f"{100 * kept['mismatches_share']:.2f} %"
+    if kept["of_mismatches"]:
+        share, most = (100 * kept[f"mismatches_share{which}"] for which in ("", "_at_most"))
+        rows["mismatches kept"] = words["k of n"].format(
+            kept["mismatches"], kept["of_mismatches"], share, most
+        )
     if kept["file"]:
         rows["written to"] = kept["file"]
     return {"kept": rows}
@@ -216,6 +259,8 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
 
     def retrieval(ranks: dict[str, Any]) -> str:
         recalls = [f"Recall@{k} {ranks[f'recall_at_{k}']:.4f}" for k in RECALL_AT]
+        if "mean_average_precision_at_10" in ranks:
+            recalls.append(f"mAP@10 {ranks['mean_average_precision_at_10']:.4f}")
         return ", ".join([*recalls, words["ranks"].format(ranks["mean_rank"], ranks["median_rank"])])
 
     sections = {}
@@ -238,7 +283,7 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
                 f"{modality} to caption": figures[f"{modality}_to_text"],
             }
         rows |= {f"retrieval, {direction}": retrieval(ranks) for direction, ranks in directions.items()}
-        rows |= chance_rows(directions)
+        rows |= interval_rows(directions) | chance_rows(directions)
         sections[f"captions and {modality}"] = rows
     labels = {
         "caption rows": "text",

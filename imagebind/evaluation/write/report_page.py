@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from imagebind.evaluation.compare.pair_scores import GROUP_COLUMNS
 from imagebind.evaluation.compare.protocols import Window
 from imagebind.evaluation.compare.similarity import cosine_similarity
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
-from imagebind.evaluation.write.charts import heat_map, histogram_chart, recall_chart
+from imagebind.evaluation.write.charts import category_chart, heat_map, histogram_chart, recall_chart
 from imagebind.evaluation.write.page import Part, chart, facts, table, tiles, write_page
 from imagebind.evaluation.write.page_media import (
     MAX_PAIRS,
@@ -29,7 +30,7 @@ FIGURES = (  # of the table of pairs
     *("audio_clips_alike", "video_clips_alike", "best_other_video", "best_other_audio"),
 )
 KINDS = {  # of its columns that are no plain numbers
-    **dict.fromkeys(("name", "suspect", "best_other_video", "best_other_audio"), "text"),
+    **dict.fromkeys(("name", "suspect", "best_other_video", "best_other_audio", *GROUP_COLUMNS), "text"),
     **dict.fromkeys(("video_rank", "audio_rank", "text_audio_rank", "text_video_rank"), "rank"),
     **dict.fromkeys(("caption", "audio_caption"), "long"),
     **dict.fromkeys(("audio", "video"), "player"),
@@ -53,6 +54,9 @@ def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media:
             how += " " + texts["sampled"].format(histograms["mismatched"].sum())
         parts.append(chart(texts["histogram"], how, histogram_chart(histograms, lang)))
         parts.append(pair_table(results, texts, media))
+    if categories := metrics.get("categories"):
+        figure = category_chart(categories, metrics["paired_similarity_mean"], lang)
+        parts.append(chart(texts["categories"], texts["categories how"], figure))
     if results["top_matches"] is not None:
         if not results["pairs"]:
             parts.append(match_table(results, texts, media))
@@ -162,6 +166,7 @@ def pair_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia)
     labels = dict(zip(("name", "similarity", *FIGURES, "audio", "video"), texts["columns"], strict=True))
     labels |= dict(zip(CAPTION_COLUMNS, texts["text columns"], strict=True))
     labels |= {"thumbnails": texts["thumbnails"], "windows": texts["over time"]}
+    labels |= {column: texts[column] for column in GROUP_COLUMNS}
     columns = [column for column in rows[0] if column != "thumbnails" or media.thumbnail_bytes]
     return table(
         texts["pair table"],
@@ -186,7 +191,7 @@ def pair_row(results: dict[str, Any], number: int, texts: dict[str, Any], media:
         if column in scores.written_columns:
             cells[column] = said[pair[column]] if column == "suspect" else pair[column]
     cells |= {m: media.player(m, source) for m, source in zip(("audio", "video"), files, strict=True)}
-    return cells | {column: pair[column] for column in scores.caption_columns}
+    return cells | {column: pair[column] for column in (*scores.group_columns, *scores.caption_columns)}
 
 
 def match_table(results: dict[str, Any], texts: dict[str, Any], media: PageMedia) -> Part:

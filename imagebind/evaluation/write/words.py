@@ -39,6 +39,12 @@ REPORT = {
     "interval of pairs": ("95% interval of the mean of pairs", "配对平均值的 95% 置信区间"),
     "no interval": ("none (too few independent pairs, or most are equal)", "无 (独立的配对太少，或多数相等)"),
     "groups": ("Groups of pairs, over which intervals are computed", "分组"),
+    "unequal groups": ("{} of unequal size, which count for {:.1f}", "{}，大小不等，相当于 {:.1f} 个"),
+    "rough": ("intervals over so few are rough", "分组太少，区间只是粗略的"),
+    "copies": ("Pairs that are copies of another", "与其他配对内容相同的配对"),
+    "categories": ("By category", "按类别"),
+    "mean of category means": ("Mean of the categories' means", "各类别平均值的平均"),
+    "n pairs": ("{} pairs", "{} 对"),
     "mean of mismatches": ("Mean of mismatched combinations", "不成对组合的平均相似度"),
     "margin": ("Margin", "差距"),
     "auc": ("Probability that a pair is above a mismatch (AUC)", "配对高于不成对组合的概率 (AUC)"),
@@ -50,11 +56,11 @@ REPORT = {
     "too few": ("too few pairs to tell", "配对太少，无法判断"),
     "what suspect means": ("What suspect means", "可疑的含义"),
     "suspects are": (
-        "among the pairs that are not suspects, at most 5 % are expected to be wrong; about one wrong pair "
-        "in twenty is missed; how many suspects are wrong depends on the model, and with a weak model all "
-        "are suspects",
-        "在非可疑的配对中，预期有错的不超过 5 %；大约每二十个错误配对会漏掉一个；可疑配对中有多少确实有错取"
-        "决于模型，模型很弱时所有配对都可疑",
+        "if wrong pairs are like random mismatches, at most 5 % of the pairs that are not suspects are "
+        "expected to be wrong, and about one wrong pair in twenty is missed; of pairs swapped within a kind "
+        "more are; how many suspects are wrong depends on the model, and with a weak model all are suspects",
+        "若错误的配对与随机的不成对组合相当，则在非可疑的配对中预期有错的不超过 5 %，大约每二十个错误配对会漏"
+        "掉一个；同类之间的调换会漏掉更多；可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑",
     ),
     "both better": (
         "; this audio fits the video {} better; this video fits the audio {} better",
@@ -72,6 +78,7 @@ REPORT = {
     "pairs kept": ("Pairs that reach it", "达到阈值的配对"),
     "of all": ("{} of {}", "{} / {}"),
     "mismatches kept": ("Mismatches that would reach it", "达到阈值的不成对组合"),
+    "k of n": ("{} of {} ({:.2f} %, at most {:.2g} %)", "{} / {} ({:.2f} %，至多 {:.2g} %)"),
     "written to": ("Written to", "写入"),
     "captions and audio": ("Similarity of captions and audio", "文本-音频一致性"),
     "captions and video": ("Similarity of captions and video", "文本-视频一致性"),
@@ -82,6 +89,13 @@ REPORT = {
     "retrieval, audio to caption": ("Retrieval, audio to caption", "检索 (音频到文本)"),
     "retrieval, caption to video": ("Retrieval, caption to video", "检索 (文本到视频)"),
     "retrieval, video to caption": ("Retrieval, video to caption", "检索 (视频到文本)"),
+    **{
+        f"interval, {a} to {b}": (f"95% interval, {a} to {b}", f"召回率的 95% 置信区间 ({x}到{y})")
+        for a, b, x, y in (
+            *(("caption", "audio", "文本", "音频"), ("audio", "caption", "音频", "文本")),
+            *(("caption", "video", "文本", "视频"), ("video", "caption", "视频", "文本")),
+        )
+    },
     "chance, caption to audio": ("By chance, caption to audio", "随机水平 (文本到音频)"),
     "chance, audio to caption": ("By chance, audio to caption", "随机水平 (音频到文本)"),
     "chance, caption to video": ("By chance, caption to video", "随机水平 (文本到视频)"),
@@ -254,18 +268,29 @@ PAGE = {
         "自身视频排在最相似的前 K 个之内的音频所占比例，以及反方向的比例。虚线为随机水平；只能在大小相同的集"
         "合之间比较。",
     ),
+    "categories": ("By category", "按类别"),
+    "categories how": (
+        "The mean similarity of each category's pairs with its 95% interval; the dashed line is the mean of "
+        "all pairs.",
+        "各类别配对的平均相似度，以及 95% 置信区间；虚线为全部配对的平均值。",
+    ),
+    "group": ("group", "分组"),
+    "copy_of": ("copy of", "内容相同于"),
+    "category": ("category", "类别"),
     "pair table": ("Pair by pair", "逐对查看"),
     "pair table how": (
         "Suspects first, then the least similar; a click on a heading sorts, and one on a name opens the "
         "pair. Percentile: the share of the mismatches in the pair's own row and column that are less "
         "similar. Clips alike: 1 where all clips of a file are equal. A suspect cannot be told from a "
-        "mismatch: a pair to look at, not a fault found. Among the pairs that are not suspects, at most 5 % "
-        "are expected to be wrong. About one wrong pair in twenty is missed. How many suspects are wrong "
-        "depends on the model, and with a weak model all are suspects.",
+        "mismatch: a pair to look at, not a fault found. If wrong pairs are like random mismatches, at most "
+        "5 % of the pairs that are not suspects are expected to be wrong, and about one wrong pair in twenty "
+        "is missed; of pairs swapped within a kind more are. How many suspects are wrong depends on the "
+        "model, and with a weak model all are suspects.",
         "可疑配对在前，其后相似度最低的在前；点击表头可排序，点击名称可打开该配对。百分位：同一行和同一列中"
         "相似度低于该配对的不成对组合所占比例。片段相似：文件的各片段完全相同时为 1。可疑配对与不成对的组合"
-        "无法区分：需要人工查看，并不等于有错。在非可疑的配对中，预期有错的不超过 5 %。大约每二十个错误配对"
-        "会漏掉一个。可疑配对中有多少确实有错取决于模型，模型很弱时所有配对都可疑。",
+        "无法区分：需要人工查看，并不等于有错。若错误的配对与随机的不成对组合相当，则在非可疑的配对中预期有"
+        "错的不超过 5 %，大约每二十个错误配对会漏掉一个；同类之间的调换会漏掉更多。可疑配对中有多少确实有错"
+        "取决于模型，模型很弱时所有配对都可疑。",
     ),
     "ranks how": (
         "Rank: the place of the own video among all videos that do not belong to the sound as well, and of "
