@@ -237,3 +237,23 @@ def test_the_way_from_clips_to_a_kept_list_runs(named_files, capsys):
     assert "wrong at most" in printed
     assert "ok    4" in printed
     assert Path("outputs/kept.parquet").is_file()
+
+
+@pytest.mark.parametrize("page", ["docs/outputs.md", "docs/zh/outputs.md"])
+def test_what_pandas_makes_of_outputs_is_printed(page, named_files, capsys):
+    rows = [f"video/{name}.mp4,audio/{name}.wav,{i}\n" for i, name in enumerate("abcd")]
+    for i, name in enumerate("abcd"):
+        write_audio(Path("audio", f"{name}.wav"), tone(1, 200 * (i + 1)))
+        write_video(Path("video", f"{name}.mp4"), [picture(20 * i + k % 5) for k in range(20)])
+    Path("pairs.csv").write_text("video,audio,rating\n" + "".join(rows))
+    for folder in ("outputs", "outputs_b"):
+        assert main(["--manifest", "pairs.csv", "--output_dir", folder, "--device", "cpu", "--no_html"]) == 0
+    assert main(["--compare", "outputs", "outputs_b", "--output_dir", "comparison", "--no_html"]) == 0
+    capsys.readouterr()
+    section = re.split(r"^## .*pandas.*$", text_of(page), flags=re.M)[1]
+    for block in re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S):
+        Path("example.py").write_text(block, encoding="utf-8")
+        runpy.run_path("example.py", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert re.match(r"Spearman -?\d\.\d{3} \[.*\] of 4 pairs\n", printed)
+    assert re.search(r"^outputs\\_b & \d\.\d{3} \[.*\] & \d\.\d{3} \\\\$", printed, re.M)

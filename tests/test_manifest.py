@@ -575,7 +575,10 @@ def test_kept_pairs_without_a_manifest_are_as_pairs_txt(run):
     run("--audio_dir", "audio", "--video_dir", "video", "--keep_above", "-1")
     assert Path("outputs/kept.txt").read_bytes() == Path("outputs/pairs.txt").read_bytes()
     metrics = json.loads(Path("outputs/metrics.json").read_text())["kept"]
-    assert metrics == {"threshold": -1.0, "pairs": 4, "mismatches_share": 1.0, "file": "kept.txt"}
+    assert metrics == {
+        **{"threshold": -1.0, "pairs": 4, "mismatches": 12, "of_mismatches": 12, "mismatches_share": 1.0},
+        **{"mismatches_share_at_most": 1.0, "file": "kept.txt"},
+    }
     assert Path("outputs/kept.csv").read_text() == "of the user\n"
 
 
