@@ -143,10 +143,10 @@ def test_a_long_sound_is_cut_in_pieces(tmp_path, monkeypatch):
     path = write_audio(
         tmp_path / "x.wav", np.concatenate([tone(2.3), np.zeros(40000, np.float32), tone(3, 700)]), 44100
     )
-    (whole,) = audio.resampled_pieces(path)
+    (whole,) = sequences.resampled_pieces(path)
     *parts, expected = sequences.read_whole_sound(path)
     monkeypatch.setattr(audio, "BUFFERED_SECONDS", 1)
-    pieces = list(audio.resampled_pieces(path))
+    pieces = list(sequences.resampled_pieces(path))
     assert len(pieces) > 2
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-6, rtol=0)
     *in_pieces, found = sequences.read_whole_sound(path)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
+from imagebind.data.flags import HeardSamples
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import (
     MP4,
@@ -159,11 +160,15 @@ def load_clips(
     n_clips: int = AUDIO_CLIPS,
     clip_seconds: float = CLIP_SECONDS,
     sample_rate: int = SAMPLE_RATE,
+    heard: HeardSamples | None = None,
 ) -> list[torch.Tensor]:
     """Decode and resample the clips of a sound, in bounded memory: slices of the whole resampled sound.
 
     Only decoding tells how long a sound is, so one of more than BUFFERED_SECONDS is decoded a second time
     for its clips.
+
+    Args:
+        heard: listens to the samples under the clips, as they are decoded.
 
     Returns:
         n_clips times (C, T), T <= clip_seconds * sample_rate; where they overlap, views of one waveform.
@@ -182,10 +187,14 @@ def load_clips(
         raise MediaError(path, "no audio samples")
     spans = clip_ranges(n_resampled(n_samples, rate, sample_rate), n_clips, clip_seconds, sample_rate)
     if not pieces:
-        return resample_spans((samples for samples, _ in decode_audio(path)), spans, rate, sample_rate)
+        decoded_again = (samples for samples, _ in decode_audio(path))
+        return resample_spans(decoded_again, spans, rate, sample_rate, heard)
     if all(end <= start for (_, end), (start, _) in pairwise(spans)):
-        return resample_spans(pieces, spans, rate, sample_rate)
-    waveform = resample(torch.cat(pieces, dim=1), rate, sample_rate)
+        return resample_spans(pieces, spans, rate, sample_rate, heard)
+    decoded = torch.cat(pieces, dim=1)
+    if heard is not None:
+        heard.hear(decoded, spans, rate, sample_rate)
+    waveform = resample(decoded, rate, sample_rate)
     return [waveform[:, start:end] for start, end in spans]
 
 
@@ -201,12 +210,17 @@ def clip_ranges(
 
 
 def resample_spans(
-    pieces: Iterable[torch.Tensor], spans: list[tuple[int, int]], rate: int, sample_rate: int
+    pieces: Iterable[torch.Tensor],
+    spans: list[tuple[int, int]],
+    rate: int,
+    sample_rate: int,
+    heard: HeardSamples | None = None,
 ) -> list[torch.Tensor]:
     """Resample parts of a sound at `rate`, given in pieces (C, T), to `sample_rate`.
 
     Args:
         spans: of samples [start, end) at `sample_rate`.
+        heard: as of load_clips.
 
     Returns:
         the same slices of the whole resampled sound.
@@ -226,39 +240,12 @@ def resample_spans(
         position += samples.shape[1]
     clips = []
     for held, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
-        resampled = filter.apply(torch.cat(held, dim=1))
-        offset = low // step * new
+        decoded = torch.cat(held, dim=1)
+        if heard is not None:
+            heard.hear(decoded, [(start, end)], rate, sample_rate, first=low)
+        resampled, offset = filter.apply(decoded), low // step * new
         clips.append(resampled[:, start - offset : end - offset])
     return clips
-
-
-def resampled_pieces(path: AnyPath, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
-    """Decode and resample all of a sound, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
-
-    Yields:
-        (C, T), in order; together the whole resampled sound.
-
-    Raises:
-        MediaError: the file cannot be decoded, or has no samples.
-    """
-    held, begin, end, n_done, rate = [], 0, 0, 0, sample_rate  # `held` are the file's samples [begin, end)
-    for samples, rate in decode_audio(path):
-        held.append(samples)
-        end += samples.shape[1]
-        if end - begin > BUFFERED_SECONDS * rate:
-            filter = make_filter(rate, sample_rate)
-            step, new = filter.step, filter.new
-            stop = (end - filter.margin) // step  # in steps
-            whole = torch.cat(held, dim=1)
-            offset = begin // step * new
-            yield filter.apply(whole)[:, n_done - offset : stop * new - offset]
-            n_done = stop * new
-            kept = max(stop * step - filter.margin, 0) // step * step
-            held, begin = [whole[:, kept - begin :]], kept
-    if not end:
-        raise MediaError(path, "no audio samples")
-    filter = make_filter(rate, sample_rate)
-    yield filter.apply(torch.cat(held, dim=1))[:, n_done - begin // filter.step * filter.new :]
 
 
 @cache
@@ -394,6 +381,7 @@ class AudioInput(ModelInput):
 
     mels: torch.Tensor  # (S, 1, 128, 204)
     counts: dict[int, int] | None = None  # first index of each distinct clip -> how many of the S are equal
+    flags: str | None = None  # as of HeardSamples; None: not known
 
     def __post_init__(self):
         """Count equal clips; in a sound shorter than a clip all are, but for the repeated subtraction."""
@@ -434,12 +422,15 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
         return from_waveform(name, resample(samples.cpu().clone(), rate, SAMPLE_RATE))
 
 
-def from_waveform(path: AnyPath, waveform: torch.Tensor) -> AudioInput:
+def from_waveform(path: AnyPath, waveform: torch.Tensor, flags: str | None = None) -> AudioInput:
     """Make the model's input of a whole sound (C, T) at SAMPLE_RATE, in place; raises as clips_to_input."""
     clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
-    return AudioInput(clips_to_input(path, clips))
+    return AudioInput(clips_to_input(path, clips), flags=flags)
 
 
 def read_audio(path: AnyPath) -> AudioInput:
     """Read an audio file, or a video file's sound; raises as load_audio."""
-    return AudioInput(load_audio(path))
+    with media_errors(path):
+        heard = HeardSamples()
+        mels = clips_to_input(path, load_clips(path, heard=heard))
+        return AudioInput(mels, flags=heard.flags)

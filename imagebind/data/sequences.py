@@ -19,16 +19,20 @@ import torch
 from imagebind import packages
 from imagebind.data.audio import (
     AUDIO_CLIPS,
+    BUFFERED_SECONDS,
     SAMPLE_RATE,
     AudioInput,
+    clip_ranges,
     clips_to_input,
+    decode_audio,
     from_waveform,
     read_audio,
-    resampled_pieces,
 )
+from imagebind.data.flags import HeardSamples
 from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import AnyPath, MediaError, decode, media_errors, open_stream
+from imagebind.data.resampling import make_filter, n_resampled
 from imagebind.data.video import (
     SIZE,
     ChosenFrames,
@@ -235,11 +239,49 @@ def read_whole_sound(path: AnyPath) -> Iterator[WindowsPart | WholeSound]:
         if waiting:
             yield WindowsPart(torch.stack(waiting))
         is_whole = reader.n_pieces == 1
-        audio = from_waveform(path, reader.first_piece) if is_whole else read_audio(path)
+        flags = reader.heard.flags
+        audio = from_waveform(path, reader.first_piece, flags) if is_whole else read_audio(path)
         yield WholeSound(
             WindowFacts(tuple(reader.is_silent), reader.whole_is_silent, reader.n_samples / SAMPLE_RATE),
             audio,
         )
+
+
+def resampled_pieces(
+    path: AnyPath, sample_rate: int = SAMPLE_RATE, heard: HeardSamples | None = None
+) -> Iterator[torch.Tensor]:
+    """Decode and resample all of a sound, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
+
+    Args:
+        heard: as of load_clips, of a sound in one piece.
+
+    Yields:
+        (C, T), in order; together the whole resampled sound.
+
+    Raises:
+        MediaError: the file cannot be decoded, or has no samples.
+    """
+    held, begin, end, n_done, rate = [], 0, 0, 0, sample_rate  # `held` are the file's samples [begin, end)
+    for samples, rate in decode_audio(path):
+        held.append(samples)
+        end += samples.shape[1]
+        if end - begin > BUFFERED_SECONDS * rate:
+            filter = make_filter(rate, sample_rate)
+            step, new = filter.step, filter.new
+            stop = (end - filter.margin) // step  # in steps
+            whole = torch.cat(held, dim=1)
+            offset = begin // step * new
+            yield filter.apply(whole)[:, n_done - offset : stop * new - offset]
+            n_done = stop * new
+            kept = max(stop * step - filter.margin, 0) // step * step
+            held, begin = [whole[:, kept - begin :]], kept
+    if not end:
+        raise MediaError(path, "no audio samples")
+    filter, decoded = make_filter(rate, sample_rate), torch.cat(held, dim=1)
+    if heard is not None and not n_done:
+        spans = clip_ranges(n_resampled(end, rate, sample_rate), sample_rate=sample_rate)
+        heard.hear(decoded, spans, rate, sample_rate)
+    yield filter.apply(decoded)[:, n_done - begin // filter.step * filter.new :]
 
 
 class WindowReader:
@@ -251,17 +293,19 @@ class WindowReader:
         n_pieces: in which the sound was decoded.
         first_piece: (C, T), as it was decoded.
         n_samples: of the whole sound.
+        heard: the samples under the clips of a sound in one piece.
     """
 
     def __init__(self, path: AnyPath):
         self.path, self.is_silent, self.whole_is_silent = path, [], True
         self.n_pieces, self.first_piece, self.n_samples = 0, None, 0
+        self.heard = HeardSamples()
 
     def windows(self) -> Iterator[torch.Tensor]:
         """Yield the mels (3, 1, 128, 204) of each window; of a sound of up to 2 s none."""
         held, is_zero = torch.empty(0), torch.empty(0)  # samples from number `begin` on
         begin, start = 0, 0  # the next window begins at `start`
-        for piece in resampled_pieces(self.path):
+        for piece in resampled_pieces(self.path, heard=self.heard):
             zeros = (piece == 0).all(0)
             self.whole_is_silent &= bool(zeros.all())
             if self.n_pieces == 0:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
+from imagebind.data.flags import video_flags
 from imagebind.data.frames import (
     Timeline,
     TimelineError,
@@ -207,6 +208,7 @@ class VideoInput(ModelInput):
 
     frames: torch.Tensor  # (F, 3, 224, L) or (F, 3, L, 224) float32, normalised
     crops: tuple[CropOfClip, ...]  # S, clip-major and crop-minor
+    flags: str | None = None  # as of video_flags; None: not known
 
     @cached_property
     def counts(self) -> dict[CropOfClip, int]:
@@ -342,13 +344,14 @@ def choose(recipe: ClipRecipe, first: int, timeline: Timeline) -> list[tuple[int
 def to_input(clips: list[tuple[int, ...]], frames: dict[int, torch.Tensor]) -> VideoInput:
     row = {number: i for i, number in enumerate(frames)}
     scaled = list(frames.values())
+    flags = video_flags(scaled, RGB_MEAN, RGB_STD)
     if len({frame.shape for frame in scaled}) == 1:
         offsets = crop_offsets(max(scaled[0].shape[1:]))
         crops = [(*(row[n] for n in clip), offset) for clip in clips for offset in offsets]
     else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
         scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
         crops = [(*(CROPS * row[n] + i for n in clip), 0) for clip in clips for i in range(CROPS)]
-    return VideoInput(torch.stack(scaled), tuple(crops))
+    return VideoInput(torch.stack(scaled), tuple(crops), flags)
 
 
 def read_clips(path: AnyPath, recipes: Sequence[ClipRecipe]) -> list[VideoInput | DroppedError]:

@@ -127,14 +127,17 @@ class EmbeddingCache:
         modality: str,
         embeddings: Iterable[tuple[str, np.ndarray]],
         thumbnails: Iterable[tuple[str, str, bytes]] = (),
+        facts: Iterable[tuple[str, str, dict[str, Any]]] = (),
     ) -> None:
         """Keep embeddings, (content hash, (E,) float32); they are on disk when this returns.
 
         Args:
             thumbnails: pictures beside them, (content hash, modality of the file, JPEG).
+            facts: what else is known, (content hash, name, facts), as of put_facts.
         """
         records = [(key, modality, embedding.astype(np.float32).tobytes()) for key, embedding in embeddings]
         records += [(key, f"{of}/thumbnail", picture) for key, of, picture in thumbnails]
+        records += [(key, name, json.dumps(known).encode()) for key, name, known in facts]
         self._put(lambda: records)
 
     def put_facts(self, content_hash: str, name: str, facts: dict[str, Any]) -> None:

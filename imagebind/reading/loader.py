@@ -94,6 +94,7 @@ class LoadedFeature:
     embedding: np.ndarray | None = None  # (E,), from the cache
     facts: FrameFacts | WindowFacts | None = None  # of a sequence, whose parts came before
     is_cached: bool = False
+    flags: str | None = None  # what is wrong with the file, as this shows it; None: not known
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,8 @@ class FileReader:
         if not feature.is_sequence:
             embedding = self.cache.get(self.content_hash, feature.name)
             if embedding is not None:
-                self.loaded[feature.name] = LoadedFeature(embedding=embedding, is_cached=True)
+                flags = get_flags(self.cache, self.content_hash, feature.name)
+                self.loaded[feature.name] = LoadedFeature(embedding=embedding, is_cached=True, flags=flags)
             elif (facts := self.cache.get_facts(self.content_hash, dropped_name(feature.name))) is not None:
                 self.loaded[feature.name] = Missing(str(facts.get("reason")), "dropped", is_cached=True)
             return
@@ -316,7 +318,8 @@ class FileReader:
                 self._fail([AUDIO_WINDOWS], e)
         if AUDIO in missing:
             try:
-                self.loaded[AUDIO.name] = LoadedFeature(audio or data.read_audio(self.source))
+                audio = audio or data.read_audio(self.source)
+                self.loaded[AUDIO.name] = LoadedFeature(audio, flags=audio.flags)
             except data.MediaError as e:
                 self._fail([AUDIO], e)
 
@@ -337,7 +340,7 @@ class FileReader:
             if isinstance(read, DroppedError):
                 self.loaded[feature.name] = Missing(str(read), "dropped")
             else:
-                self.loaded[feature.name] = LoadedFeature(read)
+                self.loaded[feature.name] = LoadedFeature(read, flags=read.flags)
 
     def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
         """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
@@ -357,6 +360,16 @@ class FileReader:
 def dropped_name(feature: str) -> str:
     """Name the record of the cache that says why a file has no such feature."""
     return f"{feature}/dropped"
+
+
+def flags_name(feature: str) -> str:
+    """Name the record of the cache that has the flags of a file, as a feature of it shows them."""
+    return f"{feature}/flags"
+
+
+def get_flags(cache: EmbeddingCache, content_hash: str, feature: str) -> str | None:
+    """Look up the flags of a file; None where they are not known."""
+    return (cache.get_facts(content_hash, flags_name(feature)) or {}).get("flags")
 
 
 def get_sequence(

@@ -203,8 +203,8 @@ BEHAVIOURS = (
     Behaviour(
         "a batch that is not full is kept",
         "imagebind/evaluation/embed/keeper.py",
-        "        self.cache.keep(feature, finite.items(), pictures)",
-        "        if len(files) > 1:\n            self.cache.keep(feature, finite.items(), pictures)",
+        "        self.cache.keep(feature, finite.items(), pictures, flags)",
+        "        if len(files) > 1:\n            self.cache.keep(feature, finite.items(), pictures, flags)",
         "tests/test_cache.py::test_batches_that_are_not_full_are_kept",
     ),
     Behaviour(

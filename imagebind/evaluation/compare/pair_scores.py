@@ -25,7 +25,7 @@ OTHER_COLUMNS = (  # of suspects
 )
 PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
     *("similarity", "video_rank", "audio_rank", "percentile"),
-    *("audio_clips_alike", "video_clips_alike", "p_value", "suspect"),
+    *("audio_clips_alike", "video_clips_alike", "video_flags", "audio_flags", "p_value", "suspect"),
     *OTHER_COLUMNS,
     *("audio_key", "video_key"),
 )

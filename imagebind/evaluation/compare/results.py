@@ -22,6 +22,7 @@ from imagebind.evaluation.compare.comparison import (
     describe_best_others,
     find_best_others,
 )
+from imagebind.evaluation.compare.flags import describe_flags, flag_columns
 from imagebind.evaluation.compare.intervals import Mean, share_at_most
 from imagebind.evaluation.compare.method import describe_method
 from imagebind.evaluation.compare.metrics import DEFINITIONS
@@ -183,8 +184,10 @@ def build_results(
     columns |= group_columns(basis)
     if basis.texts is not None:
         columns |= text_columns(basis.texts, of_texts, len(basis.rows))
-    pair_scores = tabulate(plan, basis.rows.numbers, columns, options.mode)
+    flags = flag_columns(embedded, basis.rows)
+    pair_scores = tabulate(plan, basis.rows.numbers, columns | flags, options.mode)
     metrics = describe(basis, compared, text_metrics, of_protocols, pair_scores)
+    metrics["flags"] = describe_flags(embedded, basis.rows, flags, compared.columns.get("similarity"))
     skipped = list_skipped(plan, embedded, basis.rows.numbers, pair_scores.row_columns, of_protocols.columns)
     return RunResults(
         basis, compared, matrix, best_others, metrics, of_texts, pair_scores, skipped, of_protocols

@@ -31,7 +31,7 @@ from imagebind.evaluation.options import MARKER_PREFIX, TEMPORARY_CACHE_NAME, Op
 from imagebind.evaluation.torchrun import Job, JobError
 from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache
-from imagebind.reading.loader import Missing, get_sequence
+from imagebind.reading.loader import Missing, get_flags, get_sequence
 from imagebind.reading.workers import Workers
 from imagebind.sources import Source
 
@@ -248,7 +248,7 @@ def take_feature(
     if isinstance(store, EmbeddingStore):
         embedding = part.get(content_hash, name)
         if embedding is not None:
-            store.add(source, embedding, content_hash)
+            store.add(source, embedding, content_hash, get_flags(part, content_hash, name))
         return
     parts = get_sequence(part, content_hash, name)
     facts = next(parts)

@@ -59,7 +59,8 @@ class Keeper:
 
     def keep(self, feature: str, file: LoadedFile, embedding: np.ndarray) -> None:
         """Keep an embedding (E,) of a file for this run."""
-        self.stores[feature].add(file.source, embedding, file.content_hash)
+        flags = file.features[feature].flags
+        self.stores[feature].add(file.source, embedding, file.content_hash, flags)
         if self._is_leading(feature, file.modality):
             self.progress.update(file.modality, skipped=False, cached=file.is_cached)
 
@@ -72,7 +73,9 @@ class Keeper:
             for content_hash, (first, *_) in files.items()
             if content_hash in finite and first.thumbnail
         ]
-        self.cache.keep(feature, finite.items(), pictures)
+        flags = {content_hash: first.features[feature].flags for content_hash, (first, *_) in files.items()}
+        flags = {content_hash: known for content_hash, known in flags.items() if known is not None}
+        self.cache.keep(feature, finite.items(), pictures, flags)
         for content_hash, equal_files in files.items():
             for file in equal_files:
                 if content_hash in finite:

@@ -15,7 +15,7 @@ import numpy as np
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.errors import OptionError
 from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
-from imagebind.reading.loader import dropped_name
+from imagebind.reading.loader import dropped_name, flags_name
 
 MAX_WRITES = 8  # batches that may wait to be written
 
@@ -72,11 +72,17 @@ class RunCache:
         return not self.is_temporary and self.opened is not None and self.opened.is_writable
 
     def keep(
-        self, feature: str, rows: Iterable[tuple[str, np.ndarray]], pictures: list[tuple[str, str, bytes]]
+        self,
+        feature: str,
+        rows: Iterable[tuple[str, np.ndarray]],
+        pictures: list[tuple[str, str, bytes]],
+        flags: dict[str, str],
     ) -> None:
-        """Keep embeddings soon, as EmbeddingCache.put."""
+        """Keep embeddings soon, as EmbeddingCache.put, and the flags that are known, by content hash."""
         if (cache := self.open()) is not None:
-            self._writer.submit(lambda: cache.put(feature, rows, pictures))
+            name = flags_name(feature)
+            facts = [(content_hash, name, {"flags": of_file}) for content_hash, of_file in flags.items()]
+            self._writer.submit(lambda: cache.put(feature, rows, pictures, facts))
 
     def keep_reason(self, feature: str, content_hash: str, reason: str) -> None:
         """Keep why a content has no such feature, so that it is not read again for that."""

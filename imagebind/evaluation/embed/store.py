@@ -42,12 +42,13 @@ class EmbeddingStore:
         self.first_row: dict[str, int] = {}  # content hash -> row of the first file of that content
         self.equal_row: dict[tuple[str, bytes], int] = {}  # hash of a file, of an embedding -> first row
         self.contents: list[int] = []  # of each row that of the first equal one
+        self.flags: list[str | None] = []  # of each row, what is wrong with its file; None: not known
         self.array: np.ndarray | None = None  # (n_files, E), made with the first embedding
 
     def __contains__(self, source: Key) -> bool:
         return source in self.row_of
 
-    def add(self, source: Key, embedding: np.ndarray, content_hash: str) -> None:
+    def add(self, source: Key, embedding: np.ndarray, content_hash: str, flags: str | None = None) -> None:
         """Store the embedding (E,) of a file; files of one content get that of the first, bit for bit."""
         if source in self.row_of:
             return
@@ -55,7 +56,8 @@ class EmbeddingStore:
             self.array = temporary_array((self.n_files, len(embedding)), self.directory)
         known, row = self.find(content_hash), len(self.content_hashes)
         self.array[row] = embedding if known is None else known
-        self.first_row.setdefault(content_hash, row)
+        first = self.first_row.setdefault(content_hash, row)
+        self.flags.append(flags if known is None else self.flags[first])
         self.row_of[source] = row
         self.content_hashes.append(content_hash)
         # Parts of a file that give the same are one content, such as all of it and a part that ends after it.
@@ -77,6 +79,10 @@ class EmbeddingStore:
     def hash_of(self, source: Key) -> str:
         """Return the content hash of a file."""
         return self.content_hashes[self.row_of[source]]
+
+    def flags_of(self, source: Key) -> str | None:
+        """Return the flags of a file; None where they are not known."""
+        return self.flags[self.row_of[source]]
 
     def find(self, content_hash: str | None) -> np.ndarray | None:
         """Return the embedding (E,) of a content, or None if there is none yet."""

@@ -48,6 +48,7 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
         **pair_sections(metrics, words),
         **category_section(metrics, words),
         **score_section(metrics, words),
+        **flag_section(metrics, words),
         **kept_section(metrics, words),
         **caption_sections(metrics, words),
         **other_files_section(metrics, words),
@@ -231,6 +232,24 @@ def suspect_rows(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, An
     if len(listed) < metrics["suspects"]:
         rows["  ..."] = words["others in pair_scores.csv"]
     return rows | {"what suspect means": words["suspects are"]}
+
+
+def flag_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Count the files that are flagged, and those of which it is not known; nothing where there are none."""
+    flags, n_pairs = metrics["flags"], metrics["counts"]["pairs"]
+    rows = {
+        f"{modality} {what}": n
+        for modality in ("video", "audio")
+        for what, n in flags[modality].items()
+        if n and what != "unknown"
+    }
+    if flags["pairs"]:
+        rows["flagged pairs"] = words["of all"].format(flags["pairs"], n_pairs)
+        if flags["mean_without"] is not None:
+            rows["mean without"] = f"{flags['mean_without']:.4f}"
+    if n_unknown := sum(flags[modality]["unknown"] for modality in ("video", "audio")):
+        rows["unknown flags"] = words["why unknown"].format(n_unknown)
+    return {"flags": rows} if rows else {}
 
 
 def kept_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:

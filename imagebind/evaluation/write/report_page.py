@@ -27,10 +27,12 @@ from imagebind.sources import Source
 
 FIGURES = (  # of the table of pairs
     *("suspect", "video_rank", "audio_rank", "percentile", "p_value"),
-    *("audio_clips_alike", "video_clips_alike", "best_other_video", "best_other_audio"),
+    *("audio_clips_alike", "video_clips_alike", "video_flags", "audio_flags"),
+    *("best_other_video", "best_other_audio"),
 )
 KINDS = {  # of its columns that are no plain numbers
     **dict.fromkeys(("name", "suspect", "best_other_video", "best_other_audio", *GROUP_COLUMNS), "text"),
+    **dict.fromkeys(("video_flags", "audio_flags"), "text"),
     **dict.fromkeys(("video_rank", "audio_rank", "text_audio_rank", "text_video_rank"), "rank"),
     **dict.fromkeys(("caption", "audio_caption"), "long"),
     **dict.fromkeys(("audio", "video"), "player"),
@@ -114,6 +116,8 @@ def report_tiles(metrics: dict[str, Any], texts: dict[str, str]) -> list[tuple[s
             chosen.append((texts["suspects"], "–", texts["too few"]))
         else:
             chosen.append((texts["suspects"], metrics["suspects"], texts["of pairs"].format(counts["pairs"])))
+    if flagged := metrics["flags"]["pairs"]:
+        chosen.append((texts["flagged"], flagged, texts["of pairs"].format(counts["pairs"])))
     if "recall_at_1" in metrics:
         chance = texts["of chance"].format(metrics["recall_at_1_chance"])
         chosen.append(("Recall@1", metrics["recall_at_1"], beside(metrics["recall_at_1_interval"], chance)))
