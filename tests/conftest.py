@@ -415,7 +415,7 @@ def n_cached(folder) -> int:
     try:
         with closing(sqlite3.connect(f"file:{folder / CACHE}?mode=ro", uri=True)) as connection:
             ((n,),) = connection.execute(
-                "SELECT count(*) FROM rows WHERE side NOT LIKE '%/thumbnail'"
+                "SELECT count(*) FROM rows WHERE side NOT LIKE '%/thumbnail' AND side NOT LIKE '%/flags'"
             ).fetchall()
             return n
     except sqlite3.OperationalError:  # not made yet

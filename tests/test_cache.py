@@ -182,6 +182,7 @@ def test_rows_that_are_not_finite_are_not_kept(tmp_path, pairs, small_checkpoint
     with sqlite3.connect(pairs / "out" / "embeddings.sqlite") as connection:
         assert connection.execute("SELECT side, count(*) FROM rows GROUP BY side").fetchall() == [
             ("video", 4),
+            ("video/flags", 4),
             ("video/thumbnail", 4),
         ]
 

@@ -100,7 +100,9 @@ def cached(folder: Path) -> list[tuple[str, str]]:
     rows = []
     for path in folder.glob("*.sqlite"):
         with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.OperationalError):
-            of_files = "SELECT content, side FROM rows WHERE side NOT LIKE '%/thumbnail'"
+            of_files = (
+                "SELECT content, side FROM rows WHERE side NOT LIKE '%/thumbnail' AND side NOT LIKE '%/flags'"
+            )
             rows += connection.execute(of_files).fetchall()  # if it has begun
     return rows
 

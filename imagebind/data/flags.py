@@ -2,7 +2,7 @@
 
 Seen and heard is what the embedding is computed from: the frames of the clips, and the first channel of the
 sound under the clips, as it is decoded. Flags are joined by ";"; "" is none. They are kept in caches: where
-the meaning of one changes, so does the name of their record (EmbeddingCache.get_flags).
+the meaning of one changes, so must the name of their record (flags_name in imagebind/reading/loader.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ STILL_DIFFERENCE = 0.001  # mean absolute difference of two pictures, of the ran
 SILENT_PEAK = 0.001  # of full scale: -60 dB
 
 # FFmpeg has no filter for clipping. Peaks that are cut pile up at full scale, so that more samples lie at it
-# than just below; of a sine of full scale, whatever its frequency, fewer do.
+# than just below; of a sine of full scale, whatever its frequency, fewer do. Of peaks that MP3 or AAC
+# smeared most are not found: no sound that is merely loud is to be flagged.
 FULL_SCALE = 0.99  # the highest sample of 8 bits is 0.992; sounds of lossy formats, and floats, go beyond 1
 BELOW_FULL_SCALE = 0.9  # from here to FULL_SCALE is just below
 CLIPPED_RUN = 3  # samples that follow each other at full scale, on one side

@@ -369,7 +369,8 @@ def flags_name(feature: str) -> str:
 
 def get_flags(cache: EmbeddingCache, content_hash: str, feature: str) -> str | None:
     """Look up the flags of a file; None where they are not known."""
-    return (cache.get_facts(content_hash, flags_name(feature)) or {}).get("flags")
+    flags = (cache.get_facts(content_hash, flags_name(feature)) or {}).get("flags")
+    return flags if isinstance(flags, str) else None
 
 
 def get_sequence(

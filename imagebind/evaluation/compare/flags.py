@@ -19,12 +19,11 @@ log = logging.getLogger(__name__)
 
 def flag_columns(embedded: EmbeddedFiles, rows: Rows) -> dict[str, list[str | None]]:
     """Return the flags of the sound and of the video of each pair: "" for none, None where not known."""
-    return {
-        f"{modality}_flags": [
-            embedded.leading[modality].flags_of(rows.files[modality][row]) for row in cells.tolist()
-        ]
-        for modality, cells in zip(MEDIA_MODALITIES, rows.cells.T, strict=True)
-    }
+    columns = {}
+    for modality, cells in zip(MEDIA_MODALITIES, rows.cells.T, strict=True):
+        of_rows = list(map(embedded.leading[modality].flags_of, rows.files[modality]))
+        columns[f"{modality}_flags"] = [of_rows[row] for row in cells.tolist()]
+    return columns
 
 
 def describe_flags(
@@ -60,7 +59,7 @@ def describe_flags(
 
 def count_flags(embedded: EmbeddedFiles, rows: Rows, modality: str) -> dict[str, int]:
     """Count the files of a modality that have each flag, and those of which it is not known."""
-    of_files = [embedded.leading[modality].flags_of(source) for source in set(rows.files[modality])]
+    of_files = list(map(embedded.leading[modality].flags_of, set(rows.files[modality])))
     counts = Counter(flag for flags in of_files for flag in (flags or "").split(";"))
     return {flag: counts[flag] for flag in FLAGS[modality]} | {"unknown": of_files.count(None)}
 

@@ -73,7 +73,7 @@ class Keeper:
             for content_hash, (first, *_) in files.items()
             if content_hash in finite and first.thumbnail
         ]
-        flags = {content_hash: first.features[feature].flags for content_hash, (first, *_) in files.items()}
+        flags = {content_hash: files[content_hash][0].features[feature].flags for content_hash in finite}
         flags = {content_hash: known for content_hash, known in flags.items() if known is not None}
         self.cache.keep(feature, finite.items(), pictures, flags)
         for content_hash, equal_files in files.items():

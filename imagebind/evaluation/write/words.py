@@ -82,8 +82,9 @@ REPORT = {
     "mean without": ("Mean similarity of the other pairs", "其余配对的平均相似度"),
     "unknown flags": ("Files of which this is not known", "不知道有无标记的文件"),
     "why unknown": (
-        "{}, whose embeddings are from the cache of an earlier version; --no_cache once tells",
-        "{}，其嵌入来自旧版本的缓存；用 --no_cache 运行一次即可得知",
+        "{}, whose embeddings are from a cache of an earlier version; --no_cache tells once, a new --cache "
+        "for good",
+        "{}，其嵌入来自旧版本的缓存；用 --no_cache 运行可得知一次，换用新的 --cache 则一直可知",
     ),
     "kept": ("Pairs that are kept", "筛选"),
     "threshold": ("Threshold of the similarity", "阈值"),
