@@ -145,7 +145,8 @@ def test_a_long_sound_is_cut_in_pieces(tmp_path, monkeypatch):
     )
     (whole,) = sequences.resampled_pieces(path)
     *parts, expected = sequences.read_whole_sound(path)
-    monkeypatch.setattr(audio, "BUFFERED_SECONDS", 1)
+    for module in (audio, sequences):
+        monkeypatch.setattr(module, "BUFFERED_SECONDS", 1)
     pieces = list(sequences.resampled_pieces(path))
     assert len(pieces) > 2
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-6, rtol=0)
