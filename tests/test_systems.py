@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
+from imagebind.evaluation.compare.intervals import bootstrap_mean, share_interval
 from imagebind.evaluation.write.formats import cell, read_cell
 from imagebind.models.imagebind_model import load_model, save_model
 
@@ -212,18 +214,93 @@ def test_systems_that_name_their_videos_in_their_own_ways_match_by_the_sounds(
         assert [Path(line[of]).parent.name for of in ("video", "other_video")] == ["one", "two"]
 
 
-def test_the_groups_of_either_system_count(listed, caplog):
+@pytest.fixture
+def made(systems):
+    """Make up runs from a finished one: a dictionary a pair, with columns of pair_scores.csv."""
+    metrics = json.loads(Path("one", "metrics.json").read_text())
+    del metrics["scores"]
+
+    def made(folder: str, pairs: list[dict], **more) -> None:
+        os.mkdir(folder)
+        rows = [
+            {"name": p["video_key"], "audio": f"{p['audio_key']}.wav", "video": f"{p['video_key']}.mp4"}
+            | {"status": "ok"}
+            | p
+            for p in pairs
+        ]
+        similarities = {"paired_similarities": [pair["similarity"] for pair in pairs]}
+        Path(folder, "metrics.json").write_text(json.dumps(metrics | similarities | more))
+        with open(Path(folder, "pair_scores.csv"), "w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return made
+
+
+def keyed(scores, names: str | None = None, **columns) -> list[dict]:
+    """Make up pairs p0, p1 ... of these similarities, and of these further columns, one value a pair."""
+    found = []
+    for i, score in enumerate(scores):
+        key = f"p{i}" if names is None else names.format(i)
+        of_pair = {name: values[i] for name, values in columns.items()}
+        found.append({"audio_key": key, "video_key": key, "similarity": float(np.float32(score))} | of_pair)
+    return found
+
+
+def joined_by_hand(*labels: list[str]) -> np.ndarray:
+    """Number the groups of pairs, of which those are one that share a label of any system."""
+    numbers = list(range(len(labels[0])))
+    for _ in numbers:
+        for of_system in labels:
+            for i, k in itertools.combinations(range(len(numbers)), 2):
+                if of_system[i] and of_system[i] == of_system[k]:
+                    numbers[i] = numbers[k] = min(numbers[i], numbers[k])
+    return np.array(numbers)
+
+
+def test_pairs_that_are_one_group_in_either_system_are_one(made, caplog):
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.uniform(0, 1, (2, 40)).astype(np.float32).astype(float)
+    first = [f"x{i // 2}" if i < 30 else "" for i in range(40)]
+    second = [f"y{i // 3}" if i % 4 else "" for i in range(40)]
+    made("a", keyed(ours, group=first))
+    made("b", keyed(theirs, group=second))
+    *_, difference = compare_systems(["a", "b"])
+    *_, backwards = compare_systems(["b", "a"])
+    groups = joined_by_hand(first, second)
+    assert 4 < len(set(groups)) < 30
+    expected = bootstrap_mean(ours - theirs, 0, groups, 2)
+    assert [difference["low"], difference["high"]] == pytest.approx(expected.interval, abs=1e-12)
+    wins = [difference["win_rate_low"], difference["win_rate_high"]]
+    assert wins == share_interval((ours > theirs).astype(float), groups)
+    assert [backwards["low"], backwards["high"]] == pytest.approx(
+        [-difference["high"], -difference["low"]], abs=1e-3
+    )
+    assert (
+        caplog.text.count("a and b have other groups of pairs, which are joined; --group_by sets them") == 1
+    )
+
+
+@pytest.mark.parametrize("groups", [[""] * 12, [f"x{i}" for i in range(12)]], ids=["none", "of one pair"])
+def test_a_system_whose_pairs_are_in_no_groups_changes_nothing(made, groups, caplog):
+    scores = np.random.default_rng(0).uniform(0, 1, (2, 12))
+    made("a", keyed(scores[0], group=[f"y{i // 2}" for i in range(12)]))
+    made("b", keyed(scores[1], group=groups))
+    *_, difference = compare_systems(["a", "b"])
+    expected = bootstrap_mean(np.subtract(*scores.astype(np.float32).astype(float)), 0, np.arange(12) // 2, 2)
+    assert [difference["low"], difference["high"]] == pytest.approx(expected.interval, abs=1e-12)
+    assert "groups" not in caplog.text
+
+
+def test_groups_of_a_run_and_groups_by_their_names_are_the_same(listed):
     grouped = {"group_by": r"clip([01]|.)"}
-    *_, difference = listed((FIVE, {"group_by": r"clip(\d)"}), (FIVE, {"group_by": "(clip)"}))
-    assert difference["win_rate_low"] is not None
-    assert "a and b have other groups of pairs; those of the first count; or give --group_by" in caplog.text
     first, second = (
         listed(*runs)[-1] for runs in ([(FIVE, {}), (FIVE, grouped)], [(FIVE, grouped), (FIVE, {})])
     )
-    assert (first["win_rate_low"], first["win_rate_high"]) == (
-        second["win_rate_low"],
-        second["win_rate_high"],
-    )
+    by_names = compare_systems(["a", "b"], group_by=r"clip([01]|.)")[-1]
+    for row in (first, second, by_names):
+        assert (row["win_rate_low"], row["win_rate_high"]) == (first["win_rate_low"], first["win_rate_high"])
 
 
 def test_all_differences_of_protocols_are_named(systems):

@@ -15,14 +15,13 @@ import numpy as np
 from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of, estimate_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
-from imagebind.evaluation.inputs.groups import number_groups
 from imagebind.evaluation.rules import PROTOCOLS
+from imagebind.evaluation.systems.grouping import groups_of, is_new
 from imagebind.evaluation.systems.matching import CommonPairs
 from imagebind.evaluation.systems.runs import (
     AGREEMENTS,
     COMPARED,
     Kind,
-    Pair,
     Run,
     compared_figures,
     find_difference,
@@ -132,15 +131,14 @@ def compare_kind(
                 n_ours - n_common,
                 n_theirs - n_common,
             )
-        groups = [groups_of(pairs.ours), groups_of(pairs.theirs)]
-        differ = all(of is not None for of in groups) and not np.array_equal(*groups)
-        if differ and kind.agreement == "audio_video":
+        groups = groups_of(pairs.ours, pairs.theirs)
+        if kind.agreement == "audio_video" and is_new(groups, pairs.ours, pairs.theirs):
             log.warning(
-                "%s and %s have other groups of pairs; those of the first count; or give --group_by",
+                "%s and %s have other groups of pairs, which are joined; --group_by sets them",
                 run.name,
                 other.name,
             )
-        described = describe_difference(*pairs.scores.T, groups[1] if groups[0] is None else groups[0], seed)
+        described = describe_difference(*pairs.scores.T, groups, seed)
         differences.append(names | {"system": run.name, "minus": other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
@@ -156,12 +154,6 @@ def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
         )
     score = run.metrics["scores"][kind.protocol]
     return dict.fromkeys(COMPARED) | {"skipped": score["n_pairs"] - score["n_scored"]}
-
-
-def groups_of(pairs: Sequence[Pair]) -> np.ndarray | None:
-    """Number the groups of some pairs, (P,); None where they have none."""
-    groups = [pair.group for pair in pairs]
-    return None if all(group is None for group in groups) else np.array(number_groups(groups))
 
 
 def describe_mean(
