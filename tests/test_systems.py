@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -214,11 +215,19 @@ def test_systems_that_name_their_videos_in_their_own_ways_match_by_the_sounds(
         assert [Path(line[of]).parent.name for of in ("video", "other_video")] == ["one", "two"]
 
 
+@pytest.fixture(scope="module")
+def finished_metrics(tmp_path_factory, four_pairs, small_checkpoint):
+    folder = tmp_path_factory.mktemp("finished")
+    sides = four_pairs / "audio", four_pairs / "video"
+    batch_inference_av_consistency(*sides, "cpu", output_dir=folder, checkpoint=small_checkpoint)
+    return json.loads(Path(folder, "metrics.json").read_text())
+
+
 @pytest.fixture
-def made(systems):
+def made(finished_metrics, tmp_path, monkeypatch):
     """Make up runs from a finished one: a dictionary a pair, with columns of pair_scores.csv."""
-    metrics = json.loads(Path("one", "metrics.json").read_text())
-    del metrics["scores"]
+    monkeypatch.chdir(tmp_path)
+    metrics = {key: value for key, value in finished_metrics.items() if key != "scores"}
 
     def made(folder: str, pairs: list[dict], **more) -> None:
         os.mkdir(folder)
@@ -301,6 +310,108 @@ def test_groups_of_a_run_and_groups_by_their_names_are_the_same(listed):
     by_names = compare_systems(["a", "b"], group_by=r"clip([01]|.)")[-1]
     for row in (first, second, by_names):
         assert (row["win_rate_low"], row["win_rate_high"]) == (first["win_rate_low"], first["win_rate_high"])
+
+
+# The leaderboard
+
+
+def test_the_leaderboard_is_ordered_by_the_pairs_that_all_have(made, capsys):
+    """b lacks the two lowest pairs, and only so has the highest mean; c lacks one that the others have."""
+    generator = np.random.default_rng(0)
+    scores = np.sort(generator.uniform(0.2, 0.8, 12))
+    groups = [f"x{i // 2}" for i in range(12)]
+    systems = {"a": scores, "b": scores - 0.01, "c": scores - 0.1}
+    lost = {"a": (), "b": (0, 1), "c": (11,)}
+    of_run = {}
+    for name, values in systems.items():
+        pairs = keyed(values, group=groups)
+        made(name, [pair for i, pair in enumerate(pairs) if i not in lost[name]])
+        of_run[name] = {pair["video_key"]: pair["similarity"] for pair in pairs}
+    rows = compare_systems(["c", "b", "a"])
+    assert [row["system"] for row in rows[:3]] == ["a", "b", "c"]
+    assert rows[1]["mean"] > rows[0]["mean"] > rows[2]["mean"]
+    for row in rows[:3]:
+        expected = [of_run[row["system"]][f"p{i}"] for i in range(2, 11)]
+        assert (row["pairs"], row["common_pairs"]) == (12 - len(lost[row["system"]]), 9)
+        assert row["common_mean"] == pytest.approx(np.mean(expected), abs=1e-12)
+        of_groups = bootstrap_mean(np.array(expected), 0, np.arange(2, 11) // 2, 1)
+        assert [row["common_low"], row["common_high"]] == pytest.approx(of_groups.interval, abs=1e-12)
+    assert [row["lacks"] for row in rows[:3]] == [0, 2, 1]
+    assert [(row["system"], row["minus"]) for row in rows[3:]] == [("c", "b"), ("c", "a"), ("b", "a")]
+    assert main(["--compare", "c", "b", "a", "--output_dir", "compared", "--report_lang", "en"]) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    for line, row in zip(lines[1:4], rows, strict=False):
+        of_line = dict(zip(lines[0], line, strict=False))
+        assert [of_line["in all"], of_line["lacks"]] == ["9", str(row["lacks"])]
+        assert of_line["mean of these"] == f"{row['common_mean']:.4f}"
+    with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[2:11] == [
+        *("pairs", "mean", "low", "high", "common_pairs", "common_mean", "common_low", "common_high"),
+        "lacks",
+    ]
+    assert [row["lacks"] for row in table] == ["0", "2", "1", "", "", ""]
+
+
+def test_systems_of_which_no_pair_is_in_all_are_ordered_by_their_own_means(made, caplog):
+    scores = np.linspace(0.3, 0.6, 6)
+    for name, kept in (("a", range(4)), ("b", range(2, 6)), ("c", (0, 1, 4, 5))):
+        made(name, [pair for i, pair in enumerate(keyed(scores)) if i in kept])
+    rows = compare_systems(["a", "c", "b"], "compared")
+    assert [row["system"] for row in rows[:3]] == ["b", "c", "a"]
+    assert all("common_mean" not in row and row["lacks"] == 2 for row in rows[:3])
+    assert [row["pairs"] for row in rows[3:]] == [2, 2, 2]
+    warned = "no pair is in all systems, which are ordered by the means of their own pairs"
+    assert caplog.text.count(warned) == 1
+
+
+def test_systems_without_any_pair_in_common_are_one_line(made, capsys):
+    made("a", keyed([0.1, 0.2, 0.3]))
+    made("b", keyed([0.1, 0.2, 0.3], "q{}"))
+    assert main(["--compare", "a", "b", "--output_dir", "compared"]) == 1
+    assert capsys.readouterr().err == (
+        "error: no two systems have a pair in common; give the same pairs the same `id` in their manifests\n"
+    )
+    assert not os.path.exists("compared")
+
+
+def named(pairs: list[dict], names: str) -> list[dict]:
+    """Name pairs as those of a manifest with ids are."""
+    ids = [names.format(i) for i in range(len(pairs))]
+    return [
+        {"id": id} | pair | {"audio_key": id, "video_key": id} for id, pair in zip(ids, pairs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("has_ids", ["neither", "first", "both"])
+def test_pairs_of_other_ids_match_by_the_paths_of_their_videos(made, has_ids):
+    """Two folders have videos of one name, so that not the last part alone counts."""
+    paths = [f"{folder}/clip{i}" for folder in "xy" for i in range(3)]
+    ours, theirs = keyed(np.linspace(0.1, 0.6, 6)), keyed(np.linspace(0.2, 0.3, 6))
+    for pair, path in zip(ours, paths, strict=True):
+        pair |= {"video": f"/data/{path}.mp4"}
+    for pair, path in zip(theirs, paths, strict=True):
+        pair |= {"video": f"../sets/{path}.mkv", "audio_key": f"of/{path}", "video_key": f"in/{path}"}
+    made("a", ours if has_ids == "neither" else named(ours, "row {}"))
+    made("b", (named(theirs, "line {}") if has_ids == "both" else theirs)[::-1])
+    if has_ids == "neither":
+        with pytest.raises(EvaluationError, match="no two systems have a pair in common"):
+            compare_systems(["a", "b"])
+        return
+    *_, difference = compare_systems(["a", "b"], "compared")
+    assert difference["pairs"] == 6
+    with open("compared/comparison_pairs.csv", encoding="utf-8-sig", newline="") as file:
+        for line in csv.DictReader(file):
+            assert line["video"][len("/data/") : -4] == line["other_video"][len("../sets/") : -4]
+
+
+def test_parts_of_one_video_match_by_their_times(made):
+    parts = [{"video": "a/long.mp4", "start": i, "end": i + 1} for i in range(4)]
+    ours = [pair | part for pair, part in zip(keyed([0.1, 0.2, 0.3, 0.4]), parts, strict=True)]
+    made("a", named(ours, "row {}"))
+    made("b", named(ours[::-1], "line {}"))
+    *_, difference = compare_systems(["a", "b"])
+    assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (4, 0, 0.5)
 
 
 def test_all_differences_of_protocols_are_named(systems):

@@ -154,8 +154,8 @@ BEHAVIOURS = (
     Behaviour(
         "systems match by their sounds alone",
         "imagebind/evaluation/systems/matching.py",
-        'for names in (("audio_key", "video_key"), ("video_key",), ("audio_key",)):',
-        'for names in (("audio_key", "video_key"), ("video_key",)):',
+        '= [("audio_key", "video_key"), ("video_key",), ("audio_key",)]',
+        '= [("audio_key", "video_key"), ("video_key",)]',
         "tests/test_systems.py::test_systems_that_name_their_videos_in_their_own_ways_match_by_the_sounds",
     ),
     Behaviour(

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import plotly.graph_objects as go
 
-from imagebind.evaluation.systems.matching import CommonPairs
+from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs
 from imagebind.evaluation.systems.runs import COMPARED, Kind, Run, values_of
 from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
 from imagebind.evaluation.write.outputs import REPORT_PAGE
@@ -19,7 +19,7 @@ from imagebind.evaluation.write.page_media import MAX_PAIRS, PageMedia, address
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
-COUNTS = ("pairs", "suspects", "skipped")  # columns of comparison.csv
+COUNTS = ("pairs", "common_pairs", "lacks", "suspects", "skipped")  # columns of comparison.csv
 
 
 def write_comparison_page(
@@ -49,7 +49,7 @@ def write_comparison_page(
     for i, (kind, of_kind) in enumerate(of_kinds.items()):
         title = f"{texts.get(kind.agreement, kind.protocol)}: " if i else ""
         parts += compared_parts(of_kind, title, texts, folder)
-        if duels := [pairs for pairs in common if pairs.kind == kind and pairs.ours]:
+        if duels := [pairs for pairs in common if pairs.kind == kind and pairs.units]:
             parts.append(duel_part(duels, title, texts, media))
     note = texts["different"].format(difference) if difference else ""
     write_page(file, lang, texts["comparison"], note, parts, media)
@@ -58,18 +58,23 @@ def write_comparison_page(
 def leaderboard(
     of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], folder: str | os.PathLike
 ) -> Part:
-    """Show all systems, the best first, with a column for each agreement and protocol."""
-    means = [{r["system"]: r for r in rows if "minus" not in r} for rows in of_kinds]
-    others = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
-    columns = [(texts["system"], "file"), (texts["pairs"], "count"), (texts["mean"], "number")]
-    columns += [(texts["95 %"], "interval"), *((f"{texts['mean']}, {label}", "number") for label in others)]
-    systems = list(dict.fromkeys(name for of in means for name in of))
+    """Show all systems, the best first, with a column for each other agreement and protocol."""
+    first = {row["system"]: row for row in of_kinds[0] if "minus" not in row}
+    others = [{row["system"]: row for row in rows if "minus" not in row} for rows in of_kinds[1:]]
+    labels = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
+    columns = [(texts["system"], "file"), (texts["common_pairs"], "count"), (texts["common_mean"], "number")]
+    columns += [(texts["95 %"], "interval"), (texts["mean"], "number"), (texts["pairs"], "count")]
+    columns += [(texts["lacks"], "count"), *((f"{texts['mean']}, {label}", "number") for label in labels)]
     rows = []
-    for system in sorted(systems, key=lambda name: -means[0].get(name, {"mean": -2})["mean"]):
-        pairs, *interval = (means[0].get(system, {}).get(key) for key in ("pairs", "mean", "low", "high"))
+    for system in dict.fromkeys(name for of_kind in (first, *others) for name in of_kind):
+        row = first.get(system, {})
+        interval = [row.get(f"common_{key}") for key in ("mean", "low", "high")]
         bar = None if None in interval else [round(x, 6) for x in interval]
-        of_others = (mean.get(system, {}).get("mean") for mean in means[1:])
-        rows.append((report_of(system, folder), pairs, interval[0], bar, *of_others))
+        figures = (row.get(key) for key in ("mean", "pairs", "lacks"))
+        of_others = (of_kind.get(system, {}).get("mean") for of_kind in others)
+        rows.append(
+            (report_of(system, folder), row.get("common_pairs"), interval[0], bar, *figures, *of_others)
+        )
     return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
 
 
@@ -80,14 +85,15 @@ def compared_parts(
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
     interval = {key: texts[key] for key in ("pairs", "mean", "low", "high")}
+    common = {key: texts[key] for key in COMMON_COLUMNS}
     figures = [key for key in COMPARED if any(row[key] is not None for row in systems)]
-    columns = interval | {key: figure_label(key, texts, rows[0]["agreement"]) for key in figures}
+    columns = interval | common | {key: figure_label(key, texts, rows[0]["agreement"]) for key in figures}
     parts = [
         table(
             title + texts["systems"],
             texts["systems how"],
             [(texts["system"], "file"), *((label, kind_of(key)) for key, label in columns.items())],
-            ((report_of(row["system"], folder), *(row[key] for key in columns)) for row in systems),
+            ((report_of(row["system"], folder), *(row.get(key) for key in columns)) for row in systems),
         ),
         chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
     ]
@@ -118,17 +124,17 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
         columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
         columns.append((texts["difference"], "number"))
         rows, details = [], []
-        for ours, theirs, scores in zip(pairs.ours[:most], pairs.theirs, pairs.scores.tolist(), strict=False):
+        for (ours, theirs), scores in zip(pairs.first_pairs[:most], pairs.scores.tolist(), strict=False):
             rows.append((ours.name, *scores, scores[0] - scores[1]))
             first, second = (
                 media.pair_players(run.find(pair.audio), run.find(pair.video)) | {"title": name}
                 for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
             )
             details.append(first | {"other": second})
-        has_files = all(pair.audio and pair.video for pair in (*pairs.ours, *pairs.theirs))
+        has_files = all(pair.audio and pair.video for both in pairs.first_pairs for pair in both)
         part = table("", "", columns, rows, details=details if has_files else None)
         duels.append(part | {"systems": names})
-        is_cut |= len(pairs.ours) > most
+        is_cut |= len(pairs.units) > most
     how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
     return {"title": title + texts["duels"], "how": how, "duels": duels}
 
@@ -198,7 +204,7 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
 def box_chart(runs: Sequence[Run], lang: str) -> go.Figure:
     """Draw the distribution of each system's similarities: quartiles, and whiskers to 5 and 95 %."""
     kinds = [Kind("audio_video", run.first_protocol) for run in runs]
-    similarities = [values_of(run.having(kind), run.key(kind)) for run, kind in zip(runs, kinds, strict=True)]
+    similarities = [values_of(run.having(kind), kind) for run, kind in zip(runs, kinds, strict=True)]
     low, q1, median, q3, high = np.transpose(
         [np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95)) for x in similarities]
     )

@@ -1,4 +1,4 @@
-"""Which pairs of systems are not independent of each other."""
+"""What belongs together over several systems: what is compared as one, and what is not independent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Collection, Hashable, Sequence
 import numpy as np
 
 from imagebind.evaluation.systems.runs import Pair
+
+Unit = Sequence[Sequence[Pair]]  # what is compared as one: of each system its pairs
 
 
 def components(labels: Sequence[Collection[Hashable]]) -> np.ndarray:
@@ -34,25 +36,26 @@ def components(labels: Sequence[Collection[Hashable]]) -> np.ndarray:
     return np.array([root(i) for i in range(len(labels))], np.int64)
 
 
-def groups_of(*sides: Sequence[Pair]) -> np.ndarray | None:
-    """Number the groups (P,) of the pairs of one system, or of those that several have in common.
-
-    Pairs that are in one group in any of them are in one.
-
-    Args:
-        sides: the same P pairs as each system has them.
+def groups_of(units: Sequence[Unit]) -> np.ndarray | None:
+    """Number the groups of units (U,); those that are in one group in any system are in one.
 
     Returns:
-        None where each pair is its own.
+        None where each is its own.
     """
     labels = [
-        [(which, pair.group) for which, pair in enumerate(pairs) if pair.group is not None]
-        for pairs in zip(*sides, strict=True)
+        {(which, pair.group) for which, pairs in enumerate(unit) for pair in pairs if pair.group is not None}
+        for unit in units
     ]
     groups = components(labels)
     return None if np.array_equal(groups, np.arange(len(groups))) else groups
 
 
-def is_new(groups: np.ndarray | None, *sides: Sequence[Pair]) -> bool:
-    """Whether joined groups are those of no system alone."""
-    return all(not np.array_equal(groups, groups_of(pairs)) for pairs in sides)
+def groups_of_pairs(pairs: Sequence[Pair]) -> np.ndarray | None:
+    """As groups_of, for the pairs of one system."""
+    return groups_of([[[pair]] for pair in pairs])
+
+
+def is_new(groups: np.ndarray | None, units: Sequence[Unit]) -> bool:
+    """Whether the joined groups of units are those of no system alone."""
+    of_each = (groups_of([[pairs] for pairs in side]) for side in zip(*units, strict=True))
+    return not any(np.array_equal(groups, own) for own in of_each)

@@ -64,7 +64,15 @@ class Pair:
     audio: Source  # as the run was given it
     video: Source
     group: str | None
-    similarities: dict[str, float]  # of those AGREEMENTS that it has, and of the protocols by name
+    is_named: bool  # whether both keys are the id that the manifest gives it
+    similarities: dict[Kind, float]
+
+    @property
+    def video_path(self) -> str:
+        """The path of the video without extension, "" where it is not known."""
+        if not self.video.path:
+            return ""
+        return os.path.splitext(os.path.normpath(self.video.path))[0] + self.video.fragment
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,7 @@ class Run:
 
     def having(self, kind: Kind) -> list[Pair]:
         """The pairs that have a similarity of this kind."""
-        if kind.agreement != "audio_video" and kind.protocol != self.first_protocol:
-            return []
-        return [pair for pair in self.pairs if self.key(kind) in pair.similarities]
-
-    def key(self, kind: Kind) -> str:
-        """Return where in `similarities` those of a kind are."""
-        is_first = kind.protocol == self.first_protocol
-        return kind.agreement if is_first else kind.protocol
+        return [pair for pair in self.pairs if kind in pair.similarities]
 
     def find(self, source: Source) -> Source:
         """Return where a file of the run is, seen from here."""
@@ -93,19 +94,30 @@ class Run:
 
     @property
     def protocols(self) -> dict[str, Any]:
-        """The protocols of its scores, and how each looks at a video; the first gave all figures."""
-        return self.metrics["protocol"].get("protocols") or {
-            "imagebind": self.metrics["protocol"].get("video")
-        }
+        return protocols_of(self.metrics)
 
     @property
     def first_protocol(self) -> str:
         return next(iter(self.protocols))
 
 
-def values_of(pairs: Iterable[Pair], key: str) -> np.ndarray:
+def protocols_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the protocols of a run's scores, and how each looks at a video; the first gave all figures.
+
+    Raises:
+        ValueError, KeyError: there is something else.
+    """
+    if not isinstance(metrics["protocol"], dict):
+        raise ValueError("no protocol")
+    protocols = metrics["protocol"].get("protocols") or {"imagebind": metrics["protocol"].get("video")}
+    if not isinstance(protocols, dict):
+        raise ValueError("its protocols are no names")
+    return protocols
+
+
+def values_of(pairs: Iterable[Pair], kind: Kind) -> np.ndarray:
     """Return the similarities (P,) of some pairs."""
-    return np.array([pair.similarities[key] for pair in pairs])
+    return np.array([pair.similarities[kind] for pair in pairs])
 
 
 def read_runs(folders: Sequence[str | os.PathLike], group_by: str | None) -> list[Run]:
@@ -141,7 +153,7 @@ def read_run(name: str) -> Run:
             if os.path.exists(Path(name, file_name)) and not os.path.isfile(Path(name, file_name)):
                 raise ValueError(f"{file_name} is no regular file")
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
-        pairs = read_pairs(Path(name, TABLE))
+        pairs = read_pairs(Path(name, TABLE), next(iter(protocols_of(metrics))))
         check_metrics(metrics, pairs)
     except OSError as e:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
@@ -152,13 +164,17 @@ def read_run(name: str) -> Run:
         elif isinstance(e, TypeError | AttributeError):
             reason = f"{METRICS_NAME} or {TABLE} has something else than figures"
         raise EvaluationError(f"{name}: no finished run of this version ({reason})") from e
-    if not any("audio_video" in pair.similarities for pair in pairs):
+    run = Run(name, metrics, pairs)
+    if not run.having(Kind("audio_video", run.first_protocol)):
         raise EvaluationError(f"{name}: has no pairs to compare")
-    return Run(name, metrics, pairs)
+    return run
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, first: str) -> list[Pair]:
     """Read the pairs of pair_scores.csv that have a similarity.
+
+    Args:
+        first: the first protocol of the run.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error: it is no such file, or cut off.
@@ -168,31 +184,35 @@ def read_pairs(path: Path) -> list[Pair]:
         if file.read() != b"\n":
             raise ValueError(f"{TABLE} is cut off")
     with fields_of_any_length(), open(path, encoding="utf-8-sig", newline="") as file:
-        return [pair for row in csv.DictReader(file) if (pair := read_pair(row)).similarities]
+        return [pair for row in csv.DictReader(file) if (pair := read_pair(row, first)).similarities]
 
 
-def read_pair(row: dict[str, str]) -> Pair:
+def read_pair(row: dict[str, str], first: str) -> Pair:
     """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys.
 
     A pair that the first protocol dropped may have a score by another one.
 
     Raises:
-        ValueError: it has no similarity, or one though it was skipped.
+        ValueError: it has no similarity, or one though it was skipped, or another one in a second column.
     """
-    texts = {kind: row.get(column) for kind, column in AGREEMENTS.items()}
-    texts |= {protocol: row.get(protocol) for protocol in PROTOCOLS}
+    columns = {Kind(agreement, first): column for agreement, column in AGREEMENTS.items()}
+    columns |= {Kind("audio_video", protocol): protocol for protocol in PROTOCOLS if protocol != first}
+    texts = {kind: row.get(column) for kind, column in columns.items()}
     similarities = {kind: float(text) for kind, text in texts.items() if text}
-    has_its_own = ("audio_video" in similarities) == (row.get("status", "ok") == "ok")
+    has_its_own = (Kind("audio_video", first) in similarities) == (row.get("status", "ok") == "ok")
     if not has_its_own or not all(-1 <= value <= 1 for value in similarities.values()):
         raise ValueError(f"pair_scores.csv has no similarity of {row['name']}")
-    similarities = {agreement: float(np.float32(value)) for agreement, value in similarities.items()}
+    if first in row and row[first] != row["similarity"]:
+        raise ValueError("its files are of different runs")
+    similarities = {kind: float(np.float32(value)) for kind, value in similarities.items()}
+    keys = [row.get(f"{modality}_key", row["name"]) for modality in ("audio", "video")]
     return Pair(
-        row.get("audio_key", row["name"]),
-        row.get("video_key", row["name"]),
+        *keys,
         row.get("caption") or "",
         read_cell(row["name"]),
         *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
+        keys == [row.get("id")] * 2,
         similarities,
     )
 
@@ -214,22 +234,20 @@ def check_metrics(metrics: dict[str, Any], pairs: Sequence[Pair]) -> None:
         ValueError, KeyError, TypeError, AttributeError: it says something else.
     """
 
-    def of_table(key: str) -> list[float]:
-        return [pair.similarities[key] for pair in pairs if key in pair.similarities]
+    def of_table(agreement: str, protocol: str) -> list[float]:
+        kind = Kind(agreement, protocol)
+        return [pair.similarities[kind] for pair in pairs if kind in pair.similarities]
 
-    if not isinstance(metrics["protocol"], dict):
-        raise ValueError("no protocol")
+    first = next(iter(protocols_of(metrics)))
     for agreement in AGREEMENTS:
         figures = metrics if agreement == "audio_video" else metrics.get(agreement, {})
         has_more = agreement != "audio_video" and metrics.get("mode") == "retrieval"
-        check_similarities(figures.get("paired_similarities", []), of_table(agreement), has_more)
+        check_similarities(figures.get("paired_similarities", []), of_table(agreement, first), has_more)
         compared_figures(figures)
-    if not isinstance(metrics["protocol"].get("protocols", {}), dict):
-        raise ValueError("its protocols are no names")
     scores = metrics.get("scores", {})
     for protocol in PROTOCOLS:
-        values = of_table(protocol)
-        if values or protocol in scores:
+        values = of_table("audio_video", protocol)
+        if protocol in scores or (values and protocol != first):
             check_score(scores[protocol], values)
 
 

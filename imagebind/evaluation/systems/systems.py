@@ -16,8 +16,8 @@ from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of, estimate_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import PROTOCOLS
-from imagebind.evaluation.systems.grouping import groups_of, is_new
-from imagebind.evaluation.systems.matching import CommonPairs
+from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs, Matching, scores_of
+from imagebind.evaluation.systems.grouping import groups_of, groups_of_pairs, is_new
 from imagebind.evaluation.systems.runs import (
     AGREEMENTS,
     COMPARED,
@@ -40,7 +40,7 @@ COMPARISON_PAGE = "comparison.html"
 PAIRS_NAME = "comparison_pairs.csv"
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
-    *("system", "minus", "pairs", "mean", "low", "high"),
+    *("system", "minus", "pairs", "mean", "low", "high", *COMMON_COLUMNS),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
 PAIR_TABLE_COLUMNS = (
@@ -88,11 +88,16 @@ def compare_systems(
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
+    matchings = [Matching(finished, kind) for kind in kinds_of(finished)]
+    if not any(of_pair for matching in matchings for labels in matching.labels for of_pair in labels):
+        raise EvaluationError(
+            "no two systems have a pair in common; give the same pairs the same `id` in their manifests"
+        )
     rows, common = [], []
-    for kind in kinds_of(finished):
-        of_kind, pairs = compare_kind(finished, kind, seed)
-        rows += of_kind
-        common += pairs if kind.agreement == "audio_video" else []
+    for matching in matchings:
+        differences, duels = compare_kind(matching, seed)
+        rows += system_rows(matching, seed) + differences
+        common += duels if matching.kind.agreement == "audio_video" else []
     if output_dir is not None:
         lang = None if no_html else report_lang
         write_comparison(rows, finished, common, difference, lang, output_dir)
@@ -106,44 +111,62 @@ def kinds_of(runs: Sequence[Run]) -> list[Kind]:
     return kinds + [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
 
 
-def compare_kind(
-    runs: Sequence[Run], kind: Kind, seed: int
-) -> tuple[list[dict[str, Any]], list[CommonPairs]]:
-    """Return the rows of comparison.csv for what can be compared, and the pairs of every two systems."""
-    having = [(run, pairs) for run in runs if (pairs := run.having(kind))]
-    names, rows = {"agreement": kind.agreement, "protocol": kind.protocol}, []
-    for run, pairs in having:
-        mean = describe_mean(values_of(pairs, run.key(kind)), groups_of(pairs), seed)
-        del mean["p_value"]
-        rows.append(names | {"system": run.name} | mean | figures_of(run, kind))
-    differences, common = [], []
-    for (run, all_ours), (other, all_theirs) in itertools.combinations(having, 2):
-        pairs = CommonPairs.of(run, other, kind)
+def system_rows(matching: Matching, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of the systems, the best first: by the mean over what all of them have."""
+    kind, rows = matching.kind, []
+    units = matching.units(range(len(matching.systems)))
+    common = [unit for unit in units if all(unit)]
+    if units and not common and len(matching.systems) > 2 and kind.agreement == "audio_video":
+        log.warning("no pair is in all systems, which are ordered by the means of their own pairs")
+    groups, scores = groups_of(common), scores_of(common, kind)
+    for i, (system, pairs) in enumerate(zip(matching.systems, matching.pairs, strict=True)):
+        mean = describe_mean(values_of(pairs, kind), groups_of_pairs(pairs), seed)
+        row = {"agreement": kind.agreement, "protocol": kind.protocol, "system": system.name} | mean
+        if common:
+            of_common = describe_mean(scores[:, i], groups, seed)
+            row |= {f"common_{key}": of_common[key] for key in ("pairs", "mean", "low", "high")}
+        row["lacks"] = sum(not unit[i] for unit in units)
+        del row["p_value"]
+        rows.append(row | figures_of(system, kind))
+    return sorted(rows, key=lambda row: -row.get("common_mean", row["mean"]))
+
+
+def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], list[CommonPairs]]:
+    """Return the rows of the differences, and what every two systems have in common."""
+    kind, differences, common = matching.kind, [], []
+    names = {"agreement": kind.agreement, "protocol": kind.protocol}
+    for a, b in itertools.combinations(range(len(matching.systems)), 2):
+        pairs = matching.common(a, b)
         common.append(pairs.largest_first())
-        n_common, n_ours, n_theirs = map(len, (pairs.ours, all_ours, all_theirs))
-        if n_common < max(n_ours, n_theirs) and kind.agreement == "audio_video":
-            log.warning(
-                "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
-                run.name,
-                other.name,
-                n_common,
-                f" with a score by {kind.protocol}" if run.key(kind) == kind.protocol else "",
-                n_ours - n_common,
-                n_theirs - n_common,
-            )
-        groups = groups_of(pairs.ours, pairs.theirs)
-        if kind.agreement == "audio_video" and is_new(groups, pairs.ours, pairs.theirs):
-            log.warning(
-                "%s and %s have other groups of pairs, which are joined; --group_by sets them",
-                run.name,
-                other.name,
-            )
-        described = describe_difference(*pairs.scores.T, groups, seed)
-        differences.append(names | {"system": run.name, "minus": other.name} | described)
+        groups = groups_of(pairs.units)
+        if kind.agreement == "audio_video":
+            warn_of(pairs, groups)
+        described = describe_difference(*pairs.scores.T, groups, seed) if pairs.units else {"pairs": 0}
+        differences.append(names | {"system": pairs.run.name, "minus": pairs.other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
         row["p_value_holm"] = p_value
-    return rows + differences, common
+    return differences, common
+
+
+def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
+    """Say which pairs of two systems are in one alone, and that their groups differ."""
+    names = common.run.name, common.other.name
+    alone = [
+        len(run.having(common.kind)) - sum(len(unit[which]) for unit in common.units)
+        for which, run in enumerate((common.run, common.other))
+    ]
+    if any(alone):
+        by_it = common.kind.protocol != common.run.first_protocol
+        log.warning(
+            "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
+            *names,
+            len(common.units),
+            f" with a score by {common.kind.protocol}" if by_it else "",
+            *alone,
+        )
+    if is_new(groups, common.units):
+        log.warning("%s and %s have other groups of pairs, which are joined; --group_by sets them", *names)
 
 
 def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
@@ -173,8 +196,6 @@ def describe_difference(
     ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
     """Describe by how much, and how often, the pairs of one system (P,) are more similar than another's."""
-    if not len(ours):
-        return {"pairs": 0}
     differences = ours - theirs
     wins = (np.sign(differences) + 1) / 2  # ties count half
     low, high = share_interval(wins, groups) or (None, None)
@@ -246,7 +267,8 @@ def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:
         title = words.get(agreement, protocol)
         lines += ["", f"{title}:"] if title else []
         shown = {key: label for key, label in figures.items() if any(row[key] is not None for row in systems)}
-        lines += table({"system": words["system"], **mean, **shown}, systems)
+        common = {key: words[key] for key in COMMON_COLUMNS}
+        lines += table({"system": words["system"], **mean, **common, **shown}, systems)
         if differences:
             lines += ["", f"{words['difference on common']}:"]
             tests = {key: words[key] for key in DIFFERENCE_COLUMNS}

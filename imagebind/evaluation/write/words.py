@@ -375,9 +375,11 @@ PAGE = {
     ),
     "leaderboard": ("Leaderboard", "排行榜"),
     "leaderboard how": (
-        "The highest mean first, with its 95% interval as a bar; a column for each other score. A click on "
-        "a name opens the page of that run.",
-        "平均值最高的在前，横条为其 95% 置信区间；其他评分各占一列。点击名称可打开该次运行的报告页。",
+        "Ordered by the mean of what all systems have in common, with its 95% interval as a bar; beside it "
+        "the mean of all pairs of each system, and how many it lacks that another one has; a column for "
+        "each other score. A click on a name opens the page of that run.",
+        "按所有系统共有的配对的平均值排序，横条为其 95% 置信区间；旁边是每个系统自身全部配对的平均值，以及它"
+        "缺少而其他系统具有的配对数；其他评分各占一列。点击名称可打开该次运行的报告页。",
     ),
     "95 %": ("95% interval", "95% 置信区间"),
     "pair": ("pair", "配对"),
@@ -412,6 +414,11 @@ PAGE = {
     "mean": ("mean", "平均值"),
     "low": ("95% low", "95% 下限"),
     "high": ("95% high", "95% 上限"),
+    "common_pairs": ("in all", "共有配对"),
+    "common_mean": ("mean of these", "共有平均值"),
+    "common_low": ("these, 95% low", "共有 95% 下限"),
+    "common_high": ("these, 95% high", "共有 95% 上限"),
+    "lacks": ("lacks", "缺少"),
     "p_value": ("p", "p"),
     "p_value_holm": ("p (Holm)", "p (Holm)"),
     "win_rate": ("wins", "胜率"),
