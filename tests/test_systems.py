@@ -370,7 +370,8 @@ def test_systems_without_any_pair_in_common_are_one_line(made, capsys):
     made("b", keyed([0.1, 0.2, 0.3], "q{}"))
     assert main(["--compare", "a", "b", "--output_dir", "compared"]) == 1
     assert capsys.readouterr().err == (
-        "error: no two systems have a pair in common; give the same pairs the same `id` in their manifests\n"
+        "error: no two systems have a pair in common; give the same pairs the same `id` in their manifests, "
+        "or name with --group_by what belongs together\n"
     )
     assert not os.path.exists("compared")
 
@@ -412,6 +413,74 @@ def test_parts_of_one_video_match_by_their_times(made):
     made("b", named(ours[::-1], "line {}"))
     *_, difference = compare_systems(["a", "b"])
     assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (4, 0, 0.5)
+
+
+# Several pairs against one
+
+
+def several_of(scores: np.ndarray, kind: str) -> list[dict]:
+    """Make up pairs of which those of a row (V, K) belong together by something."""
+    pairs = keyed(scores.ravel())
+    for n, pair in enumerate(pairs):
+        i, k = divmod(n, scores.shape[1])
+        key = f"{scores.shape[1]}_{i}_{k}"
+        pair |= {
+            "videos": {"video_key": f"v{i}", "audio_key": key},
+            "listed videos": {"video_key": f"/of{len(scores[0])}/v{i}", "audio_key": f"/audio/{key}"},
+            "sounds": {"video_key": key, "audio_key": f"s{i}"},
+            "groups": {"video_key": key, "audio_key": key, "group": f"g{i}"},
+            "paths": {"video_key": key, "audio_key": key, "id": key, "video": f"{len(scores[0])}/v{i}.mp4"},
+        }[kind]
+    return pairs
+
+
+@pytest.mark.parametrize("kind", ["videos", "listed videos", "sounds", "groups", "paths"])
+def test_several_pairs_of_one_video_are_compared_by_their_mean(made, kind, caplog):
+    """Five generated sounds for each video, against the one that it came with; in another order."""
+    caplog.set_level("INFO")
+    generator = np.random.default_rng(0)
+    ours = generator.uniform(0.2, 0.6, (14, 5)).astype(np.float32).astype(float)
+    theirs = generator.uniform(0.2, 0.6, (14, 1)).astype(np.float32).astype(float)
+    made("a", several_of(ours, kind)[::-1])
+    made("truth", several_of(theirs, kind))
+    *systems, difference = compare_systems(["a", "truth"], "compared")
+    expected = [sum(of_video) / 5 - theirs[i, 0] for i, of_video in enumerate(ours)]
+    assert difference["pairs"] == 14
+    assert difference["mean"] == pytest.approx(np.mean(expected), abs=1e-12)
+    interval = bootstrap_mean(np.array(expected)[::-1], 0, None, 2).interval
+    assert [difference["low"], difference["high"]] == pytest.approx(interval, abs=1e-12)
+    assert difference["win_rate"] == np.mean([gap > 0 for gap in expected])
+    for row in systems:
+        values = {"a": ours, "truth": theirs}[row["system"]]
+        assert (row["pairs"], row["common_pairs"], row["lacks"]) == (values.size, 14, 0)
+        assert row["common_mean"] == pytest.approx(values.mean(1).mean(), abs=1e-12)
+    with open("compared/comparison_pairs.csv", encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["pairs"], line["other_pairs"]) for line in lines} == {("5", "1")}
+    assert sorted(float(line["difference"]) for line in lines) == pytest.approx(sorted(expected), abs=1e-6)
+    said = "a and truth: 14 of 14 are compared by the means of several pairs of one video, sound or group"
+    assert caplog.text.count(said) == 1
+    assert "in one alone" not in caplog.text
+
+
+def test_pairs_that_match_one_to_one_are_in_no_mean(made, caplog):
+    """Both have three sounds of each video; one lost a sound."""
+    pairs = several_of(np.random.default_rng(0).uniform(0, 1, (4, 3)), "videos")
+    made("a", pairs)
+    made("b", pairs[1:])
+    *_, difference = compare_systems(["a", "b"])
+    assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (11, 0, 0.5)
+    assert "1 and 0 are in one alone" in caplog.text
+
+
+def test_what_two_systems_lost_of_a_group_is_not_compared(made, caplog):
+    """Of the clips of a prompt each lost another one: those that are left are of other clips."""
+    pairs = keyed(np.linspace(0.1, 0.8, 8), group=["x"] * 4 + ["y"] * 4)
+    made("a", pairs[1:])
+    made("b", [*pairs[:1], *pairs[2:]])
+    *_, difference = compare_systems(["a", "b"])
+    assert (difference["pairs"], difference["mean"]) == (6, 0)
+    assert "1 and 1 are in one alone" in caplog.text
 
 
 def test_all_differences_of_protocols_are_named(systems):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.systems.grouping import Unit, components
-from imagebind.evaluation.systems.matching import match_pairs
-from imagebind.evaluation.systems.runs import Kind, Pair, Run
+from imagebind.evaluation.systems.matching import match_units
+from imagebind.evaluation.systems.runs import Kind, Run
 
 # Columns of comparison.csv, of what all systems have, and of what one lacks that another has
 COMMON_COLUMNS = ("common_pairs", "common_mean", "common_low", "common_high", "lacks")
@@ -32,9 +32,10 @@ class Matching:
         self.pairs = [system.having(kind) for system in self.systems]
         self.labels = [[[] for _ in pairs] for pairs in self.pairs]  # (system, other system, number of match)
         for a, b in combinations(range(len(self.systems)), 2):
-            for number, (i, k) in enumerate(match_pairs(self.pairs[a], self.pairs[b])):
-                self.labels[a][i].append((a, b, number))
-                self.labels[b][k].append((a, b, number))
+            for number, both in enumerate(match_units(self.pairs[a], self.pairs[b])):
+                for system, indices in zip((a, b), both, strict=True):
+                    for i in indices:
+                        self.labels[system][i].append((a, b, number))
 
     def units(self, chosen: Sequence[int]) -> list[Unit]:
         """List what some of the systems have, matched: of each of them its pairs, which may be none."""
@@ -71,11 +72,6 @@ class CommonPairs:
     units: list[Unit]
     scores: np.ndarray  # (U, 2)
 
-    @property
-    def first_pairs(self) -> list[tuple[Pair, Pair]]:
-        """Of each unit the first pair in both."""
-        return [(ours[0], theirs[0]) for ours, theirs in self.units]
-
     def largest_first(self) -> CommonPairs:
         """Sort them by the size of the difference."""
         if not self.units:
@@ -86,7 +82,8 @@ class CommonPairs:
     def lines(self) -> Iterator[tuple[Any, ...]]:
         """Yield the lines of comparison_pairs.csv."""
         names = self.run.name, self.other.name, self.kind.protocol
-        for (pair, other), scores in zip(self.first_pairs, self.scores.astype(np.float32), strict=True):
+        for unit, scores in zip(self.units, self.scores.astype(np.float32), strict=True):
+            pair, other = (pairs[0] for pairs in unit)
             figures = (*scores, float(scores[0]) - float(scores[1]))
             files = (source.path for source in (pair.audio, pair.video, other.audio, other.video))
-            yield *names, pair.name, *figures, *files
+            yield *names, pair.name, *figures, *files, *map(len, unit)

@@ -118,24 +118,28 @@ def compared_parts(
 
 def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], media: PageMedia) -> Part:
     """Show the pairs of every two systems, the largest difference first; the page lets choose which two."""
-    most, duels, is_cut = max(MAX_PAIRS // len(common), 100), [], False
+    most, duels = max(MAX_PAIRS // len(common), 100), []
     for pairs in common:
         names = [one_line(pairs.run.name), one_line(pairs.other.name)]
         columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
         columns.append((texts["difference"], "number"))
         rows, details = [], []
-        for (ours, theirs), scores in zip(pairs.first_pairs[:most], pairs.scores.tolist(), strict=False):
-            rows.append((ours.name, *scores, scores[0] - scores[1]))
+        for unit, scores in zip(pairs.units[:most], pairs.scores.tolist(), strict=False):
+            (ours, *more), (theirs, *others) = unit
+            numbers = f" ({len(unit[0])}:{len(unit[1])})" if more or others else ""
+            rows.append((ours.name + numbers, *scores, scores[0] - scores[1]))
             first, second = (
                 media.pair_players(run.find(pair.audio), run.find(pair.video)) | {"title": name}
                 for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
             )
             details.append(first | {"other": second})
-        has_files = all(pair.audio and pair.video for both in pairs.first_pairs for pair in both)
+        has_files = all(of[0].audio and of[0].video for unit in pairs.units for of in unit)
         part = table("", "", columns, rows, details=details if has_files else None)
         duels.append(part | {"systems": names})
-        is_cut |= len(pairs.units) > most
-    how = texts["duels how"] + (" " + texts["duels cut"].format(most) if is_cut else "")
+    has_means = any(len(pairs) > 1 for of in common for unit in of.units for pairs in unit)
+    is_cut = any(len(pairs.units) > most for pairs in common)
+    how = texts["duels how"] + (" " + texts["duels means"] if has_means else "")
+    how += " " + texts["duels cut"].format(most) if is_cut else ""
     return {"title": title + texts["duels"], "how": how, "duels": duels}
 
 

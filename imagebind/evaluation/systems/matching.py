@@ -9,6 +9,49 @@ from collections.abc import Sequence
 from imagebind.evaluation.systems.runs import Pair
 
 
+def match_units(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    """Find what two runs have in common: pairs, and several pairs of one key against as many as there are.
+
+    Of the pairs that match no other one, all of one video key, then of one audio key, of one group, or of one
+    path of the video are matched with all of that key in the other run, as five sounds for a video with the
+    one that it came with. Ends of keys match as in match_pairs, if each run has one such key. A group has to
+    be left whole: what is left of one is other clips than what is left of it in the other run.
+
+    Returns:
+        indices into both.
+    """
+    units = [([i], [k]) for i, k in match_pairs(ours, theirs)]
+    for name in ("video_key", "audio_key", "group", *paths_of(ours, theirs)):
+        of_keys = []
+        for which, pairs in enumerate((ours, theirs)):
+            matched = {i for unit in units for i in unit[which]}
+            left = [i for i in range(len(pairs)) if i not in matched and getattr(pairs[i], name)]
+            broken = {pairs[i].group for i in matched} if name == "group" else ()
+            keys = defaultdict(list)
+            for i in left:
+                keys[getattr(pairs[i], name)].append(i)
+            of_keys.append({key: indices for key, indices in keys.items() if key not in broken})
+        depths = [None] if name == "group" else depths_of((*ours, *theirs), (name,))
+        units += match_keys(*of_keys, depths)
+    return units
+
+
+def match_keys(
+    ours: dict[str, list[int]], theirs: dict[str, list[int]], depths: Sequence[int | None]
+) -> list[tuple[list[int], list[int]]]:
+    """Match the pairs of one key in each run if the ends of the two are equal, and of no other key."""
+    matched = []
+    for depth in depths:
+        ends = defaultdict(lambda: ([], []))
+        for which, keys in enumerate((ours, theirs)):
+            for key in keys:
+                ends[end_of(key, depth)][which].append(key)
+        for a, b in ends.values():
+            if len(a) == len(b) == 1:
+                matched.append((ours.pop(a[0]), theirs.pop(b[0])))
+    return matched
+
+
 def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int, int]]:
     """Find the pairs that two runs have in common.
 
@@ -24,9 +67,7 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
     matched = []
     left, right = range(len(ours)), range(len(theirs))
     stages = [("audio_key", "video_key"), ("video_key",), ("audio_key",)]
-    if any(pair.is_named for pair in (*ours, *theirs)):
-        stages.append(("video_path",))
-    for names in stages:
+    for names in [*stages, *((name,) for name in paths_of(ours, theirs))]:
         for depth in depths_of((*ours, *theirs), names):
             groups = defaultdict(lambda: ([], []))
             for which, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
@@ -59,6 +100,11 @@ def match_copies(
             [i for i in right if theirs[i].caption == caption],
         )
     ]
+
+
+def paths_of(*runs: Sequence[Pair]) -> list[str]:
+    """Name what pairs match by last: the paths of videos, where a run names pairs by ids."""
+    return ["video_path"] if any(pair.is_named for pairs in runs for pair in pairs) else []
 
 
 def depths_of(pairs: Sequence[Pair], names: Sequence[str]) -> list[int | None]:

@@ -45,7 +45,7 @@ COMPARISON_COLUMNS = (
 )
 PAIR_TABLE_COLUMNS = (
     *("system", "minus", "protocol", "name", "score", "other_score", "difference"),
-    *("audio", "video", "other_audio", "other_video"),
+    *("audio", "video", "other_audio", "other_video", "pairs", "other_pairs"),
 )
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ def compare_systems(
     matchings = [Matching(finished, kind) for kind in kinds_of(finished)]
     if not any(of_pair for matching in matchings for labels in matching.labels for of_pair in labels):
         raise EvaluationError(
-            "no two systems have a pair in common; give the same pairs the same `id` in their manifests"
+            "no two systems have a pair in common; give the same pairs the same `id` in their manifests, or "
+            "name with --group_by what belongs together"
         )
     rows, common = [], []
     for matching in matchings:
@@ -164,6 +165,13 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
             len(common.units),
             f" with a score by {common.kind.protocol}" if by_it else "",
             *alone,
+        )
+    if n_means := sum(max(map(len, unit)) > 1 for unit in common.units):
+        log.info(
+            "%s and %s: %d of %d are compared by the means of several pairs of one video, sound or group",
+            *names,
+            n_means,
+            len(common.units),
         )
     if is_new(groups, common.units):
         log.warning("%s and %s have other groups of pairs, which are joined; --group_by sets them", *names)

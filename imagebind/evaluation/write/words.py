@@ -390,6 +390,11 @@ PAGE = {
         "两个系统共有的配对，差异最大的在前。每个点是一个配对：位于线上方表示第一个系统更好。点击点或名称可"
         "播放两者。",
     ),
+    "duels means": (
+        "Behind a name (5:1) says that the mean of five pairs of the first system is compared with one of "
+        "the second; the first of each play.",
+        "名称后的 (5:1) 表示以第一个系统五个配对的平均值与第二个系统的一个相比；播放的是各自的第一个。",
+    ),
     "duels cut": (
         "Shown are the {} largest differences of every two systems; all are in comparison_pairs.csv.",
         "此处为每两个系统差异最大的 {} 对；全部见 comparison_pairs.csv。",
