@@ -231,7 +231,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--compare",
         nargs="+",
         metavar="DIR",
-        help="Compare these output directories of finished runs instead; needs neither model nor media.",
+        help="Compare these output directories of finished runs instead; needs neither model nor media. "
+        "Those of several seeds of one system are joined by a +.",
     )
     comparison.add_argument(
         "--force",
@@ -432,13 +433,7 @@ def run_shard(args: argparse.Namespace) -> int:
 def run_comparison(args: argparse.Namespace) -> int:
     """Compare finished runs, and print the comparison."""
     rows = compare_systems(
-        args.compare,
-        args.output_dir,
-        args.force,
-        args.seed,
-        args.report_lang,
-        args.no_html,
-        args.group_by,
+        args.compare, args.output_dir, args.force, args.seed, args.report_lang, args.no_html, args.group_by
     )
     names = [COMPARISON_NAME] if args.no_html else [COMPARISON_NAME, COMPARISON_PAGE]
     where = [one_line(os.path.join(args.output_dir, name)) for name in names]

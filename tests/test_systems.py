@@ -483,6 +483,86 @@ def test_what_two_systems_lost_of_a_group_is_not_compared(made, caplog):
     assert "1 and 1 are in one alone" in caplog.text
 
 
+# Several seeds
+
+
+def test_seeds_are_one_system_compared_by_the_means_over_them(made):
+    """Three seeds of a, of which one lost a pair, against two of b, which name their sounds by the seed."""
+    generator = np.random.default_rng(0)
+    ours = generator.uniform(0.2, 0.6, (3, 9)).astype(np.float32).astype(float)
+    theirs = generator.uniform(0.2, 0.6, (2, 9)).astype(np.float32).astype(float)
+    figures = [{"auc": 0.6, "suspects": 2}, {"auc": 0.7, "suspects": 1}, {"auc": 0.9, "suspects": 3}]
+    for seed, scores in enumerate(ours):
+        pairs = keyed(scores)[1:] if seed == 2 else keyed(scores)
+        made(f"a{seed}", pairs, **figures[seed], counts={"failed": seed})
+    for seed, scores in enumerate(theirs):
+        audio_keys = [f"p{i}_{seed}" for i in range(9)]
+        pairs = [p | {"audio_key": key} for p, key in zip(keyed(scores), audio_keys, strict=True)]
+        made(f"b{seed}", pairs, counts={"failed": 0}, auc=None if seed else 0.8)
+    rows = compare_systems(["a0+a1+a2", "b0+b1"], "compared")
+    with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
+        assert {row["system"]: row["seeds"] for row in list(csv.DictReader(file))[:2]} == {
+            "a0+a1+a2": "3",
+            "b0+b1": "2",
+        }
+    by_name = {row["system"]: row for row in rows[:2]}
+    of_videos = [[ours[0, i], ours[1, i], *([ours[2, i]] if i else [])] for i in range(9)]
+    values = np.array([value for of_video in of_videos for value in of_video])
+    a, b, difference = by_name["a0+a1+a2"], by_name["b0+b1"], rows[2]
+    assert (a["pairs"], a["common_pairs"], a["lacks"], a["seeds"]) == (26, 9, 0, 3)
+    assert a["mean"] == pytest.approx(values.mean(), abs=1e-12)
+    groups = np.array([i for i, of_video in enumerate(of_videos) for _ in of_video])
+    interval = bootstrap_mean(values, 0, groups, 1).interval
+    assert [a["low"], a["high"]] == pytest.approx(interval, abs=1e-12)
+    means = [ours[0].mean(), ours[1].mean(), ours[2, 1:].mean()]
+    deviations = [(mean - sum(means) / 3) ** 2 for mean in means]
+    assert a["seed_std"] == pytest.approx((sum(deviations) / 2) ** 0.5, abs=1e-12)
+    assert (a["auc"], a["suspects"], a["skipped"]) == (pytest.approx(2.2 / 3), 2, 3)
+    assert (b["auc"], b["skipped"]) == (None, 0)
+    gaps = np.array([np.mean(of_video) - theirs[:, i].mean() for i, of_video in enumerate(of_videos)])
+    assert difference["pairs"] == 9
+    assert difference["mean"] == pytest.approx(gaps.mean(), abs=1e-12)
+    interval = bootstrap_mean(gaps, 0, None, 2).interval
+    assert [difference["low"], difference["high"]] == pytest.approx(interval, abs=1e-12)
+    assert difference["win_rate"] == np.mean(gaps > 0)
+
+
+def test_seeds_in_the_text_and_a_directory_with_a_plus(made, capsys):
+    for name in ("a", "b", "a+b"):
+        made(name, keyed(np.linspace(0.1, 0.5, 5) + 0.1 * len(name)))
+    made("c", keyed(np.linspace(0.2, 0.6, 5)))
+    argv = ["--output_dir", "compared", "--report_lang", "en"]
+    assert main(["--compare", "a+b", "c", *argv]) == 0
+    assert "seeds" not in capsys.readouterr().out
+    assert main(["--compare", "a+c", "b", *argv]) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    of_seeds = {line[0]: dict(zip(lines[0], line, strict=False))["seeds"] for line in lines[1:3]}
+    assert of_seeds == {"a+c": "2", "b": "1"}
+    assert main(["--compare", "a+b+c", "b", *argv]) == 1
+    assert capsys.readouterr().err.endswith("b: named twice\n")
+    assert main(["--compare", "a+", "b", *argv]) == 1
+    assert capsys.readouterr().err == "error: a+: no such directory\n"
+
+
+def test_seeds_of_other_ways_are_no_system(made, finished_metrics, capsys):
+    for name, precision in (("a", "fp32"), ("b", "fp16"), ("c", "fp32")):
+        made(name, keyed([0.1, 0.2]), protocol=finished_metrics["protocol"] | {"precision": precision})
+    assert main(["--compare", "a+b", "c", "--force"]) == 1
+    assert capsys.readouterr().err == (
+        'error: a and b differ in precision: "fp32", "fp16"; the seeds of one system have to be computed in '
+        "one way\n"
+    )
+
+
+def test_files_of_seeds_are_found_where_each_run_had_them(made, tmp_path):
+    for name in ("a", "b", "c"):
+        made(name, keyed([0.1, 0.2, 0.3]), working_directory=str(tmp_path / f"of_{name}"))
+    compare_systems(["a+b", "c"], "compared")
+    page = Path("compared/comparison.html").read_text()
+    assert "../of_a/p0.mp4" in page
+    assert "../of_c/p0.mp4" in page
+
+
 def test_all_differences_of_protocols_are_named(systems):
     path = Path("two", "metrics.json")
     metrics = json.loads(path.read_text())

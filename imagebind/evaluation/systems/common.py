@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
 from imagebind.evaluation.systems.grouping import Unit, components
 from imagebind.evaluation.systems.matching import match_units
-from imagebind.evaluation.systems.runs import Kind, Run
+from imagebind.evaluation.systems.runs import Kind
+from imagebind.evaluation.systems.seeds import System
 
 # Columns of comparison.csv, of what all systems have, and of what one lacks that another has
 COMMON_COLUMNS = ("common_pairs", "common_mean", "common_low", "common_high", "lacks")
@@ -26,21 +27,30 @@ class Matching:
         kind: of the similarities.
     """
 
-    def __init__(self, systems: Sequence[Run], kind: Kind):
+    def __init__(self, systems: Sequence[System], kind: Kind):
         self.kind = kind
         self.systems = [system for system in systems if system.having(kind)]
         self.pairs = [system.having(kind) for system in self.systems]
-        self.labels = [[[] for _ in pairs] for pairs in self.pairs]  # (system, other system, number of match)
-        for a, b in combinations(range(len(self.systems)), 2):
-            for number, both in enumerate(match_units(self.pairs[a], self.pairs[b])):
-                for system, indices in zip((a, b), both, strict=True):
-                    for i in indices:
-                        self.labels[system][i].append((a, b, number))
+        seeds = [[run.having(kind) for run in system.seeds] for system in self.systems]
+        of_seeds = [[[[] for _ in pairs] for pairs in of_system] for of_system in seeds]
+        places = [(which, seed) for which, of_system in enumerate(seeds) for seed in range(len(of_system))]
+        for (a, i), (b, k) in combinations(places, 2):
+            for number, both in enumerate(match_units(seeds[a][i], seeds[b][k])):
+                for labels, indices in zip((of_seeds[a][i], of_seeds[b][k]), both, strict=True):
+                    for n in indices:
+                        labels[n].append((a, b, i, k, number))
+        # of each pair of each system: (system, other system, seed, other seed, number) of what it matches
+        self.labels = [[labels for of_seed in of_system for labels in of_seed] for of_system in of_seeds]
+
+    @property
+    def has_common(self) -> bool:
+        """Whether any two systems have anything in common."""
+        return any(label[0] != label[1] for of in self.labels for labels in of for label in labels)
 
     def units(self, chosen: Sequence[int]) -> list[Unit]:
         """List what some of the systems have, matched: of each of them its pairs, which may be none."""
         items = [(which, i) for which, system in enumerate(chosen) for i in range(len(self.pairs[system]))]
-        among = set(combinations(sorted(chosen), 2))
+        among = set(combinations_with_replacement(sorted(chosen), 2))
         labels = [
             [label for label in self.labels[chosen[which]][i] if label[:2] in among] for which, i in items
         ]
@@ -66,8 +76,8 @@ def scores_of(units: Sequence[Unit], kind: Kind) -> np.ndarray:
 class CommonPairs:
     """What two systems have in common, U units."""
 
-    run: Run
-    other: Run
+    system: System
+    other: System
     kind: Kind
     units: list[Unit]
     scores: np.ndarray  # (U, 2)
@@ -81,7 +91,7 @@ class CommonPairs:
 
     def lines(self) -> Iterator[tuple[Any, ...]]:
         """Yield the lines of comparison_pairs.csv."""
-        names = self.run.name, self.other.name, self.kind.protocol
+        names = self.system.name, self.other.name, self.kind.protocol
         for unit, scores in zip(self.units, self.scores.astype(np.float32), strict=True):
             pair, other = (pairs[0] for pairs in unit)
             figures = (*scores, float(scores[0]) - float(scores[1]))

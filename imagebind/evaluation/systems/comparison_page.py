@@ -11,7 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs
-from imagebind.evaluation.systems.runs import COMPARED, Kind, Run, values_of
+from imagebind.evaluation.systems.runs import COMPARED, Kind, values_of
+from imagebind.evaluation.systems.seeds import System
 from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
 from imagebind.evaluation.write.outputs import REPORT_PAGE
 from imagebind.evaluation.write.page import Part, chart, table, write_page
@@ -19,13 +20,13 @@ from imagebind.evaluation.write.page_media import MAX_PAIRS, PageMedia, address
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
-COUNTS = ("pairs", "common_pairs", "lacks", "suspects", "skipped")  # columns of comparison.csv
+COUNTS = ("pairs", "common_pairs", "lacks", "seeds", "suspects", "skipped")  # columns of comparison.csv
 
 
 def write_comparison_page(
     file: BinaryIO,
     rows: Sequence[dict[str, Any]],
-    runs: Sequence[Run],
+    systems: Sequence[System],
     common: Sequence[CommonPairs],
     difference: str | None,
     lang: str,
@@ -35,20 +36,21 @@ def write_comparison_page(
 
     Args:
         rows: of comparison.csv.
-        runs: the systems.
+        systems: that are compared.
         common: of every two systems.
         difference: in how the systems were computed, or None.
         lang, folder: as in write_report_page.
     """
     texts, media = PAGE_WORDS[lang], PageMedia(folder)
+    links = {system.name: (system.name, report_of(system, folder)) for system in systems}
     of_kinds = defaultdict(list)
     for row in rows:
         of_kinds[Kind(row["agreement"], row["protocol"])].append(row)
-    parts = [leaderboard(list(of_kinds.values()), texts, folder)]
-    parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(runs, lang)))
+    parts = [leaderboard(list(of_kinds.values()), texts, links)]
+    parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(systems, lang)))
     for i, (kind, of_kind) in enumerate(of_kinds.items()):
         title = f"{texts.get(kind.agreement, kind.protocol)}: " if i else ""
-        parts += compared_parts(of_kind, title, texts, folder)
+        parts += compared_parts(of_kind, title, texts, links)
         if duels := [pairs for pairs in common if pairs.kind == kind and pairs.units]:
             parts.append(duel_part(duels, title, texts, media))
     note = texts["different"].format(difference) if difference else ""
@@ -56,36 +58,37 @@ def write_comparison_page(
 
 
 def leaderboard(
-    of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], folder: str | os.PathLike
+    of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], links: dict[str, tuple[str, str]]
 ) -> Part:
     """Show all systems, the best first, with a column for each other agreement and protocol."""
     first = {row["system"]: row for row in of_kinds[0] if "minus" not in row}
     others = [{row["system"]: row for row in rows if "minus" not in row} for rows in of_kinds[1:]]
     labels = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
-    columns = [(texts["system"], "file"), (texts["common_pairs"], "count"), (texts["common_mean"], "number")]
-    columns += [(texts["95 %"], "interval"), (texts["mean"], "number"), (texts["pairs"], "count")]
-    columns += [(texts["lacks"], "count"), *((f"{texts['mean']}, {label}", "number") for label in labels)]
+    keys = ["common_pairs", "common_mean", "95 %", "mean", "pairs", "lacks"]
+    if any(row["seeds"] > 1 for row in first.values()):
+        keys += ["seeds", "seed_std"]
+    columns = [(texts["system"], "file"), *((texts[key], kind_of(key)) for key in keys)]
+    columns += [(f"{texts['mean']}, {label}", "number") for label in labels]
     rows = []
     for system in dict.fromkeys(name for of_kind in (first, *others) for name in of_kind):
-        row = first.get(system, {})
+        row = dict(first.get(system, {}))
         interval = [row.get(f"common_{key}") for key in ("mean", "low", "high")]
-        bar = None if None in interval else [round(x, 6) for x in interval]
-        figures = (row.get(key) for key in ("mean", "pairs", "lacks"))
+        row["95 %"] = None if None in interval else [round(x, 6) for x in interval]
         of_others = (of_kind.get(system, {}).get("mean") for of_kind in others)
-        rows.append(
-            (report_of(system, folder), row.get("common_pairs"), interval[0], bar, *figures, *of_others)
-        )
+        rows.append((links[system], *map(row.get, keys), *of_others))
     return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
 
 
 def compared_parts(
-    rows: Sequence[dict[str, Any]], title: str, texts: dict[str, Any], folder: str | os.PathLike
+    rows: Sequence[dict[str, Any]], title: str, texts: dict[str, Any], links: dict[str, tuple[str, str]]
 ) -> list[Part]:
     """Show the systems and their differences in one agreement and protocol."""
     systems = [row for row in rows if "minus" not in row]
     differences = [row for row in rows if "minus" in row]
     interval = {key: texts[key] for key in ("pairs", "mean", "low", "high")}
     common = {key: texts[key] for key in COMMON_COLUMNS}
+    if any(row["seeds"] > 1 for row in systems):
+        common |= {key: texts[key] for key in ("seeds", "seed_std")}
     figures = [key for key in COMPARED if any(row[key] is not None for row in systems)]
     columns = interval | common | {key: figure_label(key, texts, rows[0]["agreement"]) for key in figures}
     parts = [
@@ -93,7 +96,7 @@ def compared_parts(
             title + texts["systems"],
             texts["systems how"],
             [(texts["system"], "file"), *((label, kind_of(key)) for key, label in columns.items())],
-            ((report_of(row["system"], folder), *(row.get(key) for key in columns)) for row in systems),
+            ((links[row["system"]], *(row.get(key) for key in columns)) for row in systems),
         ),
         chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
     ]
@@ -120,7 +123,7 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
     """Show the pairs of every two systems, the largest difference first; the page lets choose which two."""
     most, duels = max(MAX_PAIRS // len(common), 100), []
     for pairs in common:
-        names = [one_line(pairs.run.name), one_line(pairs.other.name)]
+        names = [one_line(pairs.system.name), one_line(pairs.other.name)]
         columns = [(texts["pair"], "text"), *((name, "number") for name in names)]
         columns.append((texts["difference"], "number"))
         rows, details = [], []
@@ -129,8 +132,8 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
             numbers = f" ({len(unit[0])}:{len(unit[1])})" if more or others else ""
             rows.append((ours.name + numbers, *scores, scores[0] - scores[1]))
             first, second = (
-                media.pair_players(run.find(pair.audio), run.find(pair.video)) | {"title": name}
-                for run, pair, name in zip((pairs.run, pairs.other), (ours, theirs), names, strict=True)
+                media.pair_players(pair.find(pair.audio), pair.find(pair.video)) | {"title": name}
+                for pair, name in zip((ours, theirs), names, strict=True)
             )
             details.append(first | {"other": second})
         has_files = all(of[0].audio and of[0].video for unit in pairs.units for of in unit)
@@ -145,6 +148,8 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
 
 def kind_of(key: str) -> str:
     """Tell the kind of a column of comparison.csv."""
+    if key == "95 %":
+        return "interval"
     return "count" if key in COUNTS else "percent" if key.startswith("win_rate") else "number"
 
 
@@ -163,10 +168,11 @@ def figure_label(key: str, texts: dict[str, str], agreement: str = "audio_video"
     return {"auc": "AUC", "suspects": texts["suspects"], "skipped": texts["skipped files"]}[key]
 
 
-def report_of(system: str, folder: str | os.PathLike) -> tuple[str, str]:
-    """Link a system to its page, or to its directory if it has none."""
-    page = os.path.join(system, REPORT_PAGE)
-    return system, address(page if os.path.exists(page) else system, folder)
+def report_of(system: System, folder: str | os.PathLike) -> str:
+    """Link a system to the page of its first run, or to its directory if it has none."""
+    first = system.seeds[0].name
+    page = os.path.join(first, REPORT_PAGE)
+    return address(page if os.path.exists(page) else first, folder)
 
 
 # Charts
@@ -205,21 +211,23 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
     return one_below_the_other(figure, names, title)
 
 
-def box_chart(runs: Sequence[Run], lang: str) -> go.Figure:
+def box_chart(systems: Sequence[System], lang: str) -> go.Figure:
     """Draw the distribution of each system's similarities: quartiles, and whiskers to 5 and 95 %."""
-    kinds = [Kind("audio_video", run.first_protocol) for run in runs]
-    similarities = [values_of(run.having(kind), kind) for run, kind in zip(runs, kinds, strict=True)]
+    kinds = [Kind("audio_video", system.first_protocol) for system in systems]
+    similarities = [values_of(of.having(kind), kind) for of, kind in zip(systems, kinds, strict=True)]
     low, q1, median, q3, high = np.transpose(
         [np.quantile(x, (0.05, 0.25, 0.5, 0.75, 0.95)) for x in similarities]
     )
     figure = go.Figure(
         go.Box(
-            y=list(range(len(runs))), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
+            y=list(range(len(systems))), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
             orientation="h", mean=[x.mean() for x in similarities], boxmean=True, line={"color": COLORS[0]},
             showlegend=False,
         )
     )  # fmt: skip
-    return one_below_the_other(figure, [chart_text(run.name) for run in runs], PAGE_WORDS[lang]["cosine"])
+    return one_below_the_other(
+        figure, [chart_text(system.name) for system in systems], PAGE_WORDS[lang]["cosine"]
+    )
 
 
 def one_below_the_other(figure: go.Figure, labels: Sequence[str], title: str) -> go.Figure:

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +64,7 @@ class Pair:
     video: Source
     group: str | None
     is_named: bool  # whether both keys are the id that the manifest gives it
+    folder: str  # that relative paths are relative to
     similarities: dict[Kind, float]
 
     @property
@@ -73,6 +73,10 @@ class Pair:
         if not self.video.path:
             return ""
         return os.path.splitext(os.path.normpath(self.video.path))[0] + self.video.fragment
+
+    def find(self, source: Source) -> Source:
+        """Return where a file of the pair is, seen from here."""
+        return replace(source, path=os.path.join(self.folder, source.path))
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,6 @@ class Run:
     def having(self, kind: Kind) -> list[Pair]:
         """The pairs that have a similarity of this kind."""
         return [pair for pair in self.pairs if kind in pair.similarities]
-
-    def find(self, source: Source) -> Source:
-        """Return where a file of the run is, seen from here."""
-        folder = str(self.metrics.get("working_directory", ""))
-        return replace(source, path=os.path.join(folder, source.path))
 
     @property
     def protocols(self) -> dict[str, Any]:
@@ -120,19 +119,6 @@ def values_of(pairs: Iterable[Pair], kind: Kind) -> np.ndarray:
     return np.array([pair.similarities[kind] for pair in pairs])
 
 
-def read_runs(folders: Sequence[str | os.PathLike], group_by: str | None) -> list[Run]:
-    """Read finished runs.
-
-    Raises, and group_by:
-        as compare_systems.
-    """
-    for folder, n_uses in Counter(map(os.path.realpath, folders)).items():
-        if n_uses > 1:
-            raise EvaluationError(f"{folder}: named twice")
-    runs = [read_run(os.fspath(folder)) for folder in folders]
-    return runs if group_by is None else [regroup(run, group_by) for run in runs]
-
-
 def regroup(run: Run, group_by: str) -> Run:
     """Put the pairs of a run into other groups."""
     groups = group_names([pair.video_key for pair in run.pairs], group_by)
@@ -153,7 +139,8 @@ def read_run(name: str) -> Run:
             if os.path.exists(Path(name, file_name)) and not os.path.isfile(Path(name, file_name)):
                 raise ValueError(f"{file_name} is no regular file")
         metrics = json.loads(Path(name, METRICS_NAME).read_bytes())
-        pairs = read_pairs(Path(name, TABLE), next(iter(protocols_of(metrics))))
+        folder = str(metrics.get("working_directory", ""))
+        pairs = read_pairs(Path(name, TABLE), next(iter(protocols_of(metrics))), folder)
         check_metrics(metrics, pairs)
     except OSError as e:
         raise EvaluationError(f"{name}: no finished run ({Path(e.filename).name}: {e.strerror})") from e
@@ -170,11 +157,12 @@ def read_run(name: str) -> Run:
     return run
 
 
-def read_pairs(path: Path, first: str) -> list[Pair]:
+def read_pairs(path: Path, first: str, folder: str) -> list[Pair]:
     """Read the pairs of pair_scores.csv that have a similarity.
 
     Args:
         first: the first protocol of the run.
+        folder: that its relative paths are relative to.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error: it is no such file, or cut off.
@@ -184,10 +172,10 @@ def read_pairs(path: Path, first: str) -> list[Pair]:
         if file.read() != b"\n":
             raise ValueError(f"{TABLE} is cut off")
     with fields_of_any_length(), open(path, encoding="utf-8-sig", newline="") as file:
-        return [pair for row in csv.DictReader(file) if (pair := read_pair(row, first)).similarities]
+        return [pair for row in csv.DictReader(file) if (pair := read_pair(row, first, folder)).similarities]
 
 
-def read_pair(row: dict[str, str], first: str) -> Pair:
+def read_pair(row: dict[str, str], first: str, folder: str) -> Pair:
     """Read a line of pair_scores.csv; before version 2 of the definitions the name stood for the keys.
 
     A pair that the first protocol dropped may have a score by another one.
@@ -213,6 +201,7 @@ def read_pair(row: dict[str, str], first: str) -> Pair:
         *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
         keys == [row.get("id")] * 2,
+        folder,
         similarities,
     )
 

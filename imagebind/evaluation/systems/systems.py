@@ -18,16 +18,8 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs, Matching, scores_of
 from imagebind.evaluation.systems.grouping import groups_of, groups_of_pairs, is_new
-from imagebind.evaluation.systems.runs import (
-    AGREEMENTS,
-    COMPARED,
-    Kind,
-    Run,
-    compared_figures,
-    find_difference,
-    read_runs,
-    values_of,
-)
+from imagebind.evaluation.systems.runs import AGREEMENTS, COMPARED, Kind, find_difference, values_of
+from imagebind.evaluation.systems.seeds import System, read_systems
 from imagebind.evaluation.write.atomic import write_files
 from imagebind.evaluation.write.formats import write_csv
 from imagebind.evaluation.write.lock import exclusive_use
@@ -41,6 +33,7 @@ PAIRS_NAME = "comparison_pairs.csv"
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high", *COMMON_COLUMNS),
+    *("seeds", "seed_std"),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
 PAIR_TABLE_COLUMNS = (
@@ -63,7 +56,7 @@ def compare_systems(
     """Compare finished runs, such as those of several generators on the same prompts.
 
     Args:
-        runs: two or more output directories.
+        runs: two or more output directories; those of several seeds of one system are joined by "+".
         output_dir: where to write comparison.csv, comparison_pairs.csv and comparison.html; None writes none.
         force: compare runs with different protocols.
         seed: of the bootstrap.
@@ -82,14 +75,14 @@ def compare_systems(
     """
     if output_dir is not None and not no_html:
         check_can_draw()
-    finished = read_runs(runs, group_by)
-    difference = find_difference(finished)
+    systems = read_systems(runs, group_by)
+    difference = find_difference([run for system in systems for run in system.seeds])
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
-    matchings = [Matching(finished, kind) for kind in kinds_of(finished)]
-    if not any(of_pair for matching in matchings for labels in matching.labels for of_pair in labels):
+    matchings = [Matching(systems, kind) for kind in kinds_of(systems)]
+    if not any(matching.has_common for matching in matchings):
         raise EvaluationError(
             "no two systems have a pair in common; give the same pairs the same `id` in their manifests, or "
             "name with --group_by what belongs together"
@@ -101,13 +94,13 @@ def compare_systems(
         common += duels if matching.kind.agreement == "audio_video" else []
     if output_dir is not None:
         lang = None if no_html else report_lang
-        write_comparison(rows, finished, common, difference, lang, output_dir)
+        write_comparison(rows, systems, common, difference, lang, output_dir)
     return rows
 
 
-def kinds_of(runs: Sequence[Run]) -> list[Kind]:
+def kinds_of(systems: Sequence[System]) -> list[Kind]:
     """List what can be compared: all agreements by protocols that come first in a run, then the others."""
-    leading = list(dict.fromkeys(run.first_protocol for run in runs))
+    leading = list(dict.fromkeys(run.first_protocol for system in systems for run in system.seeds))
     kinds = [Kind(agreement, protocol) for protocol in leading for agreement in AGREEMENTS]
     return kinds + [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
 
@@ -128,7 +121,7 @@ def system_rows(matching: Matching, seed: int) -> list[dict[str, Any]]:
             row |= {f"common_{key}": of_common[key] for key in ("pairs", "mean", "low", "high")}
         row["lacks"] = sum(not unit[i] for unit in units)
         del row["p_value"]
-        rows.append(row | figures_of(system, kind))
+        rows.append(row | system.spread(kind) | system.figures(kind))
     return sorted(rows, key=lambda row: -row.get("common_mean", row["mean"]))
 
 
@@ -143,7 +136,7 @@ def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], l
         if kind.agreement == "audio_video":
             warn_of(pairs, groups)
         described = describe_difference(*pairs.scores.T, groups, seed) if pairs.units else {"pairs": 0}
-        differences.append(names | {"system": pairs.run.name, "minus": pairs.other.name} | described)
+        differences.append(names | {"system": pairs.system.name, "minus": pairs.other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
     for row, p_value in zip(told, holm([row["p_value"] for row in told]), strict=True):
         row["p_value_holm"] = p_value
@@ -152,13 +145,14 @@ def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], l
 
 def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
     """Say which pairs of two systems are in one alone, and that their groups differ."""
-    names = common.run.name, common.other.name
+    systems = common.system, common.other
+    names = [system.name for system in systems]
     alone = [
-        len(run.having(common.kind)) - sum(len(unit[which]) for unit in common.units)
-        for which, run in enumerate((common.run, common.other))
+        len(system.having(common.kind)) - sum(len(unit[which]) for unit in common.units)
+        for which, system in enumerate(systems)
     ]
     if any(alone):
-        by_it = common.kind.protocol != common.run.first_protocol
+        by_it = common.kind.protocol != common.system.first_protocol
         log.warning(
             "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
             *names,
@@ -166,7 +160,8 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
             f" with a score by {common.kind.protocol}" if by_it else "",
             *alone,
         )
-    if n_means := sum(max(map(len, unit)) > 1 for unit in common.units):
+    n_means = sum(max(map(len, unit)) > 1 for unit in common.units)
+    if n_means and all(len(system.seeds) == 1 for system in systems):
         log.info(
             "%s and %s: %d of %d are compared by the means of several pairs of one video, sound or group",
             *names,
@@ -175,16 +170,6 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
         )
     if is_new(groups, common.units):
         log.warning("%s and %s have other groups of pairs, which are joined; --group_by sets them", *names)
-
-
-def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
-    """Look up the figures of COMPARED; of a protocol that is not the first, the pairs it dropped."""
-    if kind.protocol == run.first_protocol:
-        return compared_figures(
-            run.metrics if kind.agreement == "audio_video" else run.metrics[kind.agreement]
-        )
-    score = run.metrics["scores"][kind.protocol]
-    return dict.fromkeys(COMPARED) | {"skipped": score["n_pairs"] - score["n_scored"]}
 
 
 def describe_mean(
@@ -213,7 +198,7 @@ def describe_difference(
 
 def write_comparison(
     rows: Sequence[dict[str, Any]],
-    runs: Sequence[Run],
+    systems: Sequence[System],
     common: Sequence[CommonPairs],
     difference: str | None,
     lang: str | None,
@@ -232,7 +217,7 @@ def write_comparison(
     def write_page(_: Any, file: BinaryIO) -> None:
         from imagebind.evaluation.systems import comparison_page as page  # plotly is slow to import
 
-        page.write_comparison_page(file, rows, runs, common, difference, lang, output_dir)
+        page.write_comparison_page(file, rows, systems, common, difference, lang, output_dir)
 
     outputs = {
         COMPARISON_NAME: lambda _, file: write_csv(COMPARISON_COLUMNS, cells, file),
@@ -276,6 +261,8 @@ def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:
         lines += ["", f"{title}:"] if title else []
         shown = {key: label for key, label in figures.items() if any(row[key] is not None for row in systems)}
         common = {key: words[key] for key in COMMON_COLUMNS}
+        if any(row["seeds"] > 1 for row in systems):
+            common |= {key: words[key] for key in ("seeds", "seed_std")}
         lines += table({"system": words["system"], **mean, **common, **shown}, systems)
         if differences:
             lines += ["", f"{words['difference on common']}:"]

@@ -424,6 +424,8 @@ PAGE = {
     "common_low": ("these, 95% low", "共有 95% 下限"),
     "common_high": ("these, 95% high", "共有 95% 上限"),
     "lacks": ("lacks", "缺少"),
+    "seeds": ("seeds", "种子数"),
+    "seed_std": ("sd over seeds", "种子间标准差"),
     "p_value": ("p", "p"),
     "p_value_holm": ("p (Holm)", "p (Holm)"),
     "win_rate": ("wins", "胜率"),
