@@ -55,12 +55,8 @@ from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
 from imagebind.evaluation.options import GROUPS, Options, options_of
 from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths, read_directory
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
-from imagebind.evaluation.systems.systems import (
-    COMPARISON_NAME,
-    COMPARISON_PAGE,
-    compare_systems,
-    format_comparison,
-)
+from imagebind.evaluation.systems.comparison_text import format_comparison
+from imagebind.evaluation.systems.systems import COMPARISON_NAME, COMPARISON_PAGE, compare_systems
 from imagebind.evaluation.terminal import (
     logging_to_stderr,
     prepare_streams,
@@ -226,19 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
         for option in options_of(group):
             add_option(groups[group], option.name, option.default, option.metadata)
     parser.set_defaults(output_dir="./outputs")
-    comparison = parser.add_argument_group("comparison")
-    comparison.add_argument(
-        "--compare",
-        nargs="+",
-        metavar="DIR",
-        help="Compare these output directories of finished runs instead; needs neither model nor media. "
-        "Those of several seeds of one system are joined by a +.",
-    )
-    comparison.add_argument(
-        "--force",
-        action="store_true",
-        help="With --compare: compare runs even if they were computed in different ways.",
-    )
+    add_comparison(parser)
     groups["speed"].add_argument(
         "--shard",
         type=argument_type(SHARD.parse),
@@ -253,6 +237,28 @@ def build_parser() -> argparse.ArgumentParser:
         "all the same.",
     )
     return parser
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add the options of comparing finished runs."""
+    comparison = parser.add_argument_group("comparison")
+    comparison.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="Compare these output directories of finished runs instead; needs neither model nor media. "
+        "Those of several seeds of one system are joined by a +.",
+    )
+    comparison.add_argument(
+        "--reference",
+        metavar="DIR",
+        help="With --compare: a further run, such as that of the real sounds, that others are placed by.",
+    )
+    comparison.add_argument(
+        "--force",
+        action="store_true",
+        help="With --compare: compare runs even if they were computed in different ways.",
+    )
 
 
 def add_option(group: Any, name: str, default: Any, metadata: dict[str, Any]) -> None:
@@ -309,7 +315,7 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         if args.compare:
             if given:
                 parser.error(f"argument --compare: not allowed with argument --{given[0]}")
-            if len(args.compare) < 2:
+            if len(args.compare) + (args.reference is not None) < 2:
                 parser.error("argument --compare: two directories or more are needed")
             Options(None, "", output_dir=args.output_dir)  # checks it
             return args
@@ -432,9 +438,8 @@ def run_shard(args: argparse.Namespace) -> int:
 
 def run_comparison(args: argparse.Namespace) -> int:
     """Compare finished runs, and print the comparison."""
-    rows = compare_systems(
-        args.compare, args.output_dir, args.force, args.seed, args.report_lang, args.no_html, args.group_by
-    )
+    options = ("output_dir", "force", "seed", "report_lang", "no_html", "group_by", "reference")
+    rows = compare_systems(args.compare, **{name: getattr(args, name) for name in options})
     names = [COMPARISON_NAME] if args.no_html else [COMPARISON_NAME, COMPARISON_PAGE]
     where = [one_line(os.path.join(args.output_dir, name)) for name in names]
     lines = [f"{what}: {path}" for what, path in zip(("results", "page"), where, strict=False)]

@@ -343,7 +343,7 @@ def test_the_leaderboard_is_ordered_by_the_pairs_that_all_have(made, capsys):
     for line, row in zip(lines[1:4], rows, strict=False):
         of_line = dict(zip(lines[0], line, strict=False))
         assert [of_line["in all"], of_line["lacks"]] == ["9", str(row["lacks"])]
-        assert of_line["mean of these"] == f"{row['common_mean']:.4f}"
+        assert of_line["mean in all"] == f"{row['common_mean']:.4f}"
     with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert list(table[0])[2:11] == [
@@ -561,6 +561,92 @@ def test_files_of_seeds_are_found_where_each_run_had_them(made, tmp_path):
     page = Path("compared/comparison.html").read_text()
     assert "../of_a/p0.mp4" in page
     assert "../of_c/p0.mp4" in page
+
+
+# A reference
+
+
+def place_by_hand(values: np.ndarray, real: np.ndarray, groups: list[str], zero: float) -> list[float]:
+    """Return the place, and its interval by percentiles, of resampled groups."""
+    generator, names = np.random.default_rng(7), sorted(set(groups))
+    of_group = {name: [i for i, group in enumerate(groups) if group == name] for name in names}
+    places = []
+    for _ in range(3000):
+        drawn = [i for k in generator.integers(0, len(names), len(names)) for i in of_group[names[k]]]
+        places.append((np.mean(values[drawn]) - zero) / (np.mean(real[drawn]) - zero))
+    return [(values.mean() - zero) / (real.mean() - zero), *np.quantile(places, [0.025, 0.975])]
+
+
+def test_systems_are_placed_between_the_mismatches_and_the_pairs_of_a_reference(made, capsys):
+    """b has three sounds of each video and lacks some videos; pairs of the reference are in groups."""
+    generator = np.random.default_rng(0)
+    hard = generator.normal(0, 0.05, 80)
+    real = 0.4 + hard + generator.normal(0, 0.04, 80)
+    ours = 0.3 + 0.8 * hard + generator.normal(0, 0.04, 80)
+    theirs = 0.2 + hard[:, None] + generator.normal(0, 0.04, (80, 3))
+    real, ours, theirs = (x.astype(np.float32).astype(float) for x in (real, ours, theirs))
+    groups = [f"g{i // 2}" for i in range(80)]
+    made("real", keyed(real, "v{}", group=groups), mismatched_similarity_mean=0.1)
+    made("a", keyed(ours, "v{}"), mismatched_similarity_mean=-0.3)
+    made("b", [pair for pair in several_of(theirs, "videos") if int(pair["video_key"][1:]) >= 20])
+    rows = compare_systems(["a", "b"], "compared", reference="real")
+    by_name = {row["system"]: row for row in rows if "minus" not in row}
+    assert set(by_name) == {"a", "b", "real"}
+    expected = {
+        "a": place_by_hand(ours, real, groups, 0.1),
+        "b": place_by_hand(theirs[20:].mean(1), real[20:], groups[20:], 0.1),
+    }
+    for name, (place, low, high) in expected.items():
+        row = by_name[name]
+        assert row["place"] == pytest.approx(place, abs=1e-9)
+        assert [row["place_low"], row["place_high"]] == pytest.approx([low, high], abs=(high - low) / 10)
+    assert [by_name["real"][key] for key in ("place", "place_low", "place_high")] == [1, 1, 1]
+    argv = ["--output_dir", "compared", "--report_lang", "en", "--reference", "real"]
+    assert main(["--compare", "a", "b", *argv]) == 0
+    printed = capsys.readouterr()
+    assert "a and real" not in printed.err
+    assert "0 and 20 are in one alone, and not in the difference or the place" in printed.err
+    lines = [re.split("  +", line) for line in printed.out.splitlines()]
+    places = {line[0]: dict(zip(lines[0], line, strict=False))["place"] for line in lines[1:4]}
+    assert places == {name: f"{row['place']:.4f}" for name, row in by_name.items()}
+    assert "0 is the mean of the mismatches of real" in Path("compared/comparison.html").read_text()
+    with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
+        assert [bool(row["place"]) for row in csv.DictReader(file)] == [True] * 3 + [False] * 3
+    again = compare_systems(["a", "real", "b"], reference="./real")  # it may be one of them
+    assert [row for row in again if "minus" not in row] == [row for row in rows if "minus" not in row]
+    assert main(["--compare", "a", *argv]) == 0
+
+
+@pytest.mark.parametrize("n", [3, 6, 12])
+def test_a_place_over_few_pairs_has_a_wide_interval_or_none(made, n):
+    """By the bootstrap-t, whose interval holds the place."""
+    generator = np.random.default_rng(n)
+    made("a", keyed(generator.uniform(0.2, 0.4, n)))
+    made("real", keyed(generator.uniform(0.4, 0.6, n)), mismatched_similarity_mean=0.1)
+    row = next(row for row in compare_systems(["a"], reference="real") if row["system"] == "a")
+    if n == 3:
+        assert row["place_low"] is None
+        return
+    assert row["place_low"] < row["place"] < row["place_high"]
+
+
+def test_a_reference_that_tells_no_place(made, finished_metrics, caplog):
+    scores = keyed([0.1, 0.2, 0.3, 0.5, 0.4])
+    made("a", scores)
+    made("low", scores, mismatched_similarity_mean=0.6)
+    assert all("place" not in row for row in compare_systems(["a"], reference="low"))
+    warned = "low: its pairs are not above its mismatches, and tell no place"
+    assert caplog.text.count(warned) == 1
+    path = Path("low", "metrics.json")
+    metrics = json.loads(path.read_text())
+    for value in ("0.1", None, 1.5):
+        path.write_text(json.dumps(metrics | {"mismatched_similarity_mean": value}))
+        with pytest.raises(EvaluationError, match=r"^low: no finished run of this version"):
+            compare_systems(["a"], reference="low")
+    del metrics["mismatched_similarity_mean"]
+    path.write_text(json.dumps(metrics))
+    assert all("place" not in row for row in compare_systems(["a"], reference="low"))
+    assert caplog.text.count(warned) == 1
 
 
 def test_all_differences_of_protocols_are_named(systems):

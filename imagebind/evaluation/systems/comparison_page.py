@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs
+from imagebind.evaluation.systems.places import PLACE_COLUMNS
 from imagebind.evaluation.systems.runs import COMPARED, Kind, values_of
 from imagebind.evaluation.systems.seeds import System
 from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
@@ -28,6 +29,7 @@ def write_comparison_page(
     rows: Sequence[dict[str, Any]],
     systems: Sequence[System],
     common: Sequence[CommonPairs],
+    reference: System | None,
     difference: str | None,
     lang: str,
     folder: str | os.PathLike,
@@ -38,6 +40,7 @@ def write_comparison_page(
         rows: of comparison.csv.
         systems: that are compared.
         common: of every two systems.
+        reference: that places are told by, or None.
         difference: in how the systems were computed, or None.
         lang, folder: as in write_report_page.
     """
@@ -47,6 +50,8 @@ def write_comparison_page(
     for row in rows:
         of_kinds[Kind(row["agreement"], row["protocol"])].append(row)
     parts = [leaderboard(list(of_kinds.values()), texts, links)]
+    if reference is not None:
+        parts[0]["how"] += " " + texts["place how"].format(one_line(reference.name))
     parts.append(chart(texts["outlines"], texts["outlines how"], box_chart(systems, lang)))
     for i, (kind, of_kind) in enumerate(of_kinds.items()):
         title = f"{texts.get(kind.agreement, kind.protocol)}: " if i else ""
@@ -67,13 +72,16 @@ def leaderboard(
     keys = ["common_pairs", "common_mean", "95 %", "mean", "pairs", "lacks"]
     if any(row["seeds"] > 1 for row in first.values()):
         keys += ["seeds", "seed_std"]
+    if any("place" in row for row in first.values()):
+        keys += ["place", "place, 95 %"]
     columns = [(texts["system"], "file"), *((texts[key], kind_of(key)) for key in keys)]
     columns += [(f"{texts['mean']}, {label}", "number") for label in labels]
     rows = []
     for system in dict.fromkeys(name for of_kind in (first, *others) for name in of_kind):
         row = dict(first.get(system, {}))
-        interval = [row.get(f"common_{key}") for key in ("mean", "low", "high")]
-        row["95 %"] = None if None in interval else [round(x, 6) for x in interval]
+        for bar, of_bar in (("95 %", COMMON_COLUMNS[1:4]), ("place, 95 %", PLACE_COLUMNS)):
+            ends = [row.get(key) for key in of_bar]
+            row[bar] = None if None in ends else [round(x, 6) for x in ends]
         of_others = (of_kind.get(system, {}).get("mean") for of_kind in others)
         rows.append((links[system], *map(row.get, keys), *of_others))
     return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
@@ -89,6 +97,8 @@ def compared_parts(
     common = {key: texts[key] for key in COMMON_COLUMNS}
     if any(row["seeds"] > 1 for row in systems):
         common |= {key: texts[key] for key in ("seeds", "seed_std")}
+    if any("place" in row for row in systems):
+        common |= {key: texts[key] for key in PLACE_COLUMNS}
     figures = [key for key in COMPARED if any(row[key] is not None for row in systems)]
     columns = interval | common | {key: figure_label(key, texts, rows[0]["agreement"]) for key in figures}
     parts = [
@@ -148,7 +158,7 @@ def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], 
 
 def kind_of(key: str) -> str:
     """Tell the kind of a column of comparison.csv."""
-    if key == "95 %":
+    if key.endswith("95 %"):
         return "interval"
     return "count" if key in COUNTS else "percent" if key.startswith("win_rate") else "number"
 

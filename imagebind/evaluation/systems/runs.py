@@ -233,6 +233,8 @@ def check_metrics(metrics: dict[str, Any], pairs: Sequence[Pair]) -> None:
         has_more = agreement != "audio_video" and metrics.get("mode") == "retrieval"
         check_similarities(figures.get("paired_similarities", []), of_table(agreement, first), has_more)
         compared_figures(figures)
+        if not -1 <= figures.get("mismatched_similarity_mean", 0) <= 1:
+            raise ValueError("mismatched_similarity_mean is no similarity")
     scores = metrics.get("scores", {})
     for protocol in PROTOCOLS:
         values = of_table("audio_video", protocol)

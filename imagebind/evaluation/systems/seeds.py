@@ -77,24 +77,34 @@ def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
     return dict.fromkeys(COMPARED) | {"skipped": score["n_pairs"] - score["n_scored"]}
 
 
-def read_systems(names: Sequence[str | os.PathLike], group_by: str | None) -> list[System]:
-    """Read the finished runs of systems.
+def read_systems(
+    names: Sequence[str | os.PathLike], group_by: str | None, reference: str | os.PathLike | None
+) -> tuple[list[System], System | None]:
+    """Read the finished runs of systems, and of the reference, which is one of them, or the last.
 
-    Raises, and group_by:
+    Raises, and the arguments:
         as compare_systems.
     """
-    folders = [folders_of(os.fspath(name)) for name in names]
+    names = list(map(os.fspath, names))
+    folders = [folders_of(name) for name in names]
+    if reference is not None:
+        names.append(os.fspath(reference))
+        folders.append(folders_of(names[-1]))
+        real = [sorted(map(os.path.realpath, of_system)) for of_system in folders]
+        place = real.index(real[-1])
+        if place < len(names) - 1:  # one of the systems
+            del names[-1], folders[-1]
     for folder, n_uses in Counter(os.path.realpath(f) for of_system in folders for f in of_system).items():
         if n_uses > 1:
             raise EvaluationError(f"{folder}: named twice")
     systems = []
-    for name, of_system in zip(map(os.fspath, names), folders, strict=True):
+    for name, of_system in zip(names, folders, strict=True):
         runs = [read_run(folder) for folder in of_system]
         seeds = runs if group_by is None else [regroup(run, group_by) for run in runs]
         if len(seeds) > 1 and (difference := find_difference(seeds)):
             raise EvaluationError(f"{difference}; the seeds of one system have to be computed in one way")
         systems.append(System(name, seeds, seeds[0].pairs if len(seeds) == 1 else join_seeds(seeds)))
-    return systems
+    return systems, None if reference is None else systems[place]
 
 
 def folders_of(name: str) -> list[str]:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, BinaryIO
-from unicodedata import east_asian_width
 
 import numpy as np
 
-from imagebind.evaluation.compare.candidates import RECALL_AT
-from imagebind.evaluation.compare.intervals import digits_of, estimate_mean, holm, share_interval
+from imagebind.evaluation.compare.intervals import bootstrap_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs, Matching, scores_of
 from imagebind.evaluation.systems.grouping import groups_of, groups_of_pairs, is_new
+from imagebind.evaluation.systems.places import PLACE_COLUMNS, describe_place
 from imagebind.evaluation.systems.runs import AGREEMENTS, COMPARED, Kind, find_difference, values_of
 from imagebind.evaluation.systems.seeds import System, read_systems
 from imagebind.evaluation.write.atomic import write_files
 from imagebind.evaluation.write.formats import write_csv
 from imagebind.evaluation.write.lock import exclusive_use
 from imagebind.evaluation.write.outputs import check_can_draw
-from imagebind.evaluation.write.words import PAGE_WORDS
-from imagebind.names import one_line
 
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
@@ -33,7 +29,7 @@ PAIRS_NAME = "comparison_pairs.csv"
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
     *("system", "minus", "pairs", "mean", "low", "high", *COMMON_COLUMNS),
-    *("seeds", "seed_std"),
+    *("seeds", "seed_std", *PLACE_COLUMNS),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
 PAIR_TABLE_COLUMNS = (
@@ -52,6 +48,7 @@ def compare_systems(
     report_lang: str = "zh",
     no_html: bool = False,
     group_by: str | None = None,
+    reference: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
     """Compare finished runs, such as those of several generators on the same prompts.
 
@@ -63,6 +60,8 @@ def compare_systems(
         report_lang: of comparison.html, "zh" or "en".
         no_html: leave comparison.html out.
         group_by: as in Options, on the keys of the videos; None takes the groups of the runs.
+        reference: a further run, such as that of the real sounds, which may also be one of the others; each
+            score is also told as its place between the mismatches and the pairs of this one.
 
     Returns:
         the rows of comparison.csv: one for each system, and one for every two systems, of the mean difference
@@ -75,26 +74,26 @@ def compare_systems(
     """
     if output_dir is not None and not no_html:
         check_can_draw()
-    systems = read_systems(runs, group_by)
+    systems, real = read_systems(runs, group_by, reference)
     difference = find_difference([run for system in systems for run in system.seeds])
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")
     if difference:
         log.warning("%s", difference)
     matchings = [Matching(systems, kind) for kind in kinds_of(systems)]
-    if not any(matching.has_common for matching in matchings):
+    if len(systems) > 1 and not any(matching.has_common for matching in matchings):
         raise EvaluationError(
             "no two systems have a pair in common; give the same pairs the same `id` in their manifests, or "
             "name with --group_by what belongs together"
         )
     rows, common = [], []
     for matching in matchings:
-        differences, duels = compare_kind(matching, seed)
-        rows += system_rows(matching, seed) + differences
+        differences, duels = compare_kind(matching, seed, real)
+        rows += system_rows(matching, seed, real) + differences
         common += duels if matching.kind.agreement == "audio_video" else []
     if output_dir is not None:
         lang = None if no_html else report_lang
-        write_comparison(rows, systems, common, difference, lang, output_dir)
+        write_comparison(rows, systems, common, real, difference, lang, output_dir)
     return rows
 
 
@@ -105,9 +104,9 @@ def kinds_of(systems: Sequence[System]) -> list[Kind]:
     return kinds + [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
 
 
-def system_rows(matching: Matching, seed: int) -> list[dict[str, Any]]:
+def system_rows(matching: Matching, seed: int, reference: System | None) -> list[dict[str, Any]]:
     """Return the rows of the systems, the best first: by the mean over what all of them have."""
-    kind, rows = matching.kind, []
+    kind, rows, places = matching.kind, [], []
     units = matching.units(range(len(matching.systems)))
     common = [unit for unit in units if all(unit)]
     if units and not common and len(matching.systems) > 2 and kind.agreement == "audio_video":
@@ -121,11 +120,16 @@ def system_rows(matching: Matching, seed: int) -> list[dict[str, Any]]:
             row |= {f"common_{key}": of_common[key] for key in ("pairs", "mean", "low", "high")}
         row["lacks"] = sum(not unit[i] for unit in units)
         del row["p_value"]
-        rows.append(row | system.spread(kind) | system.figures(kind))
+        places.append({} if reference is None else describe_place(matching, i, reference, seed))
+        rows.append(row | system.spread(kind) | (places[-1] or {}) | system.figures(kind))
+    if None in places and kind.agreement == "audio_video":
+        log.warning("%s: its pairs are not above its mismatches, and tell no place", reference.name)
     return sorted(rows, key=lambda row: -row.get("common_mean", row["mean"]))
 
 
-def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], list[CommonPairs]]:
+def compare_kind(
+    matching: Matching, seed: int, reference: System | None
+) -> tuple[list[dict[str, Any]], list[CommonPairs]]:
     """Return the rows of the differences, and what every two systems have in common."""
     kind, differences, common = matching.kind, [], []
     names = {"agreement": kind.agreement, "protocol": kind.protocol}
@@ -134,7 +138,7 @@ def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], l
         common.append(pairs.largest_first())
         groups = groups_of(pairs.units)
         if kind.agreement == "audio_video":
-            warn_of(pairs, groups)
+            warn_of(pairs, groups, reference)
         described = describe_difference(*pairs.scores.T, groups, seed) if pairs.units else {"pairs": 0}
         differences.append(names | {"system": pairs.system.name, "minus": pairs.other.name} | described)
     told = [row for row in differences if row.get("p_value") is not None]
@@ -143,7 +147,7 @@ def compare_kind(matching: Matching, seed: int) -> tuple[list[dict[str, Any]], l
     return differences, common
 
 
-def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
+def warn_of(common: CommonPairs, groups: np.ndarray | None, reference: System | None) -> None:
     """Say which pairs of two systems are in one alone, and that their groups differ."""
     systems = common.system, common.other
     names = [system.name for system in systems]
@@ -154,11 +158,12 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None) -> None:
     if any(alone):
         by_it = common.kind.protocol != common.system.first_protocol
         log.warning(
-            "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference",
+            "%s and %s: %d pairs are in both%s; %d and %d are in one alone, and not in the difference%s",
             *names,
             len(common.units),
             f" with a score by {common.kind.protocol}" if by_it else "",
             *alone,
+            " or the place" if any(system is reference for system in systems) else "",
         )
     n_means = sum(max(map(len, unit)) > 1 for unit in common.units)
     if n_means and all(len(system.seeds) == 1 for system in systems):
@@ -200,6 +205,7 @@ def write_comparison(
     rows: Sequence[dict[str, Any]],
     systems: Sequence[System],
     common: Sequence[CommonPairs],
+    reference: System | None,
     difference: str | None,
     lang: str | None,
     output_dir: str | os.PathLike,
@@ -208,7 +214,7 @@ def write_comparison(
 
     Args:
         rows: systems, then differences, whose second system is under `minus`.
-        common, difference: as in write_comparison_page.
+        common, reference, difference: as in write_comparison_page.
         lang: of the page; None leaves it out.
     """
     cells = ([row.get(column) for column in COMPARISON_COLUMNS] for row in rows)
@@ -217,7 +223,7 @@ def write_comparison(
     def write_page(_: Any, file: BinaryIO) -> None:
         from imagebind.evaluation.systems import comparison_page as page  # plotly is slow to import
 
-        page.write_comparison_page(file, rows, systems, common, difference, lang, output_dir)
+        page.write_comparison_page(file, rows, systems, common, reference, difference, lang, output_dir)
 
     outputs = {
         COMPARISON_NAME: lambda _, file: write_csv(COMPARISON_COLUMNS, cells, file),
@@ -226,62 +232,3 @@ def write_comparison(
     }
     with exclusive_use(output_dir, outputs):
         write_files(outputs, None, output_dir, marker=COMPARISON_NAME)
-
-
-def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:
-    """Format the comparison as text: for each agreement a table of systems and one of differences."""
-    words = PAGE_WORDS[lang]
-
-    def text(row: dict[str, Any], column: str) -> str:
-        value = row.get(column)
-        if not isinstance(value, float):
-            return "" if value is None else one_line(str(value))
-        start = column.removesuffix("low").removesuffix("high")
-        interval = (row.get(f"{start}low"), row.get(f"{start}high"))
-        is_end = column.endswith(("low", "high")) and None not in interval
-        return f"{value:.{digits_of(list(interval)) if is_end else 4}f}"
-
-    def table(columns: dict[str, str], chosen: Sequence[dict[str, Any]]) -> list[str]:
-        lines = [list(columns.values())]
-        lines += [[text(row, column) for column in columns] for row in chosen]
-        widths = [max(map(width, cells)) for cells in zip(*lines, strict=True)]
-        return [
-            "  ".join(c + " " * (w - width(c)) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-
-    mean = {key: words[key] for key in ("pairs", "mean", "low", "high")}
-    figures = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT}
-    figures |= {"auc": "AUC", "suspects": words["suspects"], "skipped": words["skipped files"]}
-    lines = []
-    for (agreement, protocol), chosen in sections_of(rows).items():
-        systems = [row for row in chosen if "minus" not in row]
-        differences = [row for row in chosen if "minus" in row]
-        title = words.get(agreement, protocol)
-        lines += ["", f"{title}:"] if title else []
-        shown = {key: label for key, label in figures.items() if any(row[key] is not None for row in systems)}
-        common = {key: words[key] for key in COMMON_COLUMNS}
-        if any(row["seeds"] > 1 for row in systems):
-            common |= {key: words[key] for key in ("seeds", "seed_std")}
-        lines += table({"system": words["system"], **mean, **common, **shown}, systems)
-        if differences:
-            lines += ["", f"{words['difference on common']}:"]
-            tests = {key: words[key] for key in DIFFERENCE_COLUMNS}
-            names = {"system": words["system"], "minus": words["minus"]}
-            lines += table(names | mean | tests, differences)
-    return "\n".join(lines).lstrip("\n")
-
-
-def width(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    return sum(1 + (east_asian_width(character) in "FW") for character in text)
-
-
-def sections_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Sort the rows by what was compared: agreement and protocol, "" where all have one protocol."""
-    several = len({row["protocol"] for row in rows}) > 1
-    sections = defaultdict(list)
-    for row in rows:
-        is_text = row["agreement"] != "audio_video"
-        sections[row["agreement"], "" if is_text or not several else row["protocol"]].append(row)
-    return dict(sections)
