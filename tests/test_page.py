@@ -603,6 +603,34 @@ def test_the_pairs_of_two_systems_are_listed_and_play(browser, systems):
     assert browser.complaints == []
 
 
+def test_categories_of_systems_are_bars_and_a_table(browser, systems):
+    for name in systems[:2]:
+        path = Path(name, "pair_scores.csv")
+        header, *lines = path.read_text(encoding="utf-8-sig").splitlines()
+        categories = ["category", "<i>rain", "dogs", "dogs", ""]
+        lines = [f'{line},"{of_line}"' for line, of_line in zip((header, *lines), categories, strict=True)]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    rows = compare_systems(systems, "compared", report_lang="en")
+    browser.open(Path("compared/comparison.html"))
+    assert browser.complaints == []
+    assert "By category" in texts(browser, "h2")
+    assert (
+        browser.run("document.querySelectorAll('.chart')[2].querySelectorAll('.barlayer .trace').length") == 2
+    )
+    cells = "r => [...r.cells].map(c => c.textContent)"
+    shown = browser.run(f"[...document.querySelectorAll('tr.row')].map({cells})")[6:]
+    expected = sorted((row for row in rows if "category" in row), key=lambda row: row["category"])
+    assert [row[:4] for row in shown[:4]] == [
+        [row["category"], row["system"], str(row["pairs"]), f"{row['mean']:.4f}"] for row in expected
+    ]
+    of_all = [row for row in rows if "category_mean" in row]
+    assert [row[1] for row in shown[4:6]] == [row["system"] for row in of_all]
+    browser.run("document.querySelectorAll('.chart')[2].focus()")
+    browser.press("ArrowRight")
+    assert "dogs" in hover_text(browser)
+    assert axe(browser) == []
+
+
 def test_no_html_leaves_the_comparison_page_out(systems):
     compare_systems(systems, "compared")
     compare_systems(systems, "compared", no_html=True)

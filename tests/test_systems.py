@@ -346,7 +346,7 @@ def test_the_leaderboard_is_ordered_by_the_pairs_that_all_have(made, capsys):
         assert of_line["mean in all"] == f"{row['common_mean']:.4f}"
     with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
-    assert list(table[0])[2:11] == [
+    assert list(table[0])[3:12] == [
         *("pairs", "mean", "low", "high", "common_pairs", "common_mean", "common_low", "common_high"),
         "lacks",
     ]
@@ -647,6 +647,73 @@ def test_a_reference_that_tells_no_place(made, finished_metrics, caplog):
     path.write_text(json.dumps(metrics))
     assert all("place" not in row for row in compare_systems(["a"], reference="low"))
     assert caplog.text.count(warned) == 1
+
+
+# Categories
+
+
+def test_each_category_has_a_row_and_counts_as_much_in_their_mean(made, capsys):
+    """Two clips of each prompt; three categories of other sizes and means, and some pairs in none."""
+    generator = np.random.default_rng(0)
+    kinds = ["rain"] * 12 + ["-dogs"] * 40 + ["<b>"] * 60 + [""] * 8
+    centres = {"rain": 0.5, "-dogs": 0.3, "<b>": 0.1, "": 0.9}
+    prompts = generator.normal(0, 0.04, 60).repeat(2)
+    noise = generator.normal(0, 0.04, (2, 120))
+    scores = [np.array([centres[kind] for kind in kinds]) + prompts + of_run for of_run in noise]
+    scores = [x.astype(np.float32).astype(float) for x in scores]
+    columns = {"group": [f"g{i // 2}" for i in range(120)], "category": kinds}
+    for name, of_run in zip("ab", scores, strict=True):
+        made(name, keyed(of_run.clip(-1, 1), **columns))
+    rows = compare_systems(["a", "b"], "compared")
+    *_, of_a, of_b = [rows[0], rows[1]] if rows[0]["system"] == "a" else [rows[1], rows[0]]
+    assert "minus" in rows[2]
+    for name, values, of_all in (("a", scores[0], of_a), ("b", scores[1], of_b)):
+        found = {row["category"]: row for row in rows[3:] if row["system"] == name}
+        assert list(found) == ["-dogs", "<b>", "rain"]
+        means = {}
+        for kind, row in found.items():
+            chosen = np.array([i for i, of_pair in enumerate(kinds) if of_pair == kind])
+            expected = bootstrap_mean(values[chosen], 0, chosen // 2, 1)
+            means[kind] = sum(values[chosen]) / len(chosen)
+            assert (row["pairs"], row["mean"]) == (len(chosen), pytest.approx(means[kind], abs=1e-12))
+            assert [row["low"], row["high"]] == pytest.approx(expected.interval, abs=1e-12)
+        assert of_all["category_mean"] == pytest.approx(sum(means.values()) / 3, abs=1e-12)
+        resampled = []
+        for _ in range(2000):  # the prompts of each category
+            drawn = []
+            for kind in found:
+                of_kind = [i for i in range(0, 120, 2) if kinds[i] == kind]
+                chosen = generator.choice(of_kind, len(of_kind))
+                drawn.append(np.mean([values[i : i + 2] for i in chosen]))
+            resampled.append(np.mean(drawn))
+        ends = np.quantile(resampled, [0.025, 0.975])
+        actual = [of_all["category_low"], of_all["category_high"]]
+        assert actual == pytest.approx(ends, abs=(ends[1] - ends[0]) / 6)
+    with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["category"] for row in table] == ["", "", "", *["-dogs", "<b>", "rain"] * 2]
+    assert [bool(row["category_mean"]) for row in table] == [True, True, *[False] * 7]
+    assert main(["--compare", "a", "b", "--output_dir", "compared", "--report_lang", "en"]) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    head, *of_categories, last = lines[lines.index(["By category:"]) + 1 :][:5]
+    assert head == ["category", *(row["system"] for row in rows[:2])]
+    assert [line[0] for line in of_categories] == ["-dogs", "<b>", "rain"]
+    for line, kind in zip(of_categories, ("-dogs", "<b>", "rain"), strict=True):
+        of_kind = {row["system"]: row["mean"] for row in rows[3:] if row["category"] == kind}
+        assert [cell.split()[0] for cell in line[1:]] == [f"{of_kind[name]:.4f}" for name in head[1:]]
+    assert [cell.split()[0] for cell in last[1:]] == [f"{row['category_mean']:.4f}" for row in rows[:2]]
+
+
+def test_a_category_of_too_few_pairs_leaves_the_mean_of_all_without_an_interval(made):
+    scores = np.random.default_rng(0).uniform(0, 1, 12)
+    made("a", keyed(scores, category=["x"] * 9 + ["y"] * 3))
+    made("b", keyed(scores))
+    rows = compare_systems(["a", "b"])
+    row = next(row for row in rows if row["system"] == "a")
+    assert row["category_mean"] == pytest.approx((scores[:9].mean() + scores[9:].mean()) / 2)
+    assert row["category_low"] is None
+    assert [(row["system"], row["category"]) for row in rows[3:]] == [("a", "x"), ("a", "y")]
+    assert [row["low"] is None for row in rows[3:]] == [False, True]
 
 
 def test_all_differences_of_protocols_are_named(systems):

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import plotly.graph_objects as go
 
+from imagebind.evaluation.systems.categories import CATEGORY_COLUMNS, split_rows
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs
 from imagebind.evaluation.systems.places import PLACE_COLUMNS
 from imagebind.evaluation.systems.runs import COMPARED, Kind, values_of
@@ -21,6 +22,7 @@ from imagebind.evaluation.write.page_media import MAX_PAIRS, PageMedia, address
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 
+MAX_BARS = 120  # of categories
 COUNTS = ("pairs", "common_pairs", "lacks", "seeds", "suspects", "skipped")  # columns of comparison.csv
 
 
@@ -66,8 +68,7 @@ def leaderboard(
     of_kinds: Sequence[Sequence[dict[str, Any]]], texts: dict[str, Any], links: dict[str, tuple[str, str]]
 ) -> Part:
     """Show all systems, the best first, with a column for each other agreement and protocol."""
-    first = {row["system"]: row for row in of_kinds[0] if "minus" not in row}
-    others = [{row["system"]: row for row in rows if "minus" not in row} for rows in of_kinds[1:]]
+    first, *others = ({row["system"]: row for row in split_rows(rows)[0]} for rows in of_kinds)
     labels = [texts.get(rows[0]["agreement"], rows[0]["protocol"]) for rows in of_kinds[1:]]
     keys = ["common_pairs", "common_mean", "95 %", "mean", "pairs", "lacks"]
     if any(row["seeds"] > 1 for row in first.values()):
@@ -79,9 +80,7 @@ def leaderboard(
     rows = []
     for system in dict.fromkeys(name for of_kind in (first, *others) for name in of_kind):
         row = dict(first.get(system, {}))
-        for bar, of_bar in (("95 %", COMMON_COLUMNS[1:4]), ("place, 95 %", PLACE_COLUMNS)):
-            ends = [row.get(key) for key in of_bar]
-            row[bar] = None if None in ends else [round(x, 6) for x in ends]
+        row |= {"95 %": bar_of(row, COMMON_COLUMNS[1:4]), "place, 95 %": bar_of(row, PLACE_COLUMNS)}
         of_others = (of_kind.get(system, {}).get("mean") for of_kind in others)
         rows.append((links[system], *map(row.get, keys), *of_others))
     return table(texts["leaderboard"], texts["leaderboard how"], columns, rows)
@@ -91,8 +90,7 @@ def compared_parts(
     rows: Sequence[dict[str, Any]], title: str, texts: dict[str, Any], links: dict[str, tuple[str, str]]
 ) -> list[Part]:
     """Show the systems and their differences in one agreement and protocol."""
-    systems = [row for row in rows if "minus" not in row]
-    differences = [row for row in rows if "minus" in row]
+    systems, differences, categories = split_rows(rows)
     interval = {key: texts[key] for key in ("pairs", "mean", "low", "high")}
     common = {key: texts[key] for key in COMMON_COLUMNS}
     if any(row["seeds"] > 1 for row in systems):
@@ -110,6 +108,9 @@ def compared_parts(
         ),
         chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
     ]
+    if categories:
+        having = [row for row in systems if "category_mean" in row]
+        parts += category_parts(having, categories, title, texts)
     if not differences:  # one system alone has it, as where another has no captions
         return parts
     if told := [row for row in differences if row["pairs"]]:
@@ -127,6 +128,34 @@ def compared_parts(
         )
     )
     return parts
+
+
+def category_parts(
+    systems: Sequence[dict[str, Any]],
+    categories: Sequence[dict[str, Any]],
+    title: str,
+    texts: dict[str, Any],
+) -> list[Part]:
+    """Show the means of categories, and the means of these."""
+    rows = [
+        (row["category"], row["system"], row["pairs"], row["mean"], bar_of(row, ("mean", "low", "high")))
+        for row in sorted(categories, key=lambda row: row["category"])
+    ]
+    of_all = [(row["system"], None, row["category_mean"], bar_of(row, CATEGORY_COLUMNS)) for row in systems]
+    rows += [(texts["category_mean"], *row) for row in of_all]
+    columns = [(texts["category"], "text"), (texts["system"], "text"), (texts["pairs"], "count")]
+    columns += [(texts["mean"], "number"), (texts["95 %"], "interval")]
+    means = table(title + texts["category means"], texts["category means how"], columns, rows)
+    if len(rows) > MAX_BARS:
+        return [means]
+    drawn = category_chart(systems, categories, texts["cosine"])
+    return [chart(title + texts["by category"], texts["by category how"], drawn), means]
+
+
+def bar_of(row: dict[str, Any], columns: Sequence[str]) -> list[float] | None:
+    """Return what an interval is drawn by: figure, low and high; None where one is missing."""
+    ends = [row.get(column) for column in columns]
+    return None if None in ends else [round(x, 6) for x in ends]
 
 
 def duel_part(common: Sequence[CommonPairs], title: str, texts: dict[str, Any], media: PageMedia) -> Part:
@@ -219,6 +248,32 @@ def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
     if "minus" in rows[0]:
         figure.add_vline(0, line={"color": GRAY, "dash": "dash"})
     return one_below_the_other(figure, names, title)
+
+
+def category_chart(
+    systems: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]], title: str
+) -> go.Figure:
+    """Draw the mean of each category as a bar with its interval, a color for each system."""
+    names = sorted({row["category"] for row in categories})
+    found, figure = {(row["system"], row["category"]): row for row in categories}, go.Figure()
+    for i, system in enumerate(row["system"] for row in systems):
+        rows = [found.get((system, name), {}) for name in names]
+        above, below = (
+            [None if row.get(end) is None else abs(row[end] - row["mean"]) for row in rows]
+            for end in ("high", "low")
+        )
+        figure.add_bar(
+            x=[row.get("mean") for row in rows],
+            y=list(range(len(names))),
+            orientation="h",
+            name=chart_text(system),
+            marker={"color": COLORS[i % len(COLORS)]},
+            error_x={"array": above, "arrayminus": below, "color": GRAY},
+            customdata=[chart_text(name) for name in names],
+            hovertemplate="%{customdata}<br>%{x:.4f}<extra>%{fullData.name}</extra>",
+        )
+    figure = one_below_the_other(figure, [chart_text(name) for name in names], title)
+    return figure.update_layout(barmode="group", height=180 + 18 * len(names) * (len(systems) + 1))
 
 
 def box_chart(systems: Sequence[System], lang: str) -> go.Figure:

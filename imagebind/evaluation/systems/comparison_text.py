@@ -9,6 +9,7 @@ from unicodedata import east_asian_width
 
 from imagebind.evaluation.compare.intervals import digits_of
 from imagebind.evaluation.compare.metrics import RECALL_AT
+from imagebind.evaluation.systems.categories import split_rows
 from imagebind.evaluation.systems.systems import DIFFERENCE_COLUMNS
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
@@ -24,13 +25,15 @@ def format_comparison(rows: Sequence[dict[str, Any]], lang: str = "zh") -> str:
     for (agreement, protocol), chosen in sections_of(rows).items():
         title = words.get(agreement, protocol)
         lines += ["", f"{title}:"] if title else []
-        systems = [row for row in chosen if "minus" not in row]
+        systems, differences, categories = split_rows(chosen)
         lines += table({"system": words["system"], **mean, **system_columns(systems, words)}, systems)
-        if differences := [row for row in chosen if "minus" in row]:
+        if differences:
             lines += ["", f"{words['difference on common']}:"]
             tests = {key: words[key] for key in DIFFERENCE_COLUMNS}
             names = {"system": words["system"], "minus": words["minus"]}
             lines += table(names | mean | tests, differences)
+        if categories:
+            lines += ["", f"{words['by category']}:", *category_table(systems, categories, words)]
     return "\n".join(lines).lstrip("\n")
 
 
@@ -49,6 +52,24 @@ def system_columns(systems: Sequence[dict[str, Any]], words: dict[str, str]) -> 
     }
 
 
+def category_table(
+    systems: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]], words: dict[str, str]
+) -> list[str]:
+    """Lay out the means of categories, a column for each system, and the means of these."""
+    systems = [row for row in systems if "category_mean" in row]
+    names = [row["system"] for row in systems]
+    rows = {category: {"category": category} for category in sorted({row["category"] for row in categories})}
+    for row in categories:
+        rows[row["category"]][f"of {row['system']}"] = f"{cell(row, 'mean')} {cell(row, INTERVAL)}"
+    last = {"category": words["category_mean"]}
+    last |= {
+        f"of {row['system']}": f"{cell(row, 'category_mean')} {cell(row, f'category{INTERVAL}')}"
+        for row in systems
+    }
+    columns = {"category": words["category"], **{f"of {name}": one_line(name) for name in names}}
+    return table(columns, [*rows.values(), last])
+
+
 def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> list[str]:
     """Lay out the columns of some rows."""
     lines = [list(columns.values())]
@@ -63,7 +84,7 @@ def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> list[str]:
 def cell(row: dict[str, Any], column: str) -> str:
     """Format a figure; the ends of an interval with the digits that it deserves."""
     if column.endswith(INTERVAL):
-        ends = [cell(row, f"{column.removesuffix(INTERVAL)}_{end}") for end in ("low", "high")]
+        ends = [cell(row, f"{column.removesuffix(INTERVAL)}_{end}".lstrip("_")) for end in ("low", "high")]
         return f"[{', '.join(ends)}]" if all(ends) else ""
     value = row.get(column)
     if not isinstance(value, float):

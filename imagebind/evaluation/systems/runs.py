@@ -64,6 +64,7 @@ class Pair:
     video: Source
     group: str | None
     is_named: bool  # whether both keys are the id that the manifest gives it
+    category: str  # "" for none
     folder: str  # that relative paths are relative to
     similarities: dict[Kind, float]
 
@@ -201,6 +202,7 @@ def read_pair(row: dict[str, str], first: str, folder: str) -> Pair:
         *(part_of_file(row, modality) for modality in ("audio", "video")),
         row.get("group") or None,
         keys == [row.get("id")] * 2,
+        read_cell(row.get("category") or ""),
         folder,
         similarities,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from imagebind.evaluation.compare.intervals import bootstrap_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import PROTOCOLS
+from imagebind.evaluation.systems.categories import CATEGORY_COLUMNS, describe_categories
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs, Matching, scores_of
 from imagebind.evaluation.systems.grouping import groups_of, groups_of_pairs, is_new
 from imagebind.evaluation.systems.places import PLACE_COLUMNS, describe_place
@@ -28,8 +29,8 @@ COMPARISON_PAGE = "comparison.html"
 PAIRS_NAME = "comparison_pairs.csv"
 DIFFERENCE_COLUMNS = ("p_value", "p_value_holm", "win_rate", "win_rate_low", "win_rate_high")
 COMPARISON_COLUMNS = (
-    *("system", "minus", "pairs", "mean", "low", "high", *COMMON_COLUMNS),
-    *("seeds", "seed_std", *PLACE_COLUMNS),
+    *("system", "minus", "category", "pairs", "mean", "low", "high", *COMMON_COLUMNS),
+    *("seeds", "seed_std", *PLACE_COLUMNS, *CATEGORY_COLUMNS),
     *(*COMPARED, "agreement", *DIFFERENCE_COLUMNS, "protocol"),
 )
 PAIR_TABLE_COLUMNS = (
@@ -65,7 +66,8 @@ def compare_systems(
 
     Returns:
         the rows of comparison.csv: one for each system, and one for every two systems, of the mean difference
-        on the pairs that both have; where there are captions, the same for text_audio and text_video.
+        on the pairs that both have, then one for each category of each system; where there are captions, the
+        same for text_audio and text_video.
 
     Raises:
         EvaluationError: a run is not finished, has no pairs or is named twice, or the protocols differ.
@@ -89,7 +91,8 @@ def compare_systems(
     rows, common = [], []
     for matching in matchings:
         differences, duels = compare_kind(matching, seed, real)
-        rows += system_rows(matching, seed, real) + differences
+        of_systems, of_categories = system_rows(matching, seed, real)
+        rows += of_systems + differences + of_categories
         common += duels if matching.kind.agreement == "audio_video" else []
     if output_dir is not None:
         lang = None if no_html else report_lang
@@ -104,9 +107,15 @@ def kinds_of(systems: Sequence[System]) -> list[Kind]:
     return kinds + [Kind("audio_video", protocol) for protocol in PROTOCOLS if protocol not in leading]
 
 
-def system_rows(matching: Matching, seed: int, reference: System | None) -> list[dict[str, Any]]:
-    """Return the rows of the systems, the best first: by the mean over what all of them have."""
-    kind, rows, places = matching.kind, [], []
+def system_rows(
+    matching: Matching, seed: int, reference: System | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the systems, and of their categories.
+
+    The best system is the first: by the mean over what all of them have.
+    """
+    kind, rows, places, categories = matching.kind, [], [], {}
+    names = {"agreement": kind.agreement, "protocol": kind.protocol}
     units = matching.units(range(len(matching.systems)))
     common = [unit for unit in units if all(unit)]
     if units and not common and len(matching.systems) > 2 and kind.agreement == "audio_video":
@@ -114,17 +123,24 @@ def system_rows(matching: Matching, seed: int, reference: System | None) -> list
     groups, scores = groups_of(common), scores_of(common, kind)
     for i, (system, pairs) in enumerate(zip(matching.systems, matching.pairs, strict=True)):
         mean = describe_mean(values_of(pairs, kind), groups_of_pairs(pairs), seed)
-        row = {"agreement": kind.agreement, "protocol": kind.protocol, "system": system.name} | mean
+        row = names | {"system": system.name} | mean
         if common:
             of_common = describe_mean(scores[:, i], groups, seed)
             row |= {f"common_{key}": of_common[key] for key in ("pairs", "mean", "low", "high")}
         row["lacks"] = sum(not unit[i] for unit in units)
         del row["p_value"]
         places.append({} if reference is None else describe_place(matching, i, reference, seed))
-        rows.append(row | system.spread(kind) | (places[-1] or {}) | system.figures(kind))
+        categories[system.name] = describe_categories(pairs, kind, seed)
+        row |= system.spread(kind) | (places[-1] or {}) | categories[system.name].pop("", {})
+        rows.append(row | system.figures(kind))
     if None in places and kind.agreement == "audio_video":
         log.warning("%s: its pairs are not above its mismatches, and tell no place", reference.name)
-    return sorted(rows, key=lambda row: -row.get("common_mean", row["mean"]))
+    rows.sort(key=lambda row: -row.get("common_mean", row["mean"]))
+    return rows, [
+        names | {"system": row["system"], "category": category} | of_category
+        for row in rows
+        for category, of_category in categories[row["system"]].items()
+    ]
 
 
 def compare_kind(
@@ -213,7 +229,7 @@ def write_comparison(
     """Write comparison.csv, comparison_pairs.csv and comparison.html.
 
     Args:
-        rows: systems, then differences, whose second system is under `minus`.
+        rows: as compare_systems.
         common, reference, difference: as in write_comparison_page.
         lang: of the page; None leaves it out.
     """

@@ -426,6 +426,18 @@ PAGE = {
     "lacks": ("lacks", "缺少"),
     "seeds": ("seeds", "种子数"),
     "seed_std": ("sd over seeds", "种子间标准差"),
+    "category": ("category", "类别"),
+    "category_mean": ("mean of the categories", "各类别平均"),
+    "by category": ("By category", "按类别"),
+    "by category how": (
+        "The mean similarity of each system's pairs of each category with its 95% interval.",
+        "各系统在各类别中配对的平均相似度，以及 95% 置信区间。",
+    ),
+    "category means": ("Means of the categories", "各类别的平均值"),
+    "category means how": (
+        "The same as a table; last the mean of these means, in which each category counts as much.",
+        "以表格列出；最后是这些平均值的平均，各类别的权重相同。",
+    ),
     "place": ("place", "位置"),
     "place_low": ("place, 95% low", "位置 95% 下限"),
     "place_high": ("place, 95% high", "位置 95% 上限"),
