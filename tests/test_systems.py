@@ -463,6 +463,24 @@ def test_several_pairs_of_one_video_are_compared_by_their_mean(made, kind, caplo
     assert "in one alone" not in caplog.text
 
 
+def test_several_pairs_of_videos_of_one_name_are_not_mixed_up(made):
+    """Which of two folders is meant by a file in a third one is not known."""
+    of_folders = {"x": [0.1, 0.2], "y": [0.3, 0.4], "w": [0.5, 0.6]}
+    ours = [
+        {"audio_key": f"/s/{folder}{k}", "video_key": f"/a/{folder}/{name}", "similarity": score}
+        for folder, scores in of_folders.items()
+        for name in (["cat"] if folder == "w" else ["dog"])
+        for k, score in enumerate(scores)
+    ]
+    theirs = [
+        {"audio_key": f"/t/{name}", "video_key": f"/b/z/{name}", "similarity": 0.5} for name in ("dog", "cat")
+    ]
+    made("a", ours)
+    made("b", theirs)
+    *_, difference = compare_systems(["a", "b"], "compared")
+    assert (difference["pairs"], difference["mean"]) == (1, pytest.approx(0.05, abs=1e-6))
+
+
 def test_pairs_that_match_one_to_one_are_in_no_mean(made, caplog):
     """Both have three sounds of each video; one lost a sound."""
     pairs = several_of(np.random.default_rng(0).uniform(0, 1, (4, 3)), "videos")
@@ -525,6 +543,21 @@ def test_seeds_are_one_system_compared_by_the_means_over_them(made):
     interval = bootstrap_mean(gaps, 0, None, 2).interval
     assert [difference["low"], difference["high"]] == pytest.approx(interval, abs=1e-12)
     assert difference["win_rate"] == np.mean(gaps > 0)
+
+
+def test_all_sounds_of_a_video_over_seeds_are_one_group(made):
+    """Each seed has two sounds of each video, of which the other system lacks one."""
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(0.2, 0.6, (2, 12)).astype(np.float32).astype(float)
+    for seed, of_seed in enumerate(scores):
+        pairs = keyed(of_seed, video_key=[f"v{i // 2}" for i in range(12)])
+        made(f"a{seed}", [pair | {"audio_key": f"s{i}"} for i, pair in enumerate(pairs)])
+    made("b", pairs_of_b := [pair | {"audio_key": f"s{i}"} for i, pair in enumerate(pairs)][2:])
+    rows = {row["system"]: row for row in compare_systems(["a0+a1", "b"]) if "minus" not in row}
+    values, groups = np.concatenate(scores), np.tile(np.arange(12) // 2, 2)
+    interval = bootstrap_mean(values, 0, groups, 1).interval
+    assert [rows["a0+a1"]["low"], rows["a0+a1"]["high"]] == pytest.approx(interval, abs=1e-12)
+    assert (rows["b"]["lacks"], rows["b"]["common_pairs"]) == (2, len(pairs_of_b))
 
 
 def test_seeds_in_the_text_and_a_directory_with_a_plus(made, capsys):

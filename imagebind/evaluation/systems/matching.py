@@ -69,13 +69,16 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[int,
     stages = [("audio_key", "video_key"), ("video_key",), ("audio_key",)]
     for names in [*stages, *((name,) for name in paths_of(ours, theirs))]:
         for depth in depths_of((*ours, *theirs), names):
+            if not left or not right:
+                return sorted(matched)
             groups = defaultdict(lambda: ([], []))
             for which, (pairs, indices) in enumerate(((ours, left), (theirs, right))):
                 for i in indices:
                     key = tuple(end_of(getattr(pairs[i], name), depth) for name in names)
                     if all(key):
                         groups[key][which].append(i)
-            new = [match for a, b in groups.values() for match in match_copies(ours, theirs, a, b)]
+            both = [(a, b) for a, b in groups.values() if a and b]
+            new = [match for a, b in both for match in match_copies(ours, theirs, a, b)]
             matched += new
             left, right = (sorted(set(x) - {m[i] for m in new}) for i, x in enumerate((left, right)))
     return sorted(matched)
@@ -88,7 +91,7 @@ def match_copies(
     if len(left) == len(right) and are_copies(ours, left) and are_copies(theirs, right):
         return list(zip(left, right, strict=True))
     captions = {pairs[i].caption for pairs, indices in ((ours, left), (theirs, right)) for i in indices}
-    if len(captions) < 2 or not left or not right:
+    if len(captions) < 2:
         return []
     return [
         match
