@@ -17,7 +17,7 @@ import torch
 from conftest import picture, tone, write_audio, write_video
 
 from batch_inference import EvaluationError, batch_inference_av_consistency, compare_systems, main
-from imagebind.evaluation.compare.intervals import bootstrap_mean, share_interval
+from imagebind.evaluation.compare.intervals import estimate_mean, share_interval
 from imagebind.evaluation.write.formats import cell, read_cell
 from imagebind.models.imagebind_model import load_model, save_model
 
@@ -279,7 +279,7 @@ def test_pairs_that_are_one_group_in_either_system_are_one(made, caplog):
     *_, backwards = compare_systems(["b", "a"])
     groups = joined_by_hand(first, second)
     assert 4 < len(set(groups)) < 30
-    expected = bootstrap_mean(ours - theirs, 0, groups, 2)
+    expected = estimate_mean(ours - theirs, 0, groups, 2)
     assert [difference["low"], difference["high"]] == pytest.approx(expected.interval, abs=1e-12)
     wins = [difference["win_rate_low"], difference["win_rate_high"]]
     assert wins == share_interval((ours > theirs).astype(float), groups)
@@ -297,7 +297,7 @@ def test_a_system_whose_pairs_are_in_no_groups_changes_nothing(made, groups, cap
     made("a", keyed(scores[0], group=[f"y{i // 2}" for i in range(12)]))
     made("b", keyed(scores[1], group=groups))
     *_, difference = compare_systems(["a", "b"])
-    expected = bootstrap_mean(np.subtract(*scores.astype(np.float32).astype(float)), 0, np.arange(12) // 2, 2)
+    expected = estimate_mean(np.subtract(*scores.astype(np.float32).astype(float)), 0, np.arange(12) // 2, 2)
     assert [difference["low"], difference["high"]] == pytest.approx(expected.interval, abs=1e-12)
     assert "groups" not in caplog.text
 
@@ -334,7 +334,7 @@ def test_the_leaderboard_is_ordered_by_the_pairs_that_all_have(made, capsys):
         expected = [of_run[row["system"]][f"p{i}"] for i in range(2, 11)]
         assert (row["pairs"], row["common_pairs"]) == (12 - len(lost[row["system"]]), 9)
         assert row["common_mean"] == pytest.approx(np.mean(expected), abs=1e-12)
-        of_groups = bootstrap_mean(np.array(expected), 0, np.arange(2, 11) // 2, 1)
+        of_groups = estimate_mean(np.array(expected), 0, np.arange(2, 11) // 2, 1)
         assert [row["common_low"], row["common_high"]] == pytest.approx(of_groups.interval, abs=1e-12)
     assert [row["lacks"] for row in rows[:3]] == [0, 2, 1]
     assert [(row["system"], row["minus"]) for row in rows[3:]] == [("c", "b"), ("c", "a"), ("b", "a")]
@@ -447,7 +447,7 @@ def test_several_pairs_of_one_video_are_compared_by_their_mean(made, kind, caplo
     expected = [sum(of_video) / 5 - theirs[i, 0] for i, of_video in enumerate(ours)]
     assert difference["pairs"] == 14
     assert difference["mean"] == pytest.approx(np.mean(expected), abs=1e-12)
-    interval = bootstrap_mean(np.array(expected)[::-1], 0, None, 2).interval
+    interval = estimate_mean(np.array(expected)[::-1], 0, None, 2).interval
     assert [difference["low"], difference["high"]] == pytest.approx(interval, abs=1e-12)
     assert difference["win_rate"] == np.mean([gap > 0 for gap in expected])
     for row in systems:
@@ -530,7 +530,7 @@ def test_seeds_are_one_system_compared_by_the_means_over_them(made):
     assert (a["pairs"], a["common_pairs"], a["lacks"], a["seeds"]) == (26, 9, 0, 3)
     assert a["mean"] == pytest.approx(values.mean(), abs=1e-12)
     groups = np.array([i for i, of_video in enumerate(of_videos) for _ in of_video])
-    interval = bootstrap_mean(values, 0, groups, 1).interval
+    interval = estimate_mean(values, 0, groups, 1).interval
     assert [a["low"], a["high"]] == pytest.approx(interval, abs=1e-12)
     means = [ours[0].mean(), ours[1].mean(), ours[2, 1:].mean()]
     deviations = [(mean - sum(means) / 3) ** 2 for mean in means]
@@ -540,7 +540,7 @@ def test_seeds_are_one_system_compared_by_the_means_over_them(made):
     gaps = np.array([np.mean(of_video) - theirs[:, i].mean() for i, of_video in enumerate(of_videos)])
     assert difference["pairs"] == 9
     assert difference["mean"] == pytest.approx(gaps.mean(), abs=1e-12)
-    interval = bootstrap_mean(gaps, 0, None, 2).interval
+    interval = estimate_mean(gaps, 0, None, 2).interval
     assert [difference["low"], difference["high"]] == pytest.approx(interval, abs=1e-12)
     assert difference["win_rate"] == np.mean(gaps > 0)
 
@@ -555,7 +555,7 @@ def test_all_sounds_of_a_video_over_seeds_are_one_group(made):
     made("b", pairs_of_b := [pair | {"audio_key": f"s{i}"} for i, pair in enumerate(pairs)][2:])
     rows = {row["system"]: row for row in compare_systems(["a0+a1", "b"]) if "minus" not in row}
     values, groups = np.concatenate(scores), np.tile(np.arange(12) // 2, 2)
-    interval = bootstrap_mean(values, 0, groups, 1).interval
+    interval = estimate_mean(values, 0, groups, 1).interval
     assert [rows["a0+a1"]["low"], rows["a0+a1"]["high"]] == pytest.approx(interval, abs=1e-12)
     assert (rows["b"]["lacks"], rows["b"]["common_pairs"]) == (2, len(pairs_of_b))
 
@@ -706,7 +706,7 @@ def test_each_category_has_a_row_and_counts_as_much_in_their_mean(made, capsys):
         means = {}
         for kind, row in found.items():
             chosen = np.array([i for i, of_pair in enumerate(kinds) if of_pair == kind])
-            expected = bootstrap_mean(values[chosen], 0, chosen // 2, 1)
+            expected = estimate_mean(values[chosen], 0, chosen // 2, 1)
             means[kind] = sum(values[chosen]) / len(chosen)
             assert (row["pairs"], row["mean"]) == (len(chosen), pytest.approx(means[kind], abs=1e-12))
             assert [row["low"], row["high"]] == pytest.approx(expected.interval, abs=1e-12)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.intervals import Mean, bootstrap_mean
+from imagebind.evaluation.compare.intervals import Mean, estimate_mean
 from imagebind.evaluation.systems.grouping import groups_of_pairs
 from imagebind.evaluation.systems.runs import Kind, Pair, values_of
 
@@ -29,7 +29,7 @@ def describe_categories(pairs: Sequence[Pair], kind: Kind, seed: int) -> dict[st
     influences = np.empty(len(pairs))
     for category in sorted(set(categories)):
         chosen = categories == category
-        mean = bootstrap_mean(values[chosen], seed, groups[chosen], most=1)
+        mean = estimate_mean(values[chosen], seed, groups[chosen], most=1)
         low, high = mean.interval or (None, None)
         found[category] = {"pairs": int(chosen.sum()), "mean": mean.mean, "low": low, "high": high}
         means.append(mean)
@@ -55,7 +55,7 @@ def mean_of_means(means: Sequence[Mean], influences: np.ndarray, groups: np.ndar
     if any(of.interval is None for of in means):
         return Mean(mean)
     values = mean + influences * (len(influences) / len(means))
-    return Mean(mean, bootstrap_mean(values, seed, groups, most=1).interval)
+    return Mean(mean, estimate_mean(values, seed, groups, most=1).interval)
 
 
 def split_rows(

@@ -15,7 +15,13 @@ from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs
 from imagebind.evaluation.systems.places import PLACE_COLUMNS
 from imagebind.evaluation.systems.runs import COMPARED, Kind, values_of
 from imagebind.evaluation.systems.seeds import System
-from imagebind.evaluation.write.charts import COLORS, GRAY, chart_text
+from imagebind.evaluation.write.charts import (
+    COLORS,
+    GRAY,
+    chart_text,
+    interval_chart,
+    one_below_the_other,
+)
 from imagebind.evaluation.write.outputs import REPORT_PAGE
 from imagebind.evaluation.write.page import Part, chart, table, write_page
 from imagebind.evaluation.write.page_media import MAX_PAIRS, PageMedia, address
@@ -106,7 +112,7 @@ def compared_parts(
             [(texts["system"], "file"), *((label, kind_of(key)) for key, label in columns.items())],
             ((links[row["system"]], *(row.get(key) for key in columns)) for row in systems),
         ),
-        chart(title + texts["means"], texts["means how"], interval_chart(systems, texts["cosine"])),
+        chart(title + texts["means"], texts["means how"], mean_chart(systems, texts["cosine"])),
     ]
     if categories:
         having = [row for row in systems if "category_mean" in row]
@@ -114,7 +120,7 @@ def compared_parts(
     if not differences:  # one system alone has it, as where another has no captions
         return parts
     if told := [row for row in differences if row["pairs"]]:
-        drawn = interval_chart(told, texts["difference"])
+        drawn = mean_chart(told, texts["difference"])
         parts.append(chart(title + texts["differences"], texts["differences how"], drawn))
     columns = {"system": texts["system"], "minus": texts["minus"], **interval, "mean": texts["difference"]}
     columns |= {key: texts[key] for row in told for key in row if key in texts and key not in columns}
@@ -217,37 +223,15 @@ def report_of(system: System, folder: str | os.PathLike) -> str:
 # Charts
 
 
-def interval_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
-    """Draw means with their intervals, one below the other.
-
-    Args:
-        rows: of comparison.csv, with a mean; for differences a line marks zero.
-        title: of the axis.
-    """
-
-    def ends(row: dict[str, Any]) -> tuple[float, float]:
-        return (row["mean"], row["mean"]) if row["low"] is None else (row["low"], row["high"])
-
+def mean_chart(rows: Sequence[dict[str, Any]], title: str) -> go.Figure:
+    """Draw the means of rows of comparison.csv; for differences a line marks zero."""
     names = ["<br>− ".join(chart_text(row[key]) for key in ("system", "minus") if key in row) for row in rows]
-    intervals = ["{:.4f} [{:.4f}, {:.4f}]".format(row["mean"], *ends(row)) for row in rows]
-    figure = go.Figure(
-        go.Scatter(
-            x=[row["mean"] for row in rows],
-            y=list(range(len(rows))),
-            mode="markers",
-            marker={"size": 10, "color": COLORS[0]},
-            error_x={
-                "array": [ends(row)[1] - row["mean"] for row in rows],
-                "arrayminus": [row["mean"] - ends(row)[0] for row in rows],
-                "color": COLORS[0],
-            },
-            customdata=list(map(list, zip(names, intervals, strict=True))),
-            hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
-        )
-    )
+    ends = [None if row["low"] is None else (row["low"], row["high"]) for row in rows]
+    means = [row["mean"] for row in rows]
+    figure = interval_chart(list(zip(names, means, ends, strict=True)), title)
     if "minus" in rows[0]:
         figure.add_vline(0, line={"color": GRAY, "dash": "dash"})
-    return one_below_the_other(figure, names, title)
+    return figure
 
 
 def category_chart(
@@ -293,10 +277,3 @@ def box_chart(systems: Sequence[System], lang: str) -> go.Figure:
     return one_below_the_other(
         figure, [chart_text(system.name) for system in systems], PAGE_WORDS[lang]["cosine"]
     )
-
-
-def one_below_the_other(figure: go.Figure, labels: Sequence[str], title: str) -> go.Figure:
-    """Lay out a chart of rows, the first at the top; the title is that of the axis of figures."""
-    places = list(range(len(labels)))
-    yaxis = {"tickvals": places, "ticktext": labels, "range": [len(labels) - 0.5, -0.5]}
-    return figure.update_layout(height=140 + 44 * len(labels), xaxis={"title": title}, yaxis=yaxis)

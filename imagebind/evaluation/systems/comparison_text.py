@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from unicodedata import east_asian_width
 
+from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of
-from imagebind.evaluation.compare.metrics import RECALL_AT
 from imagebind.evaluation.systems.categories import split_rows
 from imagebind.evaluation.systems.systems import DIFFERENCE_COLUMNS
 from imagebind.evaluation.write.words import PAGE_WORDS

@@ -14,8 +14,10 @@ from imagebind.evaluation.compare.intervals import (
     Interval,
     effective_number,
     group_sums,
+    jackknife_error,
     resampled_means,
     standard_errors,
+    t_quantile,
 )
 from imagebind.evaluation.systems.common import Matching, scores_of
 from imagebind.evaluation.systems.grouping import groups_of
@@ -67,7 +69,7 @@ def bootstrap_ratio(
 ) -> tuple[float, Interval | None]:
     """Estimate the ratio of the means of values and others (P,), which are resampled together.
 
-    As bootstrap_mean does of values alone. A sample in which the others are not above zero counts as beyond
+    As estimate_mean does of values alone. A sample in which the others are not above zero counts as beyond
     either end.
     """
     ratio = math.fsum(values) / math.fsum(others)
@@ -76,6 +78,10 @@ def bootstrap_ratio(
     n = len(sums)
     if effective_number(sizes) < MIN_GROUPS:
         return ratio, None
+    if sizes.min() != sizes.max():
+        error = jackknife_error(sums - ratio * weights, sizes) * len(values) / math.fsum(others)
+        half = t_quantile(effective_number(sizes) - 1) * error
+        return ratio, [ratio - half, ratio + half]
     with np.errstate(divide="ignore", invalid="ignore"):
         if n >= MANY_GROUPS:  # the same draws of both
             above, below = (resampled_means(x, sizes, np.random.default_rng(seed)) for x in (sums, weights))

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imagebind.evaluation.compare.intervals import bootstrap_mean, holm, share_interval
+from imagebind.evaluation.compare.intervals import estimate_mean, holm, share_interval
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.systems.categories import CATEGORY_COLUMNS, describe_categories

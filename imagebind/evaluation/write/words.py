@@ -426,7 +426,6 @@ PAGE = {
     "lacks": ("lacks", "缺少"),
     "seeds": ("seeds", "种子数"),
     "seed_std": ("sd over seeds", "种子间标准差"),
-    "category": ("category", "类别"),
     "category_mean": ("mean of the categories", "各类别平均"),
     "by category": ("By category", "按类别"),
     "by category how": (
