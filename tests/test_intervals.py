@@ -97,7 +97,7 @@ def test_unequal_groups_are_left_out_one_by_one():
     values = np.random.default_rng(0).standard_normal(n)[groups] + 0.3
     without = [values[groups != group].mean() for group in range(n)]
     weights = SIZES / SIZES.sum()
-    error = np.sqrt((n - 1) / n * np.square(np.array(without) - values.mean()).sum())
+    error = np.sqrt(np.square(np.array(without) - values.mean()).sum())
     df = SIZES.sum() ** 2 / np.square(SIZES).sum() - 1
     found = estimate_mean(values, 0, groups)
     half = stats.t.ppf(0.975, df) * error

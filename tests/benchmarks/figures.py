@@ -156,11 +156,13 @@ SHAPES = {  # sizes of groups
 
 
 def unequal(n_draws: int) -> None:
+    n_trials = 4 * n_draws
+
     def rows() -> Iterator[list[str]]:
         for name, sizes in SHAPES.items():
             rng, group = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
             sums, hits, earlier, of_shares = sizes.astype(float), 0, 0, 0
-            for i in range(n_draws):
+            for i in range(n_trials):
                 values = rng.standard_normal(len(sizes))[group] + rng.standard_normal(len(group))
                 low, high = estimate_mean(values, i, group).interval or (-math.inf, math.inf)
                 hits += low <= 0 <= high
@@ -172,23 +174,25 @@ def unequal(n_draws: int) -> None:
                 low, high = share_interval(shares, group) or (0, 1)
                 of_shares += low <= 0.75 <= high
             counts = hits, earlier, of_shares
-            yield [name, f"{effective_number(sizes):.1f}", *(f"{n / n_draws:.3f}" for n in counts)]
+            yield [name, f"{effective_number(sizes):.1f}", *(f"{n / n_trials:.3f}" for n in counts)]
 
     columns = ["groups", "count for", "mean", "mean, percentiles alone", "share of 0.75"]
     table("Coverage where groups are unequal", columns, rows())
 
 
 def copies(n_draws: int) -> None:
+    n_trials = 4 * n_draws
+
     def rows() -> Iterator[list[str]]:
         for n_clips in (12, 24, 60):
             rng, told, earlier = np.random.default_rng(0), 0, 0
             contents = np.repeat(np.arange(n_clips), 5).tolist()
-            for i in range(n_draws):
+            for i in range(n_trials):
                 values = (rng.standard_normal(n_clips) - rng.standard_normal(n_clips))[contents]
                 group = np.array(join_copies(None, contents))
                 told += estimate_mean(values, i, group).p_value < 0.05
                 earlier += estimate_mean(values, i).p_value < 0.05
-            yield [f"{n_clips} x 5", f"{told / n_draws:.3f}", f"{earlier / n_draws:.3f}"]
+            yield [f"{n_clips} x 5", f"{told / n_trials:.3f}", f"{earlier / n_trials:.3f}"]
 
     columns = ["clips x copies", "copies are one", "each is its own"]
     table("Share of trials in which two equal systems differ (p < 0.05), copies", columns, rows())

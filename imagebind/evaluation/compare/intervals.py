@@ -135,12 +135,12 @@ def standard_errors(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def jackknife_error(sums: np.ndarray, sizes: np.ndarray) -> float:
     """Return the standard error of the mean over groups of any size, given their sums (G,) and sizes (G,).
 
-    Each group is left out in turn. Of equal groups it is that of standard_errors; where a big one draws the
-    mean to itself, it is larger.
+    Each group is left out in turn, which changes the mean by the more, the bigger it is (CR3 of Bell and
+    McCaffrey 2002).
     """
-    n, weights = len(sums), sizes / sizes.sum()
-    deviations = (sums / sizes - sums.sum() / sizes.sum()) * weights / (1 - weights)
-    return math.sqrt((n - 1) / n * np.square(deviations).sum())
+    weights = sizes / sizes.sum()
+    changes = (sums / sizes - sums.sum() / sizes.sum()) * weights / (1 - weights)
+    return math.sqrt(np.square(changes).sum())
 
 
 def t_tail(t: float, df: float) -> float:
@@ -192,10 +192,11 @@ def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interv
     n_effective, size = effective_number(sizes), sizes.mean()
     if n_effective < MIN_GROUPS:
         return None
-    z = Z if sizes.min() == sizes.max() else t_quantile(n_effective - 1)
+    are_equal = sizes.min() == sizes.max()
+    z, error_of = (Z, standard_errors) if are_equal else (t_quantile(n_effective - 1), jackknife_error)
     sums, sizes = np.append(sums, [0, size]), np.append(sizes, [size, size])
     smoothed = sums.sum() / sizes.sum()
-    design_effect = jackknife_error(sums, sizes) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))
+    design_effect = float(error_of(sums, sizes)) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))
     return wilson_interval(share, n / max(1.0, design_effect), z)
 
 

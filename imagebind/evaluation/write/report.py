@@ -6,7 +6,7 @@ from typing import Any
 
 from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of
-from imagebind.evaluation.write.words import REPORT_WORDS
+from imagebind.evaluation.write.report_words import REPORT_WORDS
 from imagebind.names import one_line
 
 REPORT_RULE = "=" * 80
