@@ -98,7 +98,7 @@ def test_unequal_groups_are_left_out_one_by_one():
     without = [values[groups != group].mean() for group in range(n)]
     weights = SIZES / SIZES.sum()
     error = np.sqrt(np.square(np.array(without) - values.mean()).sum())
-    df = SIZES.sum() ** 2 / np.square(SIZES).sum() - 1
+    df = SIZES.sum() ** 2 / np.square(SIZES).sum() - 2
     found = estimate_mean(values, 0, groups)
     half = stats.t.ppf(0.975, df) * error
     assert found.interval == pytest.approx([values.mean() - half, values.mean() + half], rel=1e-9)

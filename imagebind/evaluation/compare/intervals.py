@@ -38,7 +38,7 @@ def estimate_mean(
 
     Values, or equal groups, are resampled: from 30 on the interval is that of the percentiles (Efron 1979),
     below the bootstrap-t (Efron and Tibshirani 1993, chapter 12). Unequal groups, of which a big one is in a
-    resample or not, are left out one by one (the jackknife; Tukey 1958), and Student's t has one degree of
+    resample or not, are left out one by one (the jackknife; Tukey 1958), and Student's t has two degrees of
     freedom less than they count for. Of fewer than four there is no interval, nor where too many are equal.
 
     Args:
@@ -68,7 +68,7 @@ def jackknife_interval(mean: float, sums: np.ndarray, sizes: np.ndarray) -> tupl
     Args:
         sums, sizes: (G,) of the values of each group.
     """
-    error, df = jackknife_error(sums, sizes), effective_number(sizes) - 1
+    error, df = jackknife_error(sums, sizes), degrees_of_freedom(sizes)
     half = t_quantile(df) * error
     p_value = t_tail(abs(mean) / error, df) if error else float(mean == 0)
     return [mean - half, mean + half], p_value
@@ -111,6 +111,15 @@ def effective_number(sizes: np.ndarray) -> float:
     (4.0, 1.36986301369863)
     """
     return sizes.sum() ** 2 / np.square(sizes).sum()
+
+
+def degrees_of_freedom(sizes: np.ndarray) -> float:
+    """Return those of Student's t for the mean over unequal groups, of sizes (G,).
+
+    One less than they count for is for the mean; another one less, as that number holds for groups whose
+    means vary alike, gives intervals their coverage (tests/benchmarks/figures.py).
+    """
+    return effective_number(sizes) - 2
 
 
 def resampled_means(sums: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -193,7 +202,9 @@ def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interv
     if n_effective < MIN_GROUPS:
         return None
     are_equal = sizes.min() == sizes.max()
-    z, error_of = (Z, standard_errors) if are_equal else (t_quantile(n_effective - 1), jackknife_error)
+    z, error_of = (
+        (Z, standard_errors) if are_equal else (t_quantile(degrees_of_freedom(sizes)), jackknife_error)
+    )
     sums, sizes = np.append(sums, [0, size]), np.append(sizes, [size, size])
     smoothed = sums.sum() / sizes.sum()
     design_effect = float(error_of(sums, sizes)) ** 2 * sizes.sum() / (smoothed * (1 - smoothed))

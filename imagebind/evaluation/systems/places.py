@@ -12,6 +12,7 @@ from imagebind.evaluation.compare.intervals import (
     MIN_GROUPS,
     SAMPLES,
     Interval,
+    degrees_of_freedom,
     effective_number,
     group_sums,
     jackknife_error,
@@ -80,7 +81,7 @@ def bootstrap_ratio(
         return ratio, None
     if sizes.min() != sizes.max():
         error = jackknife_error(sums - ratio * weights, sizes) * len(values) / math.fsum(others)
-        half = t_quantile(effective_number(sizes) - 1) * error
+        half = t_quantile(degrees_of_freedom(sizes)) * error
         return ratio, [ratio - half, ratio + half]
     with np.errstate(divide="ignore", invalid="ignore"):
         if n >= MANY_GROUPS:  # the same draws of both
