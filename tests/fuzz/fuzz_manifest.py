@@ -395,9 +395,8 @@ def figures(
             of_axis[f"recall_at_{k}"] = np.clip((k - b) / e, 0, 1).mean()
             of_axis[f"recall_at_{k}_chance"] = np.minimum(k / n, 1).mean()
         if axis and sides[0] == "text":
-            owned = {
-                (columns[j].content, rows[i].content): x for (i, j), *x in zip(cells, b, e, n, strict=True)
-            }
+            files = [(columns[j].content, rows[i].content) for i, j in cells]
+            owned = dict(zip(files, zip(b, e, n, strict=True), strict=True))
             if len({file for file, _ in owned}) < len(owned):
                 of_axis = best_of_captions(owned)
         where = f"{sides[1]}_to_{sides[0]}/" if axis else ""
@@ -526,7 +525,9 @@ def judge(case: Case, embed: Callable[..., Embedded]) -> Iterator[str]:
     groups = [row.get("group") for row in pairs]
     if "group_by" in case.options:
         groups = [m and m[1] for m in (re.search(case.options["group_by"], str(name)) for name in names)]
-    if "group_by" in case.options or any(row.get("group") is not None for row in case.rows if row.is_usable):
+    contents = [tuple(row.files[side].content for side in ("audio", "video")) for row in pairs]
+    groups = with_copies(groups, contents, names)
+    if any(group is not None for group in groups):
         found["groups"] = groups.count(None) + len({str(group) for group in groups if group is not None})
         scores["group"] = groups
     yield from judge_metrics(case, len(pairs), found, metrics)
@@ -537,6 +538,22 @@ def judge(case: Case, embed: Callable[..., Embedded]) -> Iterator[str]:
     if metrics["kept"]["pairs"] != len(kept):
         yield f"kept: {metrics['kept']}, not {len(kept)}"
     yield from judge_kept(case, kept)
+
+
+def with_copies(groups: list[Any], contents: list[Any], names: list[Any]) -> list[Any]:
+    """Give pairs without a group that have the same content the name of the first of them, made unique."""
+    groups, taken = list(groups), {None if group is None else str(group) for group in groups}
+    for i, content in enumerate(contents):
+        same_content = [j for j, other in enumerate(contents) if other == content and groups[j] is None]
+        if groups[i] is None and len(same_content) > 1:
+            name, n = str(names[i]), 1
+            while name in taken:
+                n += 1
+                name = f"{names[i]} ({n})"
+            taken.add(name)
+            for j in same_content:
+                groups[j] = name
+    return groups
 
 
 def judge_metrics(
