@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tone, write_audio
-from test_metrics import check_mismatches, check_ranks, check_suspects, measure, scores_of
+from test_metrics import check_mismatches, check_ranks, check_suspects, measure
 
 from batch_inference import EvaluationError, Evaluator, batch_inference_av_consistency, main
 from imagebind.evaluation.compare.candidates import RECALL_AT, BestCandidates, Candidates
@@ -257,15 +257,16 @@ def test_files_with_several_captions_are_found_by_any_of_them(pairs, small_check
 def test_the_share_of_mismatches_above_a_threshold_is_that_of_all():
     n = 300
     assert n * n - n > SAMPLE_SIZE
-    scores = scores_of("random", n, n)
     audio, video = np.random.default_rng(0).standard_normal((2, n, 8)).astype(np.float32)
     comparison = Comparison(
         {"audio": range(n), "video": range(n)}, {"audio": audio, "video": video}, torch.device("cpu"), 0
     )
     pairs = np.stack([np.arange(n)] * 2, 1)
     out = np.empty((n, n), np.float32)
-    for threshold in (-1.0, 0.123456, 0.5, float(scores[0, 1]) / 10, 1.0):
-        compared = comparison.compare_all(comparison.matrix(("audio", "video"), pairs), out, threshold)
+    comparison.compare_all(comparison.matrix(("audio", "video"), pairs), out)
+    printed = [float(x) for x in out[0, 1:4]]
+    for threshold in (-1.0, 0.123456, 1.0, *printed, *np.nextafter(np.float32(printed), np.float32(2))):
+        compared = comparison.compare_all(comparison.matrix(("audio", "video"), pairs), out, float(threshold))
         is_above = out >= np.float32(threshold)
         assert compared.reaching == (int(is_above.sum() - np.trace(is_above)), n * n - n)
 
@@ -305,9 +306,10 @@ def test_means_are_told_apart_by_category(run):
 
 
 def test_a_category_has_the_interval_of_its_groups(pairs, small_checkpoint):
-    for i in range(12):
-        write_audio(pairs / "audio" / f"k{i % 2}_{i // 2}.wav", tone(1, 200 + 70 * i))
-        shutil.copy(pairs / "video" / f"{'abcd'[i % 4]}.mp4", pairs / "video" / f"k{i % 2}_{i // 2}.mp4")
+    for i in range(20):
+        name = f"k{i % 2}_{'uvwxy'[i // 4]}{i}"
+        write_audio(pairs / "audio" / f"{name}.wav", tone(1, 200 + 70 * i))
+        shutil.copy(pairs / "video" / f"{'abcd'[i % 4]}.mp4", pairs / "video" / f"{name}.mp4")
     results = batch_inference_av_consistency(
         pairs / "audio",
         pairs / "video",
@@ -315,7 +317,8 @@ def test_a_category_has_the_interval_of_its_groups(pairs, small_checkpoint):
         checkpoint=small_checkpoint,
         num_workers=0,
         category_by="(k.)_",
+        group_by="_([u-y])",
     )
     scores = [pair["similarity"] for pair in results["pair_scores"] if pair["category"] == "k0"]
-    expected = estimate_mean(np.array(scores), 0, most=1).interval
+    expected = estimate_mean(np.array(scores), 0, np.repeat(np.arange(5), 2), most=1).interval
     assert results["metrics"]["categories"]["k0"]["interval"] == pytest.approx(expected)

@@ -245,9 +245,9 @@ BEHAVIOURS = (
     Behaviour(
         "copies of a pair are one group",
         "imagebind/evaluation/inputs/groups.py",
-        '("content", content) if group is None else group',
-        "None if group is None else group",
-        "tests/test_intervals.py::test_copies_of_a_pair_are_one_group",
+        "if len(pairs) > 1:",
+        "if len(pairs) > 99:",
+        "tests/test_content.py::test_copies_are_counted_named_and_a_group",
     ),
     Behaviour(
         "what shows the same is no mismatch",
@@ -310,7 +310,7 @@ BEHAVIOURS = (
         "imagebind/evaluation/compare/categories.py",
         "None if groups is None else join_copies",
         "None if groups is not None else join_copies",
-        "tests/test_content.py::test_means_are_told_apart_by_category",
+        "tests/test_content.py::test_a_category_has_the_interval_of_its_groups",
     ),
 )
 
