@@ -62,13 +62,13 @@ def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
     return 2 - rng.gamma(2, 1, n)
 
 
-def misfits(rng: np.random.Generator, n: int, share: float = 0.15) -> np.ndarray:
-    """Some of the pairs are wrong."""
-    return np.where(rng.random(n) < share, 2 * share - 2, 2 * share) + 0.5 * rng.standard_normal(n)
+def misfits(rng: np.random.Generator, n: int, share: float = 0.15, deviation: float = 0.5) -> np.ndarray:
+    """Some of the pairs are wrong; the others are nearly alike."""
+    return np.where(rng.random(n) < share, 2 * share - 2, 2 * share) + deviation * rng.standard_normal(n)
 
 
 def rare_misfits(rng: np.random.Generator, n: int) -> np.ndarray:
-    return misfits(rng, n, 0.03)
+    return misfits(rng, n, 0.03, 0.1)
 
 
 def mostly_equal(rng: np.random.Generator, n: int) -> np.ndarray:
