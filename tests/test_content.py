@@ -69,7 +69,7 @@ def test_copies_in_groups_of_the_user_stay_there(run):
     copy("a", "x_1", "y_1")
     rows = run("--group_by", r"(.)_")[1]
     assert {row["name"]: row["group"] for row in rows} == {
-        **{"a": "", "b": "", "c": "", "d": "", "x_1": "x", "y_1": "y"}
+        **{"a": "x", "b": "", "c": "", "d": "", "x_1": "x", "y_1": "y"}
     }
     assert {row["name"]: row["copy_of"] for row in rows if row["copy_of"]} == {"x_1": "a", "y_1": "a"}
 
@@ -83,8 +83,9 @@ def test_what_shows_the_same_is_no_mismatch_by_plain_loops(seed):
     rng = np.random.default_rng(seed)
     n, m = rng.integers(4, 30, 2)
     audio, video = (rng.standard_normal((size, 5)).astype(np.float32) for size in (n, m))
-    labels = ["x", "y", "z", None, None]
-    alike = tuple([labels[i] for i in rng.integers(0, len(labels), size)] for size in (n, m))
+    alike = tuple(  # of some lines several things
+        [(int(i), "xyz"[k]) for i, k in rng.integers(0, (size, 3), (2 * size // 3, 2))] for size in (n, m)
+    )
     pairs = [(int(rng.integers(n)), int(rng.integers(m))) for _ in range(n)]
     case = measure(audio, video, pairs, alike=alike)
     assert case.is_true.sum() > len(set(pairs))
@@ -97,7 +98,7 @@ def test_pairs_alone_leave_the_same_cells_out():
     rng, n = np.random.default_rng(0), 60
     embeddings = {m: rng.standard_normal((n, 8)).astype(np.float32) for m in ("audio", "video")}
     comparison = Comparison({m: range(n) for m in embeddings}, embeddings, torch.device("cpu"), 0)
-    pairs, labels = np.stack([np.arange(n)] * 2, 1), [i // 3 for i in range(n)]
+    pairs, labels = np.stack([np.arange(n)] * 2, 1), [(i, f"{i // 3}") for i in range(n)]
     lines = np.arange(n), np.arange(n)
     whole = comparison.compare_all(
         comparison.matrix(("audio", "video"), pairs, alike=(labels, labels)), None, 0
@@ -149,6 +150,53 @@ def test_a_content_group_is_named_in_three_ways(run, way, more):
         assert metrics["text_audio"]["mismatched_similarity_mean"] == pytest.approx(np.mean(others), abs=1e-6)
 
 
+def test_a_file_of_several_pairs_shows_what_all_of_them_do(pairs, small_checkpoint, monkeypatch):
+    """In retrieval mode, where it has one row: as with a row for each pair, by plain loops."""
+    monkeypatch.chdir(pairs)
+    named = [("a", "a", "x"), ("a", "b", "y"), ("c", "c", "y"), ("d", "d", "")]
+    rows = [
+        {"video": f"video/{video}.mp4", "audio": f"audio/{audio}.wav", "content_group": label}
+        for video, audio, label in named
+    ]
+    model = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    found = model.evaluate(manifest=rows, retrieval_mode=True, num_workers=0)
+    cosines = found["similarity_matrix"].numpy().astype(np.float64)
+    shown = {"audio": {"a": "x", "b": "y", "c": "y"}, "video": {"a": "xy", "c": "y"}}
+    others = [
+        cosines[i, j]
+        for i, audio in enumerate(found["audio_names"])
+        for j, video in enumerate(found["video_names"])
+        if not set(shown["audio"].get(audio, "")) & set(shown["video"].get(video, "")) and audio != video
+    ]
+    assert len(others) == 12 - 4 - 2
+    assert found["metrics"]["mismatched_similarity_mean"] == pytest.approx(np.mean(others), abs=1e-6)
+
+
+def test_a_kind_is_no_content():
+    rows = np.random.default_rng(0).standard_normal((2100, 4)).astype(np.float32)
+    pairs, labels = [(i, i) for i in range(2100)], [(i, "dog") for i in range(2100)]
+    with pytest.raises(EvaluationError, match="content_group dog: 2100 files show a kind"):
+        measure(rows, rows, pairs, alike=(labels, labels))
+
+
+def test_an_option_in_the_place_of_a_column_keeps_the_column(run):
+    Path("pairs.csv").write_text(
+        "video,audio,category,group\nvideo/a.mp4,audio/a.wav,dog,g\nvideo/b.mp4,audio/b.wav,cat,h\n"
+    )
+    options = ("--category_by", "(a|b)", "--group_by", "(.)")
+    rows = run(*options, inputs=("--manifest", "pairs.csv"))[1]
+    found = [
+        [row[f"{of}{name}"] for of in ("", "manifest_") for name in ("category", "group")] for row in rows
+    ]
+    assert found == [["a", "a", "dog", "g"], ["b", "b", "cat", "h"]]
+
+
+def test_an_expression_does_not_undo_a_content_group(pairs):
+    rows = [{"video": "video/a.mp4", "content_group": "y"}]
+    with pytest.raises(EvaluationError, match="has content_group, in whose place --group_by comes"):
+        batch_inference_av_consistency(None, None, manifest=rows, device="cpu", group_by="(.)")
+
+
 def test_a_group_and_a_content_group_are_one_too_many(pairs):
     rows = [{"video": "video/a.mp4", "group": "x", "content_group": "y"}]
     with pytest.raises(EvaluationError, match="has group and content_group; leave one out"):
@@ -164,7 +212,7 @@ def test_content_that_is_there_several_times_hides_every_pair_until_it_is_named(
     audio, video = (
         (np.eye(8)[same] + 0.01 * rng.standard_normal((24, 8))).astype(np.float32) for _ in range(2)
     )
-    pairs, alike = [(i, i) for i in range(24)], same.tolist()
+    pairs, alike = [(i, i) for i in range(24)], [(i, f"{of}") for i, of in enumerate(same)]
     hidden, named = (measure(audio, video, pairs, alike=of).metrics for of in (((), ()), (alike, alike)))
     assert hidden["mismatches_like_pairs"] > 0.03 > named["mismatches_like_pairs"] == 0
     assert (hidden["suspects"], named["suspects"]) == (24, 0)
@@ -268,15 +316,16 @@ def test_the_share_of_mismatches_above_a_threshold_is_that_of_all():
     for threshold in (-1.0, 0.123456, 1.0, *printed, *np.nextafter(np.float32(printed), np.float32(2))):
         compared = comparison.compare_all(comparison.matrix(("audio", "video"), pairs), out, float(threshold))
         is_above = out >= np.float32(threshold)
-        assert compared.reaching == (int(is_above.sum() - np.trace(is_above)), n * n - n)
+        assert compared.reaching == (int(is_above.sum() - np.trace(is_above)), n * n - n, n)
 
 
 def test_what_is_kept_says_of_how_many_mismatches(run):
     metrics, _, said = run("--keep_above", "1")
     assert metrics["kept"]["mismatches"] == 0
     assert metrics["kept"]["of_mismatches"] == 12
-    assert metrics["kept"]["mismatches_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 12), rel=0.15)
-    assert "Mismatches that would reach it: 0 of 12 (0.00 %, at most 25 %)" in said.out
+    most = metrics["kept"]["mismatches_share_at_most"]  # of four independent ones
+    assert most == pytest.approx(1 - 0.05 ** (1 / 4), rel=0.5)
+    assert f"Mismatches that would reach it: 0 of 12 (0.00 %, at most {100 * most:.2g} %)" in said.out
 
 
 # Categories

@@ -206,7 +206,9 @@ def test_of_embeddings_of_an_earlier_version_no_flag_is_known(flagged):
     write_audio(flagged / "audio" / "a.wav", tone(1) * 0 - 0.5)  # a new one
     status, out, _ = Program(flagged, "--report_lang", "en").wait()
     assert status == 0
-    assert columns(flagged / "outputs") == dict.fromkeys(KNOWN, ("", "")) | {"a": ("", "silent")}
+    assert columns(flagged / "outputs") == dict.fromkeys(KNOWN, ("unknown", "unknown")) | {
+        **{"a": ("unknown", "silent"), "h": ("", "")}  # h is skipped
+    }
     flags = flags_of(flagged / "outputs")
     assert (flags["pairs"], flags["audio"], flags["video"]) == (
         1,

@@ -125,7 +125,7 @@ def test_p_values_are_no_smaller_than_the_resamples_tell():
 
 
 def test_names_of_copies_are_told_apart_from_groups():
-    assert name_copies(["a", None, None, None], [None, 0, 0, None], ["b", "a", "a", "c"]) == [
+    assert name_copies(["a", None, None, None], [None, None, 1, None], ["b", "a", "a", "c"]) == [
         *("a", "a (2)", "a (2)", None)
     ]
 

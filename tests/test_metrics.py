@@ -73,8 +73,8 @@ def measure(
     named = None if groups is None else list(groups)
     compared = comparison.compare_all(comparison.matrix(("audio", "video"), index, named, alike=alike))
     is_true = np.array([[(a, v) in together for v in keys[1]] for a in keys[0]])
-    for i, label in enumerate(alike[0]):
-        is_true[i] |= [label is not None and label == other for other in alike[1]]
+    for (i, label), (j, other) in itertools.product(*alike):
+        is_true[i, j] |= label == other
     found = compared.metrics, compared.columns, compared.histograms, compared.candidates
     return Case(cosine_similarity(audio, video), pairs, is_true, *found)
 

@@ -281,7 +281,8 @@ def compare(
     n = len(audio)
     contents, embeddings = {"audio": range(n), "video": range(n)}, {"audio": audio, "video": video}
     comparison = Comparison(contents, embeddings, torch.device("cpu"), seed=drawn_by or 0)
-    pairs, of_lines = np.stack([np.arange(n)] * 2, 1), ((), ()) if alike is None else (alike, alike)
+    labels = () if alike is None else [(i, f"{label}") for i, label in enumerate(alike)]
+    pairs, of_lines = np.stack([np.arange(n)] * 2, 1), (labels, labels)
     if drawn_by is None:
         return comparison.compare_all(comparison.matrix(("audio", "video"), pairs, alike, alike=of_lines))
     every = (np.arange(n), np.arange(n))

@@ -245,23 +245,16 @@ BEHAVIOURS = (
     Behaviour(
         "copies of a pair are one group",
         "imagebind/evaluation/inputs/groups.py",
-        "if len(pairs) > 1:",
-        "if len(pairs) > 99:",
+        "if not without or len(pairs) == 1:",
+        "if True:",
         "tests/test_content.py::test_copies_are_counted_named_and_a_group",
     ),
     Behaviour(
         "what shows the same is no mismatch",
         "imagebind/evaluation/compare/positives.py",
-        "index.update(itertools.product(rows, shown[1].get(label, ())))",
+        "index.update(itertools.product(rows, columns))",
         "pass",
         "tests/test_content.py::test_what_shows_the_same_is_no_mismatch_by_plain_loops",
-    ),
-    Behaviour(
-        "of pairs alone what shows the same is no mismatch",
-        "imagebind/evaluation/compare/results.py",
-        "alike = ([plan.groups[i] for i in basis.rows.numbers],) * 2",
-        "pass",
-        "tests/test_content.py::test_a_content_group_is_named_in_three_ways",
     ),
     Behaviour(
         "the best caption of a file counts",

@@ -541,11 +541,16 @@ def judge(case: Case, embed: Callable[..., Embedded]) -> Iterator[str]:
 
 
 def with_copies(groups: list[Any], contents: list[Any], names: list[Any]) -> list[Any]:
-    """Give pairs without a group that have the same content the name of the first of them, made unique."""
+    """Give copies without a group the first one that a copy has, or the name of the first, made unique."""
     groups, taken = list(groups), {None if group is None else str(group) for group in groups}
     for i, content in enumerate(contents):
-        same_content = [j for j, other in enumerate(contents) if other == content and groups[j] is None]
-        if groups[i] is None and len(same_content) > 1:
+        all_copies = [j for j, other in enumerate(contents) if other == content]
+        same_content = [j for j in all_copies if groups[j] is None]
+        known = [groups[j] for j in all_copies if groups[j] is not None]
+        if groups[i] is None and known:
+            for j in same_content:
+                groups[j] = known[0]
+        elif groups[i] is None and len(all_copies) > 1:
             name, n = str(names[i]), 1
             while name in taken:
                 n += 1

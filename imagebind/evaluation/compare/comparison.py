@@ -27,7 +27,7 @@ from imagebind.evaluation.compare.metrics import (
     describe_all_mismatches,
     describe_drawn_mismatches,
 )
-from imagebind.evaluation.compare.positives import PositiveCells, Positives, find_positives
+from imagebind.evaluation.compare.positives import Labels, PositiveCells, Positives, find_positives
 from imagebind.evaluation.compare.scan import Scan, scan
 from imagebind.evaluation.compare.similarity import count_among, look_up, means_over, unit_sum
 from imagebind.evaluation.compare.suspects import (
@@ -53,7 +53,7 @@ class Compared:
     top: tuple[Top, Top] | None  # of each row the best columns, of each column the best rows
     positives: Positives
     n_sampled: int  # mismatches, whose rank products pairs are compared with
-    reaching: tuple[int, int] | None  # mismatches that reach a threshold, and of how many
+    reaching: tuple[int, int, int] | None  # mismatches that reach a threshold, of how many, of how many files
 
 
 class BestOthers(NamedTuple):
@@ -86,7 +86,7 @@ class Matrix:
         contents: for each row and for each column a number, the same for equal contents.
         pairs: (P, 2) row and column.
         groups: (P,) number of the group of each pair; None: each is its own.
-        alike: for each row and for each column what it shows, if known; those of one are no mismatches.
+        alike: of rows and of columns what they show, if known; those of one are no mismatches.
     """
 
     modalities: tuple[str, str]
@@ -95,12 +95,17 @@ class Matrix:
     contents: tuple[Sequence[int], Sequence[int]]
     pairs: np.ndarray
     groups: np.ndarray | None = None
-    alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ())
+    alike: tuple[Labels, Labels] = ((), ())
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, M)"""
         return len(self.contents[0]), len(self.contents[1])
+
+    @property
+    def n_files(self) -> int:
+        """The number of different files of the modality with fewer: so many mismatches are independent."""
+        return min(len(set(contents)) for contents in self.contents)
 
     @property
     def pair_contents(self) -> list[tuple[int, int]]:
@@ -146,7 +151,7 @@ class Comparison:
         pairs: np.ndarray,
         groups: Sequence[Hashable | None] | None = None,
         rows: tuple[slice | np.ndarray, slice | np.ndarray] = (slice(None), slice(None)),
-        alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ()),
+        alike: tuple[Labels, Labels] = ((), ()),
     ) -> Matrix:
         """Make the matrix of two modalities; arguments are as in Matrix.
 
@@ -192,7 +197,7 @@ class Comparison:
         of_bins = histogram_of(of_positives.cells.ticks, HISTOGRAM_BINS, positives.n_cells)
         mismatched = counted.histogram(HISTOGRAM_BINS) - of_bins
         reaching = [int(sum(counted.count_from(tick)) - sum(of_positives.count_from(tick))) for tick in asked]
-        reaching = (*reaching, int(mismatched.sum())) if reaching else None
+        reaching = (*reaching, int(mismatched.sum()), matrix.n_files) if reaching else None
         return self._finish(
             matrix, positives, pairs, sample, lines, mismatches, mismatched, reaching, counted
         )
@@ -212,7 +217,8 @@ class Comparison:
         mismatched = histogram_of(drawn.ticks, HISTOGRAM_BINS)
         reaching = None
         if threshold is not None:
-            reaching = int((drawn.ticks >= tick_of(threshold)).sum()), len(drawn.ticks)
+            n_reaching = int((drawn.ticks >= tick_of(threshold)).sum())
+            reaching = n_reaching, len(drawn.ticks), matrix.n_files
         return self._finish(matrix, positives, pairs, sample, lines, mismatches, mismatched, reaching)
 
     def _start(self, matrix: Matrix) -> tuple[Positives, Cells, Cells]:
@@ -267,7 +273,7 @@ class Comparison:
         lines: Iterator[LineCounts],
         mismatches: Mismatches | None,
         mismatched: np.ndarray,
-        reaching: tuple[int, int] | None,
+        reaching: tuple[int, int, int] | None,
         counted: Scan | None = None,
     ) -> Compared:
         """Compute the figures of what was counted."""

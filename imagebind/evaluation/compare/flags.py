@@ -12,16 +12,18 @@ from imagebind.data.flags import FLAGS
 from imagebind.evaluation.compare.rows import Rows
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 
+UNKNOWN = "unknown"  # of embeddings that a cache of an earlier version kept
 WARNED_SHARE = 0.01  # of the pairs: with more flagged ones a warning says so
 
 log = logging.getLogger(__name__)
 
 
 def flag_columns(embedded: EmbeddedFiles, rows: Rows) -> dict[str, list[str | None]]:
-    """Return the flags of the sound and of the video of each pair: "" for none, None where not known."""
+    """Return the flags of the sound and of the video of each pair: "" for none, "unknown" where not known."""
     columns = {}
     for modality, cells in zip(MEDIA_MODALITIES, rows.cells.T, strict=True):
-        of_rows = list(map(embedded.leading[modality].flags_of, rows.files[modality]))
+        of_files = map(embedded.leading[modality].flags_of, rows.files[modality])
+        of_rows = [UNKNOWN if flags is None else flags for flags in of_files]
         columns[f"{modality}_flags"] = [of_rows[row] for row in cells.tolist()]
     return columns
 
@@ -39,7 +41,7 @@ def describe_flags(
         `flags` of metrics.json.
     """
     of_pairs = zip(*columns.values(), strict=True)
-    is_flagged = np.array([any(flags) for flags in of_pairs], bool)
+    is_flagged = np.array([any(of not in ("", UNKNOWN) for of in flags) for flags in of_pairs], bool)
     others = np.empty(0) if similarity is None else similarity[~is_flagged]
     described = {
         "pairs": int(is_flagged.sum()),

@@ -184,7 +184,7 @@ def wilson_interval(share: float, n: float, z: float = Z) -> Interval:
     """
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
 
 
 def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interval | None:
@@ -211,7 +211,7 @@ def share_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> Interv
     return wilson_interval(share, n / max(1.0, design_effect), z)
 
 
-def share_at_most(k: int, n: int) -> float:
+def share_at_most(k: float, n: int) -> float:
     """Return the share that k of n are at most, with 95 % (Poisson; Wilson and Hilferty 1931).
 
     >>> round(share_at_most(0, 552), 4), round(share_at_most(100, 20_000), 4)

@@ -18,6 +18,9 @@ from functools import cached_property
 import numpy as np
 
 from imagebind.evaluation.compare.ticks import Cells
+from imagebind.evaluation.errors import EvaluationError
+
+MAX_ALIKE = 2**22  # combinations that belong together: each is looked up
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,24 @@ class Positives:
 
 
 Keys = Sequence[Hashable]
+Labels = Sequence[tuple[int, str]]  # line, and what it shows; a line may show several things
 
 
 def find_positives(
     row_keys: Keys,
     column_keys: Keys,
     pairs: Iterable[tuple[Hashable, Hashable]],
-    alike: tuple[Sequence[Hashable | None], Sequence[Hashable | None]] = ((), ()),
+    alike: tuple[Labels, Labels] = ((), ()),
 ) -> Positives:
     """Find what belongs together.
 
     Args:
         row_keys, column_keys: of what is behind the rows and the columns; equal keys are one thing.
         pairs: (key of a row, key of a column); those without a row or a column are left out.
-        alike: for each row and for each column what it shows, if that is known: those of one belong together.
+        alike: of rows and of columns what they show, where that is known: those of one belong together.
+
+    Raises:
+        EvaluationError: so many show the same that it is a kind and no content.
 
     >>> find_positives(["a", "a", "b"], ["x", "y"], [("a", "x"), ("b", "y")]).index.tolist()
     [[0, 0], [2, 1]]
@@ -93,11 +100,15 @@ def find_positives(
     index = {(first[0][a], first[1][b]) for a, b in pairs if a in first[0] and b in first[1]}
     shown = [defaultdict(set), defaultdict(set)]
     for axis, (keys, of_lines) in enumerate(zip((row_keys, column_keys), alike, strict=True)):
-        for key, label in zip(keys, of_lines, strict=False):
-            if label is not None:
-                shown[axis][label].add(first[axis][key])
+        for line, label in of_lines:
+            shown[axis][label].add(first[axis][keys[line]])
     for label, rows in shown[0].items():
-        index.update(itertools.product(rows, shown[1].get(label, ())))
+        columns = shown[1].get(label, ())
+        if len(index) + len(rows) * len(columns) > MAX_ALIKE:
+            raise EvaluationError(
+                f"content_group {label}: {len(rows)} files show a kind, and not the same; call it category"
+            )
+        index.update(itertools.product(rows, columns))
     return Positives((things[0], things[1]), np.array(sorted(index), np.int64).reshape(-1, 2))
 
 

@@ -27,6 +27,7 @@ from imagebind.evaluation.compare.intervals import Mean, share_at_most
 from imagebind.evaluation.compare.method import describe_method
 from imagebind.evaluation.compare.metrics import DEFINITIONS
 from imagebind.evaluation.compare.pair_scores import PairScores, list_skipped, tabulate
+from imagebind.evaluation.compare.positives import Labels
 from imagebind.evaluation.compare.protocols import Protocol
 from imagebind.evaluation.compare.rows import Rows, choose_rows
 from imagebind.evaluation.compare.scores import ProtocolScores, score_protocols
@@ -91,6 +92,23 @@ class Basis:
         """(P,) name of the group of each pair, and of pairs of the same content; None: each is its own."""
         given = self.plan.groups and [self.plan.groups[i] for i in self.rows.numbers]
         return name_copies(given, self.copy_of, [self.plan.names[i] for i in self.rows.numbers])
+
+    @cached_property
+    def contents_shown(self) -> tuple[Labels, Labels] | tuple[()]:
+        """What rows and columns show: what their pairs do, or the file itself; () where nothing is known."""
+        if not self.plan.groups_are_content:
+            return ()
+        is_alone = self.options.mode == "pairs_only"  # each pair has a row and a column
+        cells = [(i, i) for i in range(len(self.rows))] if is_alone else self.rows.cells.tolist()
+        shown = []
+        for axis, (modality, files) in enumerate(self.rows.files.items()):
+            lines = [cell[axis] for cell in cells]
+            labels = list(zip(lines, (self.plan.groups[i] for i in self.rows.numbers), strict=True))
+            if not is_alone:
+                of_files, in_pairs = self.plan.file_groups[modality], set(lines)
+                labels += [(i, of_files.get(file)) for i, file in enumerate(files) if i not in in_pairs]
+            shown.append([(line, label) for line, label in labels if label is not None])
+        return tuple(shown)
 
     @cached_property
     def groups_of_rows(self) -> dict[str, list[str | None]] | None:
@@ -275,16 +293,12 @@ def compare_media(
     basis: Basis, comparison: Comparison, arrays: OutputArrays
 ) -> tuple[np.ndarray | None, Compared]:
     """Compare sounds with videos: return the similarity matrix, if it is kept, and what was found."""
-    threshold, plan, alike = basis.options.keep_above, basis.plan, ((), ())
+    threshold, alike = basis.options.keep_above, basis.contents_shown or ((), ())
     if basis.options.mode == "pairs_only":  # each pair has a row and a column, whose files may be in others
         pairs = np.stack([np.arange(len(basis.rows))] * 2, axis=1)
-        if plan.groups_are_content:
-            alike = ([plan.groups[i] for i in basis.rows.numbers],) * 2
         files = tuple(basis.rows.cells.T)
         matrix = comparison.matrix(MEDIA_MODALITIES, pairs, basis.groups, files, alike)
         return None, comparison.compare_drawn(matrix, threshold)
-    if plan.groups_are_content:
-        alike = tuple(basis.groups_of_rows.values())
     matrix = comparison.matrix(MEDIA_MODALITIES, basis.rows.cells, basis.groups, alike=alike)
     out = new_matrix(arrays, matrix.shape, basis.options.max_matrix_gb)
     return out, comparison.compare_all(matrix, out, threshold)
@@ -318,7 +332,8 @@ def compare_captions(
     is_alone, groups, plan = basis.options.mode == "pairs_only", basis.groups_of_rows, basis.plan
     if is_alone and groups is not None:  # a file has one row, and may be in pairs of several groups
         groups = {modality: [plan.groups[i] for i in basis.rows.numbers] for modality in groups}
-    return compare_texts(comparison, basis.texts, basis.rows, groups, is_alone, plan.groups_are_content)
+    shown = basis.contents_shown and dict(zip(MEDIA_MODALITIES, basis.contents_shown, strict=True))
+    return compare_texts(comparison, basis.texts, basis.rows, groups, is_alone, shown or {})
 
 
 def clips_alike(basis: Basis) -> dict[str, np.ndarray]:
@@ -394,12 +409,12 @@ def describe_sample(compared: Compared, basis: Basis) -> dict[str, Any]:
 def count_kept(compared: Compared, threshold: float) -> dict[str, Any]:
     """Count the pairs that reach a threshold, and the mismatches that do: of all, or of those drawn."""
     similarity = compared.columns.get("similarity", np.empty(0))
-    n_mismatches, of = compared.reaching or (0, 0)
+    n_mismatches, of, n_files = compared.reaching or (0, 0, 0)
     return {
         "threshold": float(threshold),
         "pairs": int(reaches(similarity, threshold).sum()),
         "mismatches": n_mismatches,
         "of_mismatches": of,
         "mismatches_share": n_mismatches / of if of else None,
-        "mismatches_share_at_most": share_at_most(n_mismatches, of) if of else None,
+        "mismatches_share_at_most": share_at_most(n_mismatches / of * n_files, n_files) if of else None,
     }

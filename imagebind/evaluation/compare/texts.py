@@ -10,6 +10,7 @@ Letters in shapes: T rows of texts, K cells of a text and a file that belong tog
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagebind.evaluation.compare.comparison import Comparison
+from imagebind.evaluation.compare.positives import Labels
 from imagebind.evaluation.compare.rows import Rows, to_cells
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES
 from imagebind.evaluation.inputs.captions import MatchedCaptions
@@ -183,14 +185,14 @@ def compare_texts(
     rows: Rows,
     groups: dict[str, list[str | None]] | None,
     pairs_only: bool,
-    groups_are_content: bool,
+    shown: dict[str, Labels],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
 
     Args:
         groups: modality -> the group of each row, of pairs alone that of each pair; the captions of a file
             in none are one.
-        groups_are_content: all of one group show the same.
+        shown: modality -> what its rows, of pairs alone the pairs, show, where that is known.
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
@@ -204,14 +206,15 @@ def compare_texts(
         files = cells[:, 1].tolist()
         if pairs_only:
             pairs = np.stack([np.arange(len(cells)), np.flatnonzero(of_pairs >= 0)], axis=1)
-            lines, compare, n_texts = (cells[:, 0], rows.cells[:, axis]), comparison.compare_drawn, len(cells)
+            lines, compare = (cells[:, 0], rows.cells[:, axis]), comparison.compare_drawn
         else:
             pairs, lines = cells - np.array([span.start, 0]), (span, slice(None))
-            compare, n_texts = comparison.compare_all, span.stop - span.start
+            compare = comparison.compare_all
         of_lines = None if groups is None else groups[modality]
         of_pairs = of_lines and [of_lines[line] for line in pairs[:, 1].tolist()]
         joined = join_copies(of_pairs, [comparison.contents[modality][file] for file in files])
-        alike = (groups_of_texts(pairs, of_pairs, n_texts), of_lines) if groups_are_content else ((), ())
+        of_files = shown.get(modality, ())
+        alike = labels_of_texts(pairs, of_files), of_files
         compared = compare(comparison.matrix(modalities, pairs, joined, lines, alike))
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {
@@ -223,17 +226,17 @@ def compare_texts(
     return metrics, agreements
 
 
-def groups_of_texts(pairs: np.ndarray, groups: Sequence[str | None], n: int) -> list[str | None]:
-    """Return the group of each of n rows of texts: that of its first file that has one.
+def labels_of_texts(pairs: np.ndarray, of_files: Labels) -> list[tuple[int, str]]:
+    """Return what rows of texts show: all that their files do.
 
     Args:
         pairs: (K, 2) row of a text, and of a file.
-        groups: (K,) of the files.
+        of_files: of the rows of files.
     """
-    of_texts: list[str | None] = [None] * n
-    for text, group in zip(pairs[:, 0].tolist(), groups, strict=True):
-        of_texts[text] = of_texts[text] or group
-    return of_texts
+    labels = defaultdict(list)
+    for file, label in of_files:
+        labels[file].append(label)
+    return [(text, label) for text, file in pairs.tolist() for label in labels.get(file, ())]
 
 
 def text_columns(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
+from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import compile_group_by
 from imagebind.names import shorten
 
@@ -34,6 +36,15 @@ def means_content(expression: str | None) -> bool:
     return expression is not None and CONTENT_GROUP in compile_group_by(expression).groupindex
 
 
+def check_content(source: str, is_content: bool, group_by: str | None) -> None:
+    """Raise an EvaluationError where an option would undo what a column says."""
+    if is_content and group_by is not None and not means_content(group_by):
+        raise EvaluationError(
+            f"{source}: has {CONTENT_GROUP}, in whose place --group_by comes; leave one out, or call its "
+            f"parentheses (?P<{CONTENT_GROUP}>...)"
+        )
+
+
 def group_names(names: Sequence[str], expression: str, option: str = "group_by") -> list[str | None]:
     """As match_groups, with a warning of names that are in no group."""
     groups = match_groups(names, expression)
@@ -54,9 +65,9 @@ def find_groups(
         of_captions: the group that the pair's caption is in, or None.
     """
     if group_by is not None:
-        return group_names(names, group_by)
+        return in_one_spelling(group_names(names, group_by))
     if of_captions is not None and any(group is not None for group in of_captions):
-        return list(of_captions)
+        return in_one_spelling(of_captions)
     hint_at_groups(names)
     return None
 
@@ -72,8 +83,13 @@ def find_categories(
         given: the category of each pair, or None.
     """
     if category_by is not None:
-        return group_names(names, category_by, "category_by")
-    return list(given) if given and any(category is not None for category in given) else None
+        return in_one_spelling(group_names(names, category_by, "category_by"))
+    return in_one_spelling(given) if given and any(category is not None for category in given) else None
+
+
+def in_one_spelling(labels: Sequence[str | None]) -> list[str | None]:
+    """Spell labels in Unicode's NFC, in which one name is spelt in one way."""
+    return [label and unicodedata.normalize("NFC", label) for label in labels]
 
 
 def hint_at_groups(names: Sequence[str]) -> None:
@@ -104,7 +120,7 @@ def number_groups(groups: Sequence[Hashable | None] | None) -> list[int] | None:
 def name_copies(
     groups: Sequence[str | None] | None, copy_of: Sequence[int | None], names: Sequence[str]
 ) -> list[str | None] | None:
-    """Give pairs of the same content that are in no group one of their own, with the name of the first.
+    """Give pairs of the same content a group: the first that one of them has, or one with their first name.
 
     Args:
         groups: (P,) of the pairs; None: there are none.
@@ -113,41 +129,50 @@ def name_copies(
 
     >>> name_copies(None, [None, None, 0, 1, None], ["a", "a", "b", "c", "d"])
     ['a', 'a (2)', 'a', 'a (2)', None]
+    >>> name_copies(["g", None, None], [None, 0, None], ["a", "b", "c"])
+    ['g', 'g', None]
     """
     if groups is None and all(of is None for of in copy_of):
         return None
     named = list(groups or [None] * len(names))
     copies = defaultdict(list)
     for pair, of in enumerate(copy_of):
-        if named[pair] is None:
-            copies[pair if of is None else of].append(pair)
+        copies[pair if of is None else of].append(pair)
     taken = set(named)
     for pairs in copies.values():
-        if len(pairs) > 1:
+        without = [pair for pair in pairs if named[pair] is None]
+        if not without or len(pairs) == 1:
+            continue
+        name = next((named[pair] for pair in pairs if named[pair] is not None), None)
+        if name is None:
             first = names[pairs[0]]
             others = (f"{first} ({i})" for i in itertools.count(2))
             name = next(name for name in itertools.chain([first], others) if name not in taken)
             taken.add(name)
-            for pair in pairs:
-                named[pair] = name
+        for pair in without:
+            named[pair] = name
     return named
 
 
 def join_copies(groups: Sequence[Hashable | None] | None, contents: Sequence[Hashable]) -> list[int] | None:
-    """Number the groups of pairs, where those without one are together with pairs of the same content.
+    """Number the groups of pairs; those without one are in that of a pair of the same content.
 
     Returns:
         as number_groups; None where no group is given and there are no copies.
 
     >>> join_copies(["a", None, None], ["x", "y", "y"]), join_copies(None, ["x", "y"])
     ([0, 1, 1], None)
+    >>> join_copies(["a", None], ["x", "x"])
+    [0, 0]
     """
     if groups is None and len(set(contents)) == len(contents):
         return None
     given = groups or [None] * len(contents)
+    known = [pair for pair in zip(contents, given, strict=True) if pair[1] is not None]
+    of_content = dict(reversed(known))  # the first of each
     return number_groups(
         [
-            ("content", content) if group is None else group
+            of_content.get(content, ("content", content)) if group is None else group
             for group, content in zip(given, contents, strict=True)
         ]
     )

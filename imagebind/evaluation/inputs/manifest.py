@@ -72,6 +72,7 @@ class Manifest:
     faults: dict[int, str] = field(default_factory=dict)  # row -> why it cannot be used
     rows: list[int] = field(default_factory=list)  # of each pair its row
     pairs: list[tuple[Source, Source]] = field(default_factory=list)  # of a sound and a video
+    replaced: set[str] = field(default_factory=set)  # meanings that options give: the columns are as others
 
     @cached_property
     def column_of(self) -> dict[str, str]:
@@ -79,12 +80,12 @@ class Manifest:
         found = {meaning: [n for n in names if n in self.columns] for meaning, names in COLUMNS.items()}
         return {meaning: names[0] for meaning, names in found.items() if names}
 
-    @cached_property
+    @property
     def other_columns(self) -> list[str]:
         """Names of the columns without a meaning here, such as `path` beside a `video` in every row."""
-        known = set(self.column_of.values())
+        known = {name for meaning, name in self.column_of.items() if meaning not in self.replaced}
         for meaning, names in COLUMNS.items():
-            if len(names) > 1 and self.columns.keys() >= set(names):
+            if meaning not in self.replaced and len(names) > 1 and self.columns.keys() >= set(names):
                 known |= {self.name_in(row, meaning) for row in range(len(self.lines))}
         return [name for name in self.columns if name and name not in known]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,14 @@ from functools import cached_property
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.inputs.files import MediaFiles, gather_files
-from imagebind.evaluation.inputs.groups import find_categories, find_groups, match_groups, means_content
+from imagebind.evaluation.inputs.groups import (
+    check_content,
+    find_categories,
+    find_groups,
+    in_one_spelling,
+    match_groups,
+    means_content,
+)
 from imagebind.evaluation.inputs.manifest import Manifest, read_manifest
 from imagebind.evaluation.inputs.pairing import (
     Pairing,
@@ -75,6 +83,9 @@ def plan_run(options: Options) -> Plan:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
     names = [audio.names[sound] for sound, _ in pairing.pairs]
     of_pairs = [] if captions is None else captions.of_pairs["video"]
+    if captions is not None:
+        source = options.captions if isinstance(options.captions, str | os.PathLike) else "captions"
+        check_content(str(source), captions.read.groups_are_content, options.group_by)
     groups = find_groups(names, options.group_by, [captions.read.groups.get(name) for name in of_pairs])
     is_content = (
         means_content(options.group_by)
@@ -105,9 +116,11 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
     captions = manifest.captions(names)
     groups = find_groups(names, options.group_by, manifest.texts("group"))
     is_content = means_content(options.group_by) if options.group_by else "content_group" in manifest.columns
+    check_content(manifest.source, "content_group" in manifest.columns, options.group_by)
+    manifest.replaced = {m for m in ("group", "category") if getattr(options, f"{m}_by") is not None}
     categories = find_categories(names, options.category_by, manifest.texts("category"))
     file_groups = None
-    if groups is not None:
+    if groups is not None:  # of a file in several pairs that of the first
         file_groups = {
             modality: dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
             for axis, modality in enumerate(("audio", "video"))
@@ -125,6 +138,8 @@ def groups_of_files(
         names: of the files.
     """
     if group_by is not None:
-        return dict(zip(names, match_groups(list(names.values()), group_by), strict=True))
-    caption_of = dict(reversed(captions.of_files[modality]))  # the first of each
-    return {file: captions.read.groups.get(caption_of.get(file)) for file in names}
+        groups = match_groups(list(names.values()), group_by)
+    else:
+        caption_of = dict(reversed(captions.of_files[modality]))  # the first of each
+        groups = [captions.read.groups.get(caption_of.get(file)) for file in names]
+    return dict(zip(names, in_one_spelling(groups), strict=True))

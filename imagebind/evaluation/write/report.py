@@ -146,6 +146,9 @@ def category_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     if not categories:
         return {}
     rows = {"mean of category means": f"{metrics['category_mean']:.4f}"}
+    n_without = metrics["counts"]["pairs"] - sum(figures["pairs"] for figures in categories.values())
+    if n_without:
+        rows["without a category"] = words["n pairs"].format(n_without)
     largest = sorted(categories, key=lambda name: -categories[name]["pairs"])[:CATEGORIES_SHOWN]
     for name in filter(set(largest).__contains__, categories):
         figures = categories[name]
@@ -262,9 +265,8 @@ def kept_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, di
     }
     if kept["of_mismatches"]:
         share, most = (100 * kept[f"mismatches_share{which}"] for which in ("", "_at_most"))
-        rows["mismatches kept"] = words["k of n"].format(
-            kept["mismatches"], kept["of_mismatches"], share, most
-        )
+        counts = kept["mismatches"], kept["of_mismatches"]
+        rows["mismatches kept"] = words["k of n"].format(*counts, share, float(f"{most:.2g}"))
     if kept["file"]:
         rows["written to"] = kept["file"]
     return {"kept": rows}
