@@ -56,6 +56,7 @@ from imagebind.evaluation.options import GROUPS, Options, options_of
 from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths, read_directory
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
 from imagebind.evaluation.systems.comparison_text import format_comparison
+from imagebind.evaluation.systems.seeds import folders_of
 from imagebind.evaluation.systems.systems import COMPARISON_NAME, COMPARISON_PAGE, compare_systems
 from imagebind.evaluation.terminal import (
     logging_to_stderr,
@@ -315,15 +316,16 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         if args.compare:
             if given:
                 parser.error(f"argument --compare: not allowed with argument --{given[0]}")
-            if len(args.compare) + (args.reference is not None) < 2:
+            if sum(map(len, map(folders_of, args.compare))) + (args.reference is not None) < 2:
                 parser.error("argument --compare: two directories or more are needed")
             Options(None, "", output_dir=args.output_dir)  # checks it
             return args
+        if args.reference is not None:
+            parser.error("argument --reference: not allowed without argument --compare")
         if not any(name.startswith(("video", "manifest")) for name in given):
             parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
         args.options = Options(**run_options(args))
-        listed = (getattr(args, f"{modality}_file") for modality in SUFFIXES)
-        check_inputs(args.options, [paths.source for paths in listed if paths is not None])
+        check_inputs(args.options, [p.source for p in (args.audio_file, args.video_file) if p is not None])
     except OptionError as e:
         parser.error(describe(e, given))
     if args.shard and args.no_cache:
@@ -403,11 +405,10 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     """Evaluate, and print the report."""
     results = evaluate(args.options, job=job)
     metrics = results["metrics"]
-    report = format_report(metrics, args.report_lang)
     places = [f"results: {one_line(args.output_dir)}"]
     if not args.no_html:
         places.append(f"page: {one_line(os.path.join(args.output_dir, REPORT_PAGE))}")
-    status = print_results(report, *places, summary(metrics["counts"]))
+    status = print_results(format_report(metrics, args.report_lang), *places, summary(metrics["counts"]))
     is_incomplete = metrics["counts"]["failed"] or metrics["counts"].get("rows_skipped")
     return 3 if status == 0 and args.strict and is_incomplete else status
 
@@ -438,11 +439,10 @@ def run_shard(args: argparse.Namespace) -> int:
 
 def run_comparison(args: argparse.Namespace) -> int:
     """Compare finished runs, and print the comparison."""
-    options = ("output_dir", "force", "seed", "report_lang", "no_html", "group_by", "reference")
-    rows = compare_systems(args.compare, **{name: getattr(args, name) for name in options})
-    names = [COMPARISON_NAME] if args.no_html else [COMPARISON_NAME, COMPARISON_PAGE]
-    where = [one_line(os.path.join(args.output_dir, name)) for name in names]
-    lines = [f"{what}: {path}" for what, path in zip(("results", "page"), where, strict=False)]
+    names = ("output_dir", "force", "seed", "report_lang", "no_html", "group_by", "reference", "category_by")
+    rows = compare_systems(args.compare, **{name: getattr(args, name) for name in names})
+    files = {"results": COMPARISON_NAME} | ({} if args.no_html else {"page": COMPARISON_PAGE})
+    lines = [f"{what}: {one_line(os.path.join(args.output_dir, name))}" for what, name in files.items()]
     return print_results(format_comparison(rows, args.report_lang), *lines)
 
 

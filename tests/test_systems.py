@@ -132,6 +132,11 @@ def test_what_is_no_finished_run_is_refused(systems):
         Path("one", "metrics.json").write_text(json.dumps(metrics | {"protocol": protocol}))
         with pytest.raises(EvaluationError, match="one: no finished run of this version"):
             compare_systems(["one", "two"])
+    Path("one", "metrics.json").write_text(json.dumps(metrics))
+    table = Path("one", "pair_scores.csv").read_text()
+    Path("one", "pair_scores.csv").write_text(table.replace('"name"', '"label"', 1))
+    with pytest.raises(EvaluationError, match=r"version \(pair_scores.csv has no column name\)$"):
+        compare_systems(["one", "two"])
     Path("one", "metrics.json").write_text("{}")
     with pytest.raises(EvaluationError, match="one: no finished run of this version"):
         compare_systems(["one", "two"])
@@ -140,6 +145,11 @@ def test_what_is_no_finished_run_is_refused(systems):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--compare", "none+"], "argument --compare: two directories or more are needed"),
+        (
+            ["--video_paths", "x.mp4", "--reference", "real"],
+            "argument --reference: not allowed without argument --compare",
+        ),
         (["--compare", "one"], "argument --compare: two directories or more are needed"),
         (
             ["--compare", "a", "b", "--video_paths", "x.mp4"],
@@ -395,7 +405,7 @@ def test_pairs_of_other_ids_match_by_the_paths_of_their_videos(made, has_ids):
         pair |= {"video": f"../sets/{path}.mkv", "audio_key": f"of/{path}", "video_key": f"in/{path}"}
     made("a", ours if has_ids == "neither" else named(ours, "row {}"))
     made("b", (named(theirs, "line {}") if has_ids == "both" else theirs)[::-1])
-    if has_ids == "neither":
+    if has_ids != "first":  # ids say which pairs are equal
         with pytest.raises(EvaluationError, match="no two systems have a pair in common"):
             compare_systems(["a", "b"])
         return
@@ -409,10 +419,37 @@ def test_pairs_of_other_ids_match_by_the_paths_of_their_videos(made, has_ids):
 def test_parts_of_one_video_match_by_their_times(made):
     parts = [{"video": "a/long.mp4", "start": i, "end": i + 1} for i in range(4)]
     ours = [pair | part for pair, part in zip(keyed([0.1, 0.2, 0.3, 0.4]), parts, strict=True)]
-    made("a", named(ours, "row {}"))
-    made("b", named(ours[::-1], "line {}"))
-    *_, difference = compare_systems(["a", "b"])
+    made("a", named(ours, "row {}"), working_directory="/data")
+    made("b", named([pair | {"video": "../data/a/long.mp4"} for pair in ours[::-1]], "line {}"))
+    with pytest.raises(EvaluationError, match="no two systems have a pair in common"):
+        compare_systems(["a", "b"])
+    made("c", named(ours[::-1], "line {}"), working_directory="/data/b/..")
+    *_, difference = compare_systems(["a", "c"])
     assert (difference["pairs"], difference["mean"], difference["win_rate"]) == (4, 0, 0.5)
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_clips_that_each_lost_are_not_compared_by_the_ends_of_their_names(made, modality, caplog):
+    """A folder for each clip, in which all files have the same name."""
+    scores = np.linspace(0.1, 0.8, 8)
+    other = {"audio": "video", "video": "audio"}[modality]
+    for name, lost, depth in (("a", 2, "deep/er/"), ("b", 5, "")):
+        keys = [f"/{name}/{depth}v{i}/file" for i in range(8)]
+        of_others = keys if modality == "video" else ["/data/" + key.split("/")[-2] for key in keys]
+        pairs = keyed(scores, **{f"{modality}_key": keys, f"{other}_key": of_others})
+        made(name, [pair for i, pair in enumerate(pairs) if i != lost])
+    *_, difference = compare_systems(["a", "b"])
+    assert (difference["pairs"], difference["mean"]) == (6, 0)
+    assert "1 and 1 are in one alone" in caplog.text
+
+
+def test_clips_that_a_run_with_ids_and_one_without_lost_are_not_compared(made):
+    scores = np.linspace(0.1, 0.8, 8)
+    videos = [f"clips/v{i}/file.mp4" for i in range(8)]
+    made("a", named(keyed(scores, video=videos), "row {}")[1:])
+    made("b", keyed(scores, "other {}", video=["/data/" + video for video in videos])[:-1])
+    *_, difference = compare_systems(["a", "b"])
+    assert (difference["pairs"], difference["mean"]) == (6, 0)
 
 
 # Several pairs against one
@@ -429,7 +466,7 @@ def several_of(scores: np.ndarray, kind: str) -> list[dict]:
             "listed videos": {"video_key": f"/of{len(scores[0])}/v{i}", "audio_key": f"/audio/{key}"},
             "sounds": {"video_key": key, "audio_key": f"s{i}"},
             "groups": {"video_key": key, "audio_key": key, "group": f"g{i}"},
-            "paths": {"video_key": key, "audio_key": key, "id": key, "video": f"{len(scores[0])}/v{i}.mp4"},
+            "paths": {"video_key": key, "audio_key": key, "id": key, "video": f"of/v{i}.mp4"},
         }[kind]
     return pairs
 
@@ -491,6 +528,15 @@ def test_pairs_that_match_one_to_one_are_in_no_mean(made, caplog):
     assert "1 and 0 are in one alone" in caplog.text
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_only_groups_match_is_said(made, n, caplog):
+    groups = [f"g{i // n}" for i in range(8)]
+    made("a", keyed(np.linspace(0.1, 0.8, 8), "a{}", group=groups))
+    made("b", keyed(np.linspace(0.2, 0.9, 8), "b{}", group=groups))
+    assert compare_systems(["a", "b"])[-1]["pairs"] == 8 / n
+    assert caplog.text.count("a and b: 8 pairs of a are matched by the name of their group alone") == 1
+
+
 def test_what_two_systems_lost_of_a_group_is_not_compared(made, caplog):
     """Of the clips of a prompt each lost another one: those that are left are of other clips."""
     pairs = keyed(np.linspace(0.1, 0.8, 8), group=["x"] * 4 + ["y"] * 4)
@@ -532,7 +578,7 @@ def test_seeds_are_one_system_compared_by_the_means_over_them(made):
     groups = np.array([i for i, of_video in enumerate(of_videos) for _ in of_video])
     interval = estimate_mean(values, 0, groups, 1).interval
     assert [a["low"], a["high"]] == pytest.approx(interval, abs=1e-12)
-    means = [ours[0].mean(), ours[1].mean(), ours[2, 1:].mean()]
+    means = ours[:, 1:].mean(1)  # what all have
     deviations = [(mean - sum(means) / 3) ** 2 for mean in means]
     assert a["seed_std"] == pytest.approx((sum(deviations) / 2) ** 0.5, abs=1e-12)
     assert (a["auc"], a["suspects"], a["skipped"]) == (pytest.approx(2.2 / 3), 2, 3)
@@ -575,6 +621,24 @@ def test_seeds_in_the_text_and_a_directory_with_a_plus(made, capsys):
     assert capsys.readouterr().err.endswith("b: named twice\n")
     assert main(["--compare", "a+", "b", *argv]) == 1
     assert capsys.readouterr().err == "error: a+: no such directory\n"
+
+
+def test_the_spread_of_seeds_is_over_what_all_have(made, caplog, capsys):
+    """The second one lost the hard half, and is as good as the first."""
+    pairs = keyed(np.linspace(0.1, 0.8, 8))
+    made("a", pairs, suspects=1)
+    made("b", pairs[4:], suspects=3)
+    made("c", [pair | {"audio_key": "c", "video_key": f"c{i}"} for i, pair in enumerate(pairs[:2])])
+    assert compare_systems(["a+b"])[0]["seed_std"] == 0
+    said = "seeds have other pairs: a lacks 0, b lacks 4; seed_std is over the 4 of all"
+    assert caplog.text.count(said) == 1
+    (row,) = compare_systems(["a+c"])
+    assert (row["seeds"], row["seed_std"]) == (2, None)
+    assert main(["--compare", "a+b", "--output_dir", "compared", "--report_lang", "en"]) == 0
+    head, line = (re.split("  +", line) for line in capsys.readouterr().out.splitlines()[:2])
+    shown = dict(zip(reversed(head), reversed(line), strict=False))
+    assert (shown["seeds"], shown["sd over seeds"], shown["suspects"]) == ("2", "0.0000", "2")
+    assert Path("compared/comparison.html").exists()
 
 
 def test_seeds_of_other_ways_are_no_system(made, finished_metrics, capsys):
@@ -641,7 +705,7 @@ def test_systems_are_placed_between_the_mismatches_and_the_pairs_of_a_reference(
     assert "0 and 20 are in one alone, and not in the difference or the place" in printed.err
     lines = [re.split("  +", line) for line in printed.out.splitlines()]
     places = {line[0]: dict(zip(lines[0], line, strict=False))["place"] for line in lines[1:4]}
-    assert places == {name: f"{row['place']:.4f}" for name, row in by_name.items()}
+    assert places == {name: f"{row['place']:.4f}" for name, row in by_name.items()} | {"real": "1"}
     assert "0 is the mean of the mismatches of real" in Path("compared/comparison.html").read_text()
     with open("compared/comparison.csv", encoding="utf-8-sig", newline="") as file:
         assert [bool(row["place"]) for row in csv.DictReader(file)] == [True] * 3 + [False] * 3
@@ -680,9 +744,21 @@ def test_a_reference_that_tells_no_place(made, finished_metrics, caplog):
     path.write_text(json.dumps(metrics))
     assert all("place" not in row for row in compare_systems(["a"], reference="low"))
     assert caplog.text.count(warned) == 1
+    assert caplog.text.count("low: has no mean of mismatches, and tells no place") == 1
 
 
 # Categories
+
+
+def test_categories_by_an_expression(made, capsys):
+    made("a", keyed(np.linspace(0.1, 0.8, 8), "rain_{}", category=["x"] * 8))
+    made("b", keyed(np.linspace(0.2, 0.9, 8), "rain_{}"))
+    argv = ["--output_dir", "compared", "--report_lang", "en", "--compare", "a", "b"]
+    assert main([*argv, "--category_by", r"(.+)_[0-5]"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"^rain +0\.4500.* +0\.3500", printed.out, re.MULTILINE)
+    assert printed.err.count("--category_by does not fit 2 names") == 2
+    assert {row["category"] for row in compare_systems(["a", "b"], category_by="(r)")[3:]} == {"r"}
 
 
 def test_each_category_has_a_row_and_counts_as_much_in_their_mean(made, capsys):

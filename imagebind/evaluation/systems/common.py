@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.systems.grouping import Unit, components
-from imagebind.evaluation.systems.matching import match_units
+from imagebind.evaluation.systems.matching import BY_GROUP, match_units
 from imagebind.evaluation.systems.runs import Kind
 from imagebind.evaluation.systems.seeds import System
 
 # Columns of comparison.csv, of what all systems have, and of what one lacks that another has
 COMMON_COLUMNS = ("common_pairs", "common_mean", "common_low", "common_high", "lacks")
+
+log = logging.getLogger(__name__)
 
 
 class Matching:
@@ -33,9 +36,12 @@ class Matching:
         self.pairs = [system.having(kind) for system in self.systems]
         seeds = [[run.having(kind) for run in system.seeds] for system in self.systems]
         of_seeds = [[[[] for _ in pairs] for pairs in of_system] for of_system in seeds]
+        self.seeds = [[seed for seed, of in enumerate(of_system) for _ in of] for of_system in seeds]
+        self.by_group = set()  # (system, other system, seed, pair) of what its group alone matches
         places = [(which, seed) for which, of_system in enumerate(seeds) for seed in range(len(of_system))]
         for (a, i), (b, k) in combinations(places, 2):
-            for number, both in enumerate(match_units(seeds[a][i], seeds[b][k])):
+            for number, (*both, by) in enumerate(match_units(seeds[a][i], seeds[b][k])):
+                self.by_group |= {(a, b, i, n) for n in both[0] if by == BY_GROUP}
                 for labels, indices in zip((of_seeds[a][i], of_seeds[b][k]), both, strict=True):
                     for n in indices:
                         labels[n].append((a, b, i, k, number))
@@ -62,7 +68,31 @@ class Matching:
     def common(self, a: int, b: int) -> CommonPairs:
         """Return what two systems have in common."""
         units = [unit for unit in self.units([a, b]) if all(unit)]
-        return CommonPairs(self.systems[a], self.systems[b], self.kind, units, scores_of(units, self.kind))
+        by_group = sum(of[:2] == (a, b) for of in self.by_group)
+        scores = scores_of(units, self.kind)
+        return CommonPairs(self.systems[a], self.systems[b], self.kind, units, scores, by_group)
+
+    def spread(self, which: int) -> dict[str, Any]:
+        """Return how many seeds a system has, and the standard deviation of their means.
+
+        It is over what all seeds have, as the means of other pairs differ by these too; None of one seed, or
+        where nothing is in all.
+        """
+        of_system = self.seeds[which]
+        names = [run.name for run in self.systems[which].seeds if run.having(self.kind)]
+        among = [[label for label in labels if label[:2] == (which, which)] for labels in self.labels[which]]
+        units = defaultdict(lambda: [[] for _ in names])
+        numbers = {seed: n for n, seed in enumerate(sorted(set(of_system)))}
+        for unit, pair, seed in zip(components(among).tolist(), self.pairs[which], of_system, strict=True):
+            units[unit][numbers[seed]].append(pair)
+        common = [unit for unit in units.values() if all(unit)]
+        lacks = [sum(not unit[n] for unit in units.values()) for n in range(len(names))]
+        if any(lacks) and self.kind == Kind("audio_video", self.systems[which].first_protocol):
+            each = ", ".join(f"{name} lacks {n}" for name, n in zip(names, lacks, strict=True))
+            log.warning("seeds have other pairs: %s; seed_std is over the %d of all", each, len(common))
+        is_told = common and len(names) > 1
+        deviation = float(np.std(scores_of(common, self.kind).mean(0), ddof=1)) if is_told else None
+        return {"seeds": len(names), "seed_std": deviation}
 
 
 def scores_of(units: Sequence[Unit], kind: Kind) -> np.ndarray:
@@ -81,6 +111,7 @@ class CommonPairs:
     kind: Kind
     units: list[Unit]
     scores: np.ndarray  # (U, 2)
+    by_group: int  # how many pairs of the first match by their group alone
 
     def largest_first(self) -> CommonPairs:
         """Sort them by the size of the difference."""

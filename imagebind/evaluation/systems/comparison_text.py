@@ -10,6 +10,7 @@ from unicodedata import east_asian_width
 from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of
 from imagebind.evaluation.systems.categories import split_rows
+from imagebind.evaluation.systems.places import PLACE_COLUMNS
 from imagebind.evaluation.systems.systems import DIFFERENCE_COLUMNS
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
@@ -83,6 +84,9 @@ def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def cell(row: dict[str, Any], column: str) -> str:
     """Format a figure; the ends of an interval with the digits that it deserves."""
+    is_place = column in ("place", f"place{INTERVAL}") and row.get("place") == 1
+    if is_place and {row[key] for key in PLACE_COLUMNS} <= {1.0, None}:
+        return "1" if column == "place" else ""  # of the reference itself
     if column.endswith(INTERVAL):
         ends = [cell(row, f"{column.removesuffix(INTERVAL)}_{end}".lstrip("_")) for end in ("low", "high")]
         return f"[{', '.join(ends)}]" if all(ends) else ""

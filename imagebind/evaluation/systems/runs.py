@@ -75,6 +75,13 @@ class Pair:
             return ""
         return os.path.splitext(os.path.normpath(self.video.path))[0] + self.video.fragment
 
+    @property
+    def video_file(self) -> str:
+        """The video as every run sees it, "" where it is not known."""
+        if not self.video.path:
+            return ""
+        return os.path.normpath(self.find(self.video).path) + self.video.fragment
+
     def find(self, source: Source) -> Source:
         """Return where a file of the pair is, seen from here."""
         return replace(source, path=os.path.join(self.folder, source.path))
@@ -120,10 +127,15 @@ def values_of(pairs: Iterable[Pair], kind: Kind) -> np.ndarray:
     return np.array([pair.similarities[kind] for pair in pairs])
 
 
-def regroup(run: Run, group_by: str) -> Run:
-    """Put the pairs of a run into other groups."""
-    groups = group_names([pair.video_key for pair in run.pairs], group_by)
-    pairs = [replace(pair, group=group) for pair, group in zip(run.pairs, groups, strict=True)]
+def regroup(run: Run, group_by: str | None, category_by: str | None) -> Run:
+    """Put the pairs of a run into other groups and categories; None leaves these."""
+    pairs, names = run.pairs, [pair.video_key for pair in run.pairs]
+    if group_by is not None:
+        groups = group_names(names, group_by)
+        pairs = [replace(pair, group=group) for pair, group in zip(pairs, groups, strict=True)]
+    if category_by is not None:
+        categories = group_names(names, category_by, "category_by")
+        pairs = [replace(pair, category=of or "") for pair, of in zip(pairs, categories, strict=True)]
     return replace(run, pairs=pairs)
 
 
@@ -173,7 +185,11 @@ def read_pairs(path: Path, first: str, folder: str) -> list[Pair]:
         if file.read() != b"\n":
             raise ValueError(f"{TABLE} is cut off")
     with fields_of_any_length(), open(path, encoding="utf-8-sig", newline="") as file:
-        return [pair for row in csv.DictReader(file) if (pair := read_pair(row, first, folder)).similarities]
+        rows = csv.DictReader(file)
+        for column in ("name", "similarity"):
+            if column not in (rows.fieldnames or ()):
+                raise ValueError(f"{TABLE} has no column {column}")
+        return [pair for row in rows if (pair := read_pair(row, first, folder)).similarities]
 
 
 def read_pair(row: dict[str, str], first: str, folder: str) -> Pair:

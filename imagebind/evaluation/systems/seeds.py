@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.systems.grouping import components
 from imagebind.evaluation.systems.matching import match_units
@@ -23,7 +21,6 @@ from imagebind.evaluation.systems.runs import (
     find_difference,
     read_run,
     regroup,
-    values_of,
 )
 
 BETWEEN = "+"  # the directories of the seeds of one system
@@ -57,14 +54,9 @@ class System:
         for column in COMPARED:
             values = [figures[column] for figures in of_seeds]
             total = None if None in values else sum(values)
-            found[column] = total if column == "skipped" or total is None else total / len(values)
+            mean = total if column == "skipped" or total is None else total / len(values)
+            found[column] = int(mean) if column == "suspects" and mean is not None and mean % 1 == 0 else mean
         return found
-
-    def spread(self, kind: Kind) -> dict[str, Any]:
-        """Return how many seeds there are, and the standard deviation of their means, None of one."""
-        means = [values_of(pairs, kind).mean() for run in self.seeds if (pairs := run.having(kind))]
-        deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
-        return {"seeds": len(means), "seed_std": deviation}
 
 
 def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
@@ -78,7 +70,10 @@ def figures_of(run: Run, kind: Kind) -> dict[str, Any]:
 
 
 def read_systems(
-    names: Sequence[str | os.PathLike], group_by: str | None, reference: str | os.PathLike | None
+    names: Sequence[str | os.PathLike],
+    group_by: str | None,
+    category_by: str | None,
+    reference: str | os.PathLike | None,
 ) -> tuple[list[System], System | None]:
     """Read the finished runs of systems, and of the reference, which is one of them, or the last.
 
@@ -99,8 +94,7 @@ def read_systems(
             raise EvaluationError(f"{folder}: named twice")
     systems = []
     for name, of_system in zip(names, folders, strict=True):
-        runs = [read_run(folder) for folder in of_system]
-        seeds = runs if group_by is None else [regroup(run, group_by) for run in runs]
+        seeds = [regroup(read_run(folder), group_by, category_by) for folder in of_system]
         if len(seeds) > 1 and (difference := find_difference(seeds)):
             raise EvaluationError(f"{difference}; the seeds of one system have to be computed in one way")
         systems.append(System(name, seeds, seeds[0].pairs if len(seeds) == 1 else join_seeds(seeds)))
@@ -124,7 +118,7 @@ def join_seeds(seeds: Sequence[Run]) -> list[Pair]:
         for of_pair, pair in zip(of_run, run.pairs, strict=True):
             of_pair += [] if pair.group is None else [("group", pair.group)]
     for a, b in combinations(range(len(seeds)), 2):
-        for number, both in enumerate(match_units(seeds[a].pairs, seeds[b].pairs)):
+        for number, (*both, _) in enumerate(match_units(seeds[a].pairs, seeds[b].pairs)):
             for which, indices in zip((a, b), both, strict=True):
                 for i in indices:
                     labels[which][i].append((a, b, number))

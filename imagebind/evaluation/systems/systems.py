@@ -16,7 +16,7 @@ from imagebind.evaluation.rules import PROTOCOLS
 from imagebind.evaluation.systems.categories import CATEGORY_COLUMNS, describe_categories
 from imagebind.evaluation.systems.common import COMMON_COLUMNS, CommonPairs, Matching, scores_of
 from imagebind.evaluation.systems.grouping import groups_of, groups_of_pairs, is_new
-from imagebind.evaluation.systems.places import PLACE_COLUMNS, describe_place
+from imagebind.evaluation.systems.places import PLACE_COLUMNS, describe_place, mismatched_mean
 from imagebind.evaluation.systems.runs import AGREEMENTS, COMPARED, Kind, find_difference, values_of
 from imagebind.evaluation.systems.seeds import System, read_systems
 from imagebind.evaluation.write.atomic import write_files
@@ -50,11 +50,12 @@ def compare_systems(
     no_html: bool = False,
     group_by: str | None = None,
     reference: str | os.PathLike | None = None,
+    category_by: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compare finished runs, such as those of several generators on the same prompts.
 
     Args:
-        runs: two or more output directories; those of several seeds of one system are joined by "+".
+        runs: output directories; those of several seeds of one system are joined by "+".
         output_dir: where to write comparison.csv, comparison_pairs.csv and comparison.html; None writes none.
         force: compare runs with different protocols.
         seed: of the bootstrap.
@@ -63,6 +64,7 @@ def compare_systems(
         group_by: as in Options, on the keys of the videos; None takes the groups of the runs.
         reference: a further run, such as that of the real sounds, which may also be one of the others; each
             score is also told as its place between the mismatches and the pairs of this one.
+        category_by: as in Options, on the keys of the videos; None takes the categories of the runs.
 
     Returns:
         the rows of comparison.csv: one for each system, and one for every two systems, of the mean difference
@@ -71,12 +73,12 @@ def compare_systems(
 
     Raises:
         EvaluationError: a run is not finished, has no pairs or is named twice, or the protocols differ.
-        OptionError: group_by is no regular expression with a group.
+        OptionError: group_by or category_by is no regular expression with a group.
         ImportError: plotly, which the page needs, is missing or does not load.
     """
     if output_dir is not None and not no_html:
         check_can_draw()
-    systems, real = read_systems(runs, group_by, reference)
+    systems, real = read_systems(runs, group_by, category_by, reference)
     difference = find_difference([run for system in systems for run in system.seeds])
     if difference and not force:
         raise EvaluationError(f"{difference}; --force compares them all the same")
@@ -131,10 +133,13 @@ def system_rows(
         del row["p_value"]
         places.append({} if reference is None else describe_place(matching, i, reference, seed))
         categories[system.name] = describe_categories(pairs, kind, seed)
-        row |= system.spread(kind) | (places[-1] or {}) | categories[system.name].pop("", {})
+        row |= matching.spread(i) | (places[-1] or {}) | categories[system.name].pop("", {})
         rows.append(row | system.figures(kind))
     if None in places and kind.agreement == "audio_video":
         log.warning("%s: its pairs are not above its mismatches, and tell no place", reference.name)
+    is_first = reference is not None and kind == Kind("audio_video", reference.first_protocol)
+    if is_first and mismatched_mean(reference, kind) is None:
+        log.warning("%s: has no mean of mismatches, and tells no place", reference.name)
     rows.sort(key=lambda row: -row.get("common_mean", row["mean"]))
     return rows, [
         names | {"system": row["system"], "category": category} | of_category
@@ -180,6 +185,13 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None, reference: System | 
             f" with a score by {common.kind.protocol}" if by_it else "",
             *alone,
             " or the place" if any(system is reference for system in systems) else "",
+        )
+    if common.by_group:
+        log.warning(
+            "%s and %s: %d pairs of %s are matched by the name of their group alone",
+            *names,
+            common.by_group,
+            names[0],
         )
     n_means = sum(max(map(len, unit)) > 1 for unit in common.units)
     if n_means and all(len(system.seeds) == 1 for system in systems):
