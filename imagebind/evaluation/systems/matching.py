@@ -28,7 +28,7 @@ def match_units(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[list
     """
     keys = keys_of(ours, theirs)
     units = [([i], [k], "") for i, k in match_pairs(ours, theirs, keys)]
-    for name in ("video_key", "audio_key", BY_GROUP, *list(keys)[2:]):
+    for name in ("video_key", "audio_key", BY_GROUP, *list(keys)[len(KEYS) :]):
         of_keys = []
         for which, pairs in enumerate((ours, theirs)):
             matched = {i for unit in units for i in unit[which]}
@@ -57,7 +57,8 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair], keys: Keys) -> lis
     """
     matched = []
     left, right = range(len(ours)), range(len(theirs))
-    for names in [("audio_key", "video_key"), ("video_key",), ("audio_key",), *zip(list(keys)[2:])]:
+    stages = [("audio_key", "video_key"), ("video_key",), ("audio_key",)]
+    for names in [*stages, *((name,) for name in list(keys)[len(KEYS) :])]:
         groups = defaultdict(lambda: ([], []))
         for which, indices in enumerate((left, right)):
             for i in indices:
