@@ -66,7 +66,7 @@ def test_a_sound_has_the_flag_that_it_should(tmp_path, samples, rate, codec, suf
     write_audio(path, samples.astype(np.float32), rate, codec)
     assert data.read_audio(path).flags == flags
     *_, whole = sequences.read_whole_sound(path)  # where the windows are wanted too
-    assert whole.clips.flags == flags
+    assert whole.clips[0].flags == flags
 
 
 def test_no_sine_of_full_scale_is_clipped_and_all_that_are_cut_are():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchaudio
 
-from imagebind.data.resampling import n_resampled, resample
+from imagebind.data.resampling import make_filter, resample
 
 RATES = (1000, 8000, 11025, 12000, 15000, 22050, 24000, 32000, 37800, 44100, 48000, 64000, 96000, 192000)
 
@@ -18,7 +18,7 @@ def test_samples_are_torchaudios(rate, n_samples):
     expected = torchaudio.functional.resample(waveform, rate, 16000)
     found = resample(waveform, rate, 16000)
     assert found.shape == expected.shape
-    assert n_resampled(n_samples, rate, 16000) == expected.shape[1]
+    assert make_filter(rate, 16000).n_resampled(n_samples) == expected.shape[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
@@ -26,7 +26,7 @@ def test_the_number_of_samples_is_rounded_as_torchaudio_rounds():
     waveform = torch.zeros(1, 441_001)  # of 44.1 kHz: 160000.36 samples, which float32 makes a whole number
     for n_samples in range(440_001, 441_002, 10):
         (expected,) = torchaudio.functional.resample(waveform[:, :n_samples], 44100, 16000).shape[1:]
-        assert n_resampled(n_samples, 44100, 16000) == expected
+        assert make_filter(44100, 16000).n_resampled(n_samples) == expected
 
 
 def test_equal_rates_change_nothing():

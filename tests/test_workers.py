@@ -34,8 +34,8 @@ from conftest import (
 from locks import LOCK
 
 from batch_inference import main
-from imagebind import data
 from imagebind.data import audio
+from imagebind.reading import loader
 from imagebind.reading.workers import Workers
 
 
@@ -228,15 +228,15 @@ def test_a_caller_without_standard_files_has_workers(tmp_path):
 def test_an_error_of_the_program_shows_its_traceback_once_and_costs_its_files(pairs, monkeypatch, capsys):
     """Here a name that is gone while two of the sounds are read."""
     monkeypatch.chdir(pairs)
-    read_audio = data.read_audio
+    read_sounds = loader.read_sounds
 
-    def read(source):
+    def read(source, recipes):
         with monkeypatch.context() as patched:
             if source.path[-5] in "ab":
                 patched.delattr(audio, "hann_window")
-            return read_audio(source)
+            return read_sounds(source, recipes)
 
-    monkeypatch.setattr(data, "read_audio", read)
+    monkeypatch.setattr(loader, "read_sounds", read)
     checkpoint = ["--checkpoint", str(DEMO / "imagebind_demo.pth"), "--device", "cpu"]
     assert main([*DIRS, *checkpoint, "--num_workers", "0", "--no_cache"]) == 0
     out, err = capsys.readouterr()

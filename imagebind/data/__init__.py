@@ -29,12 +29,12 @@ from imagebind.data.audio import (
     SAMPLE_RATE,
     AudioInput,
     load_audio,
-    read_audio,
     waveform2melspec,
 )
 from imagebind.data.clips import CLIP_SECONDS, get_clip_timepoints
 from imagebind.data.media import AnyPath, MediaError, media_errors
 from imagebind.data.sequences import scale_and_crop
+from imagebind.data.sounds import read_audio
 from imagebind.data.text import TEXT_TOKENS, TextInput, read_text, return_bpe_path
 from imagebind.data.video import (
     CROPS,

@@ -11,35 +11,23 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
-import av
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.flags import HeardSamples
 from imagebind.data.inputs import ModelInput
-from imagebind.data.media import (
-    MP4,
-    AnyPath,
-    MediaError,
-    decode,
-    demux,
-    media_errors,
-    open_stream,
-    warn_if_truncated,
-)
-from imagebind.data.resampling import make_filter, n_resampled, resample
-from imagebind.sources import Source
+from imagebind.data.media import AnyPath, MediaError, media_errors
+from imagebind.data.resampling import Filter, make_filter, resample
+from imagebind.data.samples import decode_audio
 
 SAMPLE_RATE = 16000
 AUDIO_CLIPS = 3
-SAMPLE_RATES = (1_000, 768_000)  # that a file may have, lowest and highest
 MAX_CHANNELS, MAX_SAMPLE = 64, 8  # of samples from Python; more are taken for a mistake
 MEL_BINS = 128
 MEL_FRAMES = 204  # 2 s give 198, so the last 6 are padding
@@ -50,109 +38,30 @@ PREEMPHASIS = 0.97
 MEL_MEAN, MEL_STD = -4.268, 9.138
 SAME_CLIP = 2e-6  # mean difference of two mels below which no cosine changes by more than 1e-11
 BUFFERED_SECONDS = 60
-MERGED_SAMPLES = 1 << 16  # that are converted to float32 together
-TO_FLOAT = {"u8": (128, 7), "s16": (0, 15), "s32": (0, 31), "flt": (0, 0), "dbl": (0, 0)}  # offset, bits
-MAX_PLANES = 8  # that a frame of FFmpeg points to
-STATES_ITS_LENGTH = {"flac", MP4}  # for other formats FFmpeg estimates the length
 
 log = logging.getLogger(__name__)
 
 
-def decode_audio(path: AnyPath) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decode the sound of a file, or of a part of it, from start to end, in pieces.
+class HeldSound:
+    """Takes the samples of a sound as they come, and holds them unless they are many.
 
-    Yields:
-        (C, T) float32 in [-1, 1], and the sample rate in Hz.
-
-    Raises:
-        MediaError: the file cannot be decoded.
+    Attributes:
+        pieces: (C, T) each; none of a sound of more than BUFFERED_SECONDS.
+        n_samples: that have come.
+        rate: of them, in Hz.
     """
-    with open_stream(path, "audio") as stream:
-        form = None  # sample rate and number of channels of the first frame
-        n_samples, first, last = 0, 0, math.inf  # the part is [first, last)
-        merged = MergedFrames()
-
-        def is_enough() -> bool:
-            return n_samples + merged.n_samples >= last
-
-        def pieces(samples: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-            nonlocal n_samples
-            begin, n_samples = n_samples, n_samples + samples.shape[1]
-            kept = samples[:, max(first - begin, 0) : max(min(last - begin, samples.shape[1]), 0)]
-            if kept.numel():
-                yield kept, form[0]
-
-        decoded = whole_numbers if stream.codec_context.name == "pcm_f24le" else decode
-        for frame in decoded(stream, is_enough):
-            if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
-                raise MediaError(path, f"a sample rate of {frame.sample_rate} Hz")
-            if form is None:
-                form = frame.sample_rate, frame.layout.nb_channels
-                first, last = sample_range(path, frame.sample_rate)
-            if form != (frame.sample_rate, frame.layout.nb_channels):
-                raise MediaError(path, "its sample rate or number of channels changes")
-            for samples in merged.add(frame):
-                yield from pieces(samples)
-        for samples in merged.take():
-            yield from pieces(samples)
-        if n_samples and last < math.inf:
-            found, wanted = (n / form[0] for n in (max(n_samples - first, 0), last - first))
-            warn_if_truncated(path, found, wanted, "seconds of this part")
-        elif n_samples and stream.duration and stream.container.format.name in STATES_ITS_LENGTH:
-            stated = float(stream.duration * stream.time_base)
-            warn_if_truncated(path, n_samples / form[0], stated, "seconds of sound")
-
-
-def whole_numbers(stream: av.AudioStream, is_enough: Callable[[], bool]) -> Iterator[av.AudioFrame]:
-    """Decode WAV samples of 32 bits of which 24 are valid: whole numbers, which FFmpeg takes for floats."""
-    context = stream.codec_context
-    for packet in demux(stream):
-        n_samples = packet.size // (4 * context.channels)
-        if is_enough() or not n_samples:
-            return
-        samples = np.frombuffer(bytes(packet), "<i4", n_samples * context.channels)
-        frame = av.AudioFrame.from_ndarray(samples[None].copy(), "s32", context.layout.name)
-        frame.sample_rate = context.sample_rate
-        yield frame
-
-
-class MergedFrames:
-    """Collects decoded frames, and converts many of them to float32 in one step."""
 
     def __init__(self):
-        self.arrays, self.n_samples, self.kind = [], 0, None  # (C, T) each, of one kind of samples
-        self.to_float = av.AudioResampler(format="flt")  # for what PyAV makes no array of
+        self.pieces: list[torch.Tensor] = []
+        self.n_samples = self.rate = 0
 
-    def add(self, frame: av.AudioFrame) -> Iterator[torch.Tensor]:
-        """Take a frame; yield (C, T) float32 where enough samples have come, or of another kind."""
-        kind, n_channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
-        if kind not in TO_FLOAT or (frame.format.is_planar and n_channels >= MAX_PLANES):
-            kind, frames = "flt", self.to_float.resample(frame)
+    def add(self, samples: torch.Tensor, rate: int) -> None:
+        """Take samples (C, T)."""
+        self.n_samples, self.rate = self.n_samples + samples.shape[1], rate
+        if self.n_samples <= BUFFERED_SECONDS * rate:
+            self.pieces.append(samples)
         else:
-            frames = [frame]
-        if kind != self.kind or self.n_samples >= MERGED_SAMPLES:
-            yield from self.take()
-            self.kind = kind
-        for each in frames:
-            array = each.to_ndarray()  # (C, T) planar, (1, T * C) packed
-            self.arrays.append(array if each.format.is_planar else array.reshape(-1, n_channels).T)
-            self.n_samples += each.samples
-
-    def take(self) -> Iterator[torch.Tensor]:
-        """Yield what has come, (C, T) float32, and forget it."""
-        if self.arrays:
-            offset, bits = TO_FLOAT[self.kind]
-            samples = torch.from_numpy(np.concatenate(self.arrays, axis=1)).to(torch.float32)
-            samples = samples.sub_(offset) if offset else samples
-            yield samples.mul_(2.0**-bits) if bits else samples
-        self.arrays, self.n_samples = [], 0
-
-
-def sample_range(path: AnyPath, rate: int) -> tuple[int, float]:
-    """Return the samples [first, last) of a file, or of a part of it; its end may be infinite."""
-    source = Source.of(path)
-    end = source.end if source.end == math.inf else round(source.end * rate)
-    return round(source.start * rate), end
+            self.pieces.clear()
 
 
 def load_clips(
@@ -160,15 +69,11 @@ def load_clips(
     n_clips: int = AUDIO_CLIPS,
     clip_seconds: float = CLIP_SECONDS,
     sample_rate: int = SAMPLE_RATE,
-    heard: HeardSamples | None = None,
 ) -> list[torch.Tensor]:
     """Decode and resample the clips of a sound, in bounded memory: slices of the whole resampled sound.
 
     Only decoding tells how long a sound is, so one of more than BUFFERED_SECONDS is decoded a second time
     for its clips.
-
-    Args:
-        heard: listens to the samples under the clips, as they are decoded.
 
     Returns:
         n_clips times (C, T), T <= clip_seconds * sample_rate; where they overlap, views of one waveform.
@@ -176,26 +81,20 @@ def load_clips(
     Raises:
         MediaError: the file cannot be decoded, or has no samples.
     """
-    pieces, n_samples, rate = [], 0, sample_rate
+    sound = HeldSound()
     for samples, rate in decode_audio(path):
-        n_samples += samples.shape[1]
-        if n_samples <= BUFFERED_SECONDS * rate:
-            pieces.append(samples)
-        else:
-            pieces.clear()
-    if not n_samples:
+        sound.add(samples, rate)
+    if not sound.n_samples:
         raise MediaError(path, "no audio samples")
-    spans = clip_ranges(n_resampled(n_samples, rate, sample_rate), n_clips, clip_seconds, sample_rate)
-    if not pieces:
-        decoded_again = (samples for samples, _ in decode_audio(path))
-        return resample_spans(decoded_again, spans, rate, sample_rate, heard)
-    if all(end <= start for (_, end), (start, _) in pairwise(spans)):
-        return resample_spans(pieces, spans, rate, sample_rate, heard)
-    decoded = torch.cat(pieces, dim=1)
-    if heard is not None:
-        heard.hear(decoded, spans, rate, sample_rate)
-    waveform = resample(decoded, rate, sample_rate)
-    return [waveform[:, start:end] for start, end in spans]
+    filter = make_filter(sound.rate, sample_rate)
+    cutter = ClipCutter(
+        filter, clip_ranges(filter.n_resampled(sound.n_samples), n_clips, clip_seconds, sample_rate)
+    )
+    if sound.pieces:
+        return cutter.cut(sound.pieces)
+    for samples, _ in decode_audio(path):
+        cutter.add(samples)
+    return cutter.clips()
 
 
 def clip_ranges(
@@ -209,43 +108,55 @@ def clip_ranges(
     return [(int(start * sample_rate), int(end * sample_rate)) for start, end in spans]
 
 
-def resample_spans(
-    pieces: Iterable[torch.Tensor],
-    spans: list[tuple[int, int]],
-    rate: int,
-    sample_rate: int,
-    heard: HeardSamples | None = None,
-) -> list[torch.Tensor]:
-    """Resample parts of a sound at `rate`, given in pieces (C, T), to `sample_rate`.
+class ClipCutter:
+    """Cuts clips out of a sound that comes in pieces, and resamples them alone.
 
     Args:
-        spans: of samples [start, end) at `sample_rate`.
-        heard: as of load_clips.
-
-    Returns:
-        the same slices of the whole resampled sound.
+        filter: that resamples.
+        spans: of the resampled sound, [start, end) of each clip.
+        heard: listens to the samples under the clips, as they come.
     """
-    filter = make_filter(rate, sample_rate)
-    step, new, margin = filter.step, filter.new, filter.margin
-    sources = [
-        (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
-        for start, end in spans
-    ]
-    kept = [[] for _ in spans]
-    position = 0
-    for samples in pieces:
-        for held, (low, high) in zip(kept, sources, strict=True):
-            if position < high and low < position + samples.shape[1]:
-                held.append(samples[:, max(low - position, 0) : high - position])
-        position += samples.shape[1]
-    clips = []
-    for held, (low, _), (start, end) in zip(kept, sources, spans, strict=True):
-        decoded = torch.cat(held, dim=1)
-        if heard is not None:
-            heard.hear(decoded, [(start, end)], rate, sample_rate, first=low)
-        resampled, offset = filter.apply(decoded), low // step * new
-        clips.append(resampled[:, start - offset : end - offset])
-    return clips
+
+    def __init__(self, filter: Filter, spans: Sequence[tuple[int, int]], heard: HeardSamples | None = None):
+        self.filter, self.spans, self.heard = filter, spans, heard
+        step, new, margin = filter.step, filter.new, filter.margin
+        self._sources = [
+            (max(start // new * step - margin, 0) // step * step, -(-end // new) * step + margin)
+            for start, end in spans
+        ]
+        self._kept: list[list[torch.Tensor]] = [[] for _ in spans]
+        self._position = 0
+
+    def add(self, samples: torch.Tensor) -> None:
+        """Take the next samples (C, T)."""
+        position, end = self._position, self._position + samples.shape[1]
+        for kept, (low, high) in zip(self._kept, self._sources, strict=True):
+            if position < high and low < end:
+                kept.append(samples[:, max(low - position, 0) : high - position])
+        self._position = end
+
+    def clips(self) -> list[torch.Tensor]:
+        """Return the clips (C, T) of all that came: slices of the whole resampled sound."""
+        step, new, clips = self.filter.step, self.filter.new, []
+        for kept, (low, _), (start, end) in zip(self._kept, self._sources, self.spans, strict=True):
+            decoded = torch.cat(kept, dim=1)
+            if self.heard is not None:
+                self.heard.hear(decoded, [(start, end)], step, new, first=low)
+            resampled, offset = self.filter.apply(decoded), low // step * new
+            clips.append(resampled[:, start - offset : end - offset])
+        return clips
+
+    def cut(self, pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the clips of a sound that is there; where they overlap, they are views of one waveform."""
+        if all(end <= start for (_, end), (start, _) in pairwise(self.spans)):
+            for samples in pieces:
+                self.add(samples)
+            return self.clips()
+        decoded = torch.cat(list(pieces), dim=1)
+        if self.heard is not None:
+            self.heard.hear(decoded, self.spans, self.filter.step, self.filter.new)
+        waveform = self.filter.apply(decoded)
+        return [waveform[:, start:end] for start, end in self.spans]
 
 
 @cache
@@ -419,18 +330,6 @@ def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
     with media_errors(name):
         if not samples.numel():
             raise MediaError(name, "no audio samples")
-        return from_waveform(name, resample(samples.cpu().clone(), rate, SAMPLE_RATE))
-
-
-def from_waveform(path: AnyPath, waveform: torch.Tensor, flags: str | None = None) -> AudioInput:
-    """Make the model's input of a whole sound (C, T) at SAMPLE_RATE, in place; raises as clips_to_input."""
-    clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
-    return AudioInput(clips_to_input(path, clips), flags=flags)
-
-
-def read_audio(path: AnyPath) -> AudioInput:
-    """Read an audio file, or a video file's sound; raises as load_audio."""
-    with media_errors(path):
-        heard = HeardSamples()
-        mels = clips_to_input(path, load_clips(path, heard=heard))
-        return AudioInput(mels, flags=heard.flags)
+        waveform = resample(samples.cpu().clone(), rate, SAMPLE_RATE)
+        clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
+        return AudioInput(clips_to_input(name, clips))

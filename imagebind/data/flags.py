@@ -2,7 +2,7 @@
 
 Seen and heard is what the embedding is computed from: the frames of the clips, and the first channel of the
 sound under the clips, as it is decoded. Flags are joined by ";"; "" is none. They are kept in caches: where
-the meaning of one changes, so must the name of their record (flags_name in imagebind/reading/loader.py).
+the meaning of one changes, so must the name of their record (flags_name in imagebind/reading/records.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ FULL_SCALE = 0.99  # the highest sample of 8 bits is 0.992; sounds of lossy form
 BELOW_FULL_SCALE = 0.9  # from here to FULL_SCALE is just below
 CLIPPED_RUN = 3  # samples that follow each other at full scale, on one side
 CLIPPED_SHARE = 0.001  # of the samples, in such runs
+
+
+def without_notes(flags: str | None, modality: str) -> str | None:
+    """Return flags without what is noted beside them of a file that is short for a score."""
+    return None if flags is None else ";".join(flag for flag in flags.split(";") if flag in FLAGS[modality])
 
 
 class HeardSamples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,21 @@ class ModelInput:
         """Return a copy in float16, where a model in that precision computes the same with it."""
         return self
 
+    def equals(self, other: ModelInput) -> bool:
+        """Whether the model sees the same of another input; what is flagged may differ."""
+
+        def are_equal(name: str) -> bool:
+            ours, theirs = vars(self)[name], vars(other)[name]
+            return torch.equal(ours, theirs) if torch.is_tensor(ours) else ours == theirs
+
+        names = [field.name for field in fields(self) if field.name != "flags"]
+        return type(self) is type(other) and all(map(are_equal, names))
+
     def pin_memory(self) -> ModelInput:
         """Return a copy in page-locked memory, which is copied to a GPU asynchronously."""
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)}
         return replace(self, **tensors)
+
+
+class DroppedError(ValueError):
+    """A file that a recipe cannot be applied to, though others can; the message says why."""

@@ -1,8 +1,8 @@
-"""The frames of av-benchmark's IB-score, which MMAudio and others print: two neighbours of one every 2 s.
+"""The frames of av-benchmark's IB-score, which MMAudio and others print, and of MOVA's: one every 2 s.
 
-Its loader samples a video with FFmpeg's `fps` filter at half a frame per second. The filter's choice is made
-here from timestamps, so that the other frames need not be decoded; where two versions of FFmpeg differ, it
-is that of 6.1 and later, for which a video lasts until its last frame ends.
+Their loaders sample a video with FFmpeg's `fps` filter at half a frame per second. The filter's choice is
+made here from timestamps, so that the other frames need not be decoded; where two versions of FFmpeg differ,
+it is that of 6.1 and later, for which a video lasts until its last frame ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from imagebind.data.frames import Timeline, to_rgb
 from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ratio, normalize_rgb
 
 FRAME_RATE = Fraction(1, 2)  # of the frames that are embedded
+PADDED = "padded"  # what is noted of a video, beside its flags
 SYNCHRONY_RATE = Fraction(25)  # of those that its other metrics need, without which it drops a video
 
 
@@ -51,16 +52,51 @@ def choose_clips(timeline: Timeline, seconds: float) -> list[tuple[int, int]]:
     Raises:
         DroppedError: the video is too short, or frames of it have no timestamp.
     """
-    if (n_without := timeline.n_frames - len(timeline.times)) > 0:
-        raise DroppedError(
-            f"mmaudio needs the time of each frame, which {n_without} of {timeline.n_frames} do not have"
-        )
+    check_times(timeline, "mmaudio")
     for rate in (FRAME_RATE, SYNCHRONY_RATE):
         wanted, found = n_wanted(rate, seconds), count_sampled(timeline, rate)
         if found < wanted:
             raise DroppedError(f"mmaudio needs {wanted} frames at {float(rate):g} fps, it has {found}")
     chosen = sample_frames(timeline, FRAME_RATE, n_wanted(FRAME_RATE, seconds))
     return list(pairwise(chosen))
+
+
+def check_times(timeline: Timeline, name: str) -> None:
+    """Raise a DroppedError where frames have no timestamp: which the filter would give cannot be told."""
+    if (n_without := timeline.n_frames - len(timeline.times)) > 0:
+        raise DroppedError(
+            f"{name} needs the time of each frame, which {n_without} of {timeline.n_frames} do not have"
+        )
+
+
+def mova_clips(seconds: float) -> ClipRecipe:
+    """Return how MOVA's evaluator chooses and prepares the clips of a video.
+
+    Args:
+        seconds: of the video that are looked at; a shorter one is padded with its last sampled frame.
+    """
+    n_frames = n_wanted(FRAME_RATE, seconds)
+    choose, note = (partial(of, n_frames=n_frames) for of in (choose_padded, note_padding))
+    return ClipRecipe(choose, prepare_frame, needs_times=True, note=note)
+
+
+def choose_padded(timeline: Timeline, n_frames: int) -> list[tuple[int, int]]:
+    """Choose the frames of each clip, neighbours of the n that are sampled; a single one is taken twice.
+
+    Raises:
+        DroppedError: the filter gives none, or frames of the video have no timestamp.
+    """
+    check_times(timeline, "mova")
+    if not (n_found := min(count_sampled(timeline, FRAME_RATE), n_frames)):
+        raise DroppedError("mova needs a frame at 0.5 fps, which a video of under 1 s does not have")
+    chosen = list(sample_frames(timeline, FRAME_RATE, n_found))
+    chosen += chosen[-1:] * (max(n_frames, 2) - n_found)
+    return list(pairwise(chosen))
+
+
+def note_padding(timeline: Timeline, n_frames: int) -> str:
+    """Return PADDED for a video that is shorter than what is looked at."""
+    return PADDED if count_sampled(timeline, FRAME_RATE) < n_frames else ""
 
 
 def round_near(time: int, unit: Fraction) -> int:

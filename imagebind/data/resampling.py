@@ -65,30 +65,35 @@ class Filter:
         return resampled.view(len(waveform), -1)[:, :n_resampled]
 
 
-def windowed_sinc(step: int, new: int) -> tuple[torch.Tensor, int]:
+def windowed_sinc(step: int, new: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, int]:
     """Make torchaudio's filter, a sinc under a squared cosine, bit for bit: the operations are in its order.
 
     Args:
         step, new: two rates without a common divisor.
+        dtype: that it is computed in: torchaudio.functional.resample takes that of the samples, and
+            torchaudio.transforms.Resample float64.
 
     Returns:
         (new, taps) float32, and how many taps come before the first sample.
     """
-    float32 = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
+    like = {"dtype": dtype, "device": "cpu"}  # whatever the caller's defaults are
     cutoff = min(step, new) * FILTER_ROLLOFF
     pad = math.ceil(FILTER_PERIODS * step / cutoff)
-    phases = torch.arange(0, -new, -1, **float32)[:, None] / new
-    times = (phases + torch.arange(-pad, pad + step, **float32) / step) * cutoff  # (new, taps), in periods
+    phases = torch.arange(0, -new, -1, dtype=torch.float32, device="cpu")[:, None] / new  # whatever dtype is
+    times = (phases + torch.arange(-pad, pad + step, **like) / step) * cutoff  # (new, taps), in periods
     times = times.clamp(-FILTER_PERIODS, FILTER_PERIODS)
     window = torch.cos(times * math.pi / FILTER_PERIODS / 2) ** 2
     angles = times * math.pi
-    sinc = torch.where(angles == 0, torch.ones((), **float32), angles.sin() / angles)
-    return sinc * (window * (cutoff / step)), pad
+    sinc = torch.where(angles == 0, torch.ones((), **like), angles.sin() / angles)
+    return (sinc * (window * (cutoff / step))).to(torch.float32), pad
 
 
 @lru_cache(MAX_FILTERS)
-def make_filter(rate: int, new_rate: int) -> Filter:
+def make_filter(rate: int, new_rate: int, in_float64: bool = False) -> Filter:
     """Make the filter from a rate to another, in Hz.
+
+    Args:
+        in_float64: its taps are computed in float64 before they are rounded to float32.
 
     Raises:
         UnsupportedError: the ratio of the rates is so odd that torchaudio's filter would take gigabytes.
@@ -99,7 +104,7 @@ def make_filter(rate: int, new_rate: int) -> Filter:
         raise UnsupportedError(f"a sample rate of {rate} Hz, which has no simple ratio to {new_rate} Hz")
     if rate == new_rate:
         return Filter(1, 1, 1, 0, ())
-    kernel, pad = windowed_sinc(step, new)
+    kernel, pad = windowed_sinc(step, new, torch.float64 if in_float64 else torch.float32)
     n_repeats = max(MIN_OUTPUTS // new, 1)
     repeated = kernel.new_zeros(n_repeats * new, kernel.shape[1] + (n_repeats - 1) * step)
     for i in range(n_repeats):
@@ -119,12 +124,3 @@ def resample(waveform: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
         UnsupportedError: as make_filter.
     """
     return make_filter(rate, new_rate).apply(waveform)
-
-
-def n_resampled(n_samples: int, rate: int, new_rate: int) -> int:
-    """Return how many samples n samples become.
-
-    >>> n_resampled(44100, 44100, 16000), n_resampled(1, 48000, 16000)
-    (16000, 1)
-    """
-    return make_filter(rate, new_rate).n_resampled(n_samples)

@@ -7,7 +7,7 @@ prepares an image; windows, as it prepares a sound of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -22,22 +22,18 @@ from imagebind.data.audio import (
     BUFFERED_SECONDS,
     SAMPLE_RATE,
     AudioInput,
-    clip_ranges,
     clips_to_input,
-    decode_audio,
-    from_waveform,
-    read_audio,
 )
-from imagebind.data.flags import HeardSamples
 from imagebind.data.frames import Timeline, duration_of, packet_timeline, rgb_array
-from imagebind.data.inputs import ModelInput
+from imagebind.data.inputs import DroppedError, ModelInput
 from imagebind.data.media import AnyPath, MediaError, decode, media_errors, open_stream
-from imagebind.data.resampling import make_filter, n_resampled
+from imagebind.data.resampling import make_filter
+from imagebind.data.samples import decode_audio
+from imagebind.data.sounds import RELEASED, SoundReader, SoundRecipe
 from imagebind.data.video import (
     SIZE,
     ChosenFrames,
     ClipRecipe,
-    DroppedError,
     VideoInput,
     check_aspect_ratio,
     normalize_rgb,
@@ -214,10 +210,12 @@ class WholeSound:
     """What comes of a sound after its windows."""
 
     facts: WindowFacts
-    clips: AudioInput  # the released loader's input
+    clips: list[AudioInput | DroppedError | MediaError]  # what read_sounds returns for the recipes
 
 
-def read_whole_sound(path: AnyPath) -> Iterator[WindowsPart | WholeSound]:
+def read_whole_sound(
+    path: AnyPath, recipes: Sequence[SoundRecipe] = (RELEASED,)
+) -> Iterator[WindowsPart | WholeSound]:
     """Cut all of a sound into windows of 2 s, one every half second; the last one ends with the sound.
 
     The mean of a window is subtracted three times, and in place: a window sees the shifts of those before it
@@ -230,30 +228,28 @@ def read_whole_sound(path: AnyPath) -> Iterator[WindowsPart | WholeSound]:
         MediaError: as load_audio.
     """
     with media_errors(path):
+        sound = SoundReader(path, recipes)
         reader, waiting = WindowReader(path), []
-        for mels in reader.windows():
+        for mels in reader.windows(resampled_pieces(path, sound.decode())):
             waiting.append(mels)
             if len(waiting) == PART_SIZE:
                 yield WindowsPart(torch.stack(waiting))
                 waiting.clear()
         if waiting:
             yield WindowsPart(torch.stack(waiting))
-        is_whole = reader.n_pieces == 1
-        flags = reader.heard.flags
-        audio = from_waveform(path, reader.first_piece, flags) if is_whole else read_audio(path)
         yield WholeSound(
             WindowFacts(tuple(reader.is_silent), reader.whole_is_silent, reader.n_samples / SAMPLE_RATE),
-            audio,
+            sound.inputs(),
         )
 
 
 def resampled_pieces(
-    path: AnyPath, sample_rate: int = SAMPLE_RATE, heard: HeardSamples | None = None
+    path: AnyPath, decoded: Iterable[tuple[torch.Tensor, int]] | None = None
 ) -> Iterator[torch.Tensor]:
-    """Decode and resample all of a sound, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
+    """Resample all of a sound to SAMPLE_RATE, in bounded memory: one of up to BUFFERED_SECONDS in one piece.
 
     Args:
-        heard: as of load_clips, of a sound in one piece.
+        decoded: what decode_audio yields for the path, if somebody else decodes it.
 
     Yields:
         (C, T), in order; together the whole resampled sound.
@@ -261,12 +257,12 @@ def resampled_pieces(
     Raises:
         MediaError: the file cannot be decoded, or has no samples.
     """
-    held, begin, end, n_done, rate = [], 0, 0, 0, sample_rate  # `held` are the file's samples [begin, end)
-    for samples, rate in decode_audio(path):
+    held, begin, end, n_done = [], 0, 0, 0  # `held` are the file's samples [begin, end)
+    for samples, rate in decode_audio(path) if decoded is None else decoded:
         held.append(samples)
         end += samples.shape[1]
         if end - begin > BUFFERED_SECONDS * rate:
-            filter = make_filter(rate, sample_rate)
+            filter = make_filter(rate, SAMPLE_RATE)
             step, new = filter.step, filter.new
             stop = (end - filter.margin) // step  # in steps
             whole = torch.cat(held, dim=1)
@@ -277,42 +273,33 @@ def resampled_pieces(
             held, begin = [whole[:, kept - begin :]], kept
     if not end:
         raise MediaError(path, "no audio samples")
-    filter, decoded = make_filter(rate, sample_rate), torch.cat(held, dim=1)
-    if heard is not None and not n_done:
-        spans = clip_ranges(n_resampled(end, rate, sample_rate), sample_rate=sample_rate)
-        heard.hear(decoded, spans, rate, sample_rate)
-    yield filter.apply(decoded)[:, n_done - begin // filter.step * filter.new :]
+    filter = make_filter(rate, SAMPLE_RATE)
+    yield filter.apply(torch.cat(held, dim=1))[:, n_done - begin // filter.step * filter.new :]
 
 
 class WindowReader:
-    """Decodes a sound and cuts it into windows; afterwards it knows which of them are silent.
+    """Cuts a sound into windows; afterwards it knows which of them are silent.
 
     Attributes:
         is_silent: of each window whether all its samples are 0.
         whole_is_silent: whether all samples are.
-        n_pieces: in which the sound was decoded.
-        first_piece: (C, T), as it was decoded.
         n_samples: of the whole sound.
-        heard: the samples under the clips of a sound in one piece.
     """
 
     def __init__(self, path: AnyPath):
-        self.path, self.is_silent, self.whole_is_silent = path, [], True
-        self.n_pieces, self.first_piece, self.n_samples = 0, None, 0
-        self.heard = HeardSamples()
+        self.path, self.is_silent, self.whole_is_silent, self.n_samples = path, [], True, 0
 
-    def windows(self) -> Iterator[torch.Tensor]:
+    def windows(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yield the mels (3, 1, 128, 204) of each window; of a sound of up to 2 s none."""
         held, is_zero = torch.empty(0), torch.empty(0)  # samples from number `begin` on
         begin, start = 0, 0  # the next window begins at `start`
-        for piece in resampled_pieces(self.path, heard=self.heard):
+        for piece in pieces:
             zeros = (piece == 0).all(0)
             self.whole_is_silent &= bool(zeros.all())
-            if self.n_pieces == 0:
-                self.first_piece, held, is_zero = piece.clone(), piece, zeros
+            if self.n_samples == 0:
+                held, is_zero = piece, zeros
             else:
                 held, is_zero = torch.cat([held, piece], dim=1), torch.cat([is_zero, zeros])
-            self.n_pieces += 1
             self.n_samples += piece.shape[1]
             while start + WINDOW_SAMPLES < begin + held.shape[1]:
                 yield self._window(held, is_zero, start - begin)

@@ -34,7 +34,7 @@ from imagebind.data.frames import (
     to_rgb,
     warn_if_mirrored,
 )
-from imagebind.data.inputs import ModelInput
+from imagebind.data.inputs import DroppedError, ModelInput
 from imagebind.data.media import (
     AnyPath,
     MediaError,
@@ -223,10 +223,6 @@ class VideoInput(ModelInput):
         return crop_clips(self.frames.to(device, non_blocking=True), list(self.counts))
 
 
-class DroppedError(ValueError):
-    """A file that a recipe cannot be applied to, though others can; the message says why."""
-
-
 @dataclass(frozen=True)
 class ClipRecipe:
     """How the clips of a video are made, each in CROPS crops.
@@ -235,11 +231,15 @@ class ClipRecipe:
         choose: timeline -> the frame numbers of each clip, as many of each; raises a DroppedError.
         prepare: a decoded frame -> (3, 224, L) or (3, L, 224) float32, scaled and normalised.
         needs_times: of the frames, and not only their number.
+        offsets: length of the long side -> where the crops start.
+        note: timeline -> what is to be said of a video that is short for it, beside its flags.
     """
 
     choose: Callable[[Timeline], list[tuple[int, ...]]]
     prepare: Callable[[av.VideoFrame], torch.Tensor]
     needs_times: bool = False
+    offsets: Callable[[int], tuple[int, ...]] = crop_offsets
+    note: Callable[[Timeline], str] | None = None
 
 
 def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
@@ -296,9 +296,11 @@ class ChosenFrames:
             warn_if_truncated(path, part.seconds, span[1] - span[0], "seconds of this part")
         self.n_frames, self.fps, part_with_times = part.n_frames, part.fps, with_times.part(*span)
         self._path, self._recipes = path, recipes
-        self._clips = [
-            choose(recipe, *(part_with_times if recipe.needs_times else (self.first, part)))
-            for recipe in recipes
+        timelines = [part_with_times if recipe.needs_times else (self.first, part) for recipe in recipes]
+        self._clips = [choose(recipe, *known) for recipe, known in zip(recipes, timelines, strict=True)]
+        self._notes = [
+            "" if recipe.note is None else recipe.note(known)
+            for recipe, (_, known) in zip(recipes, timelines, strict=True)
         ]
         self._wanted = [
             set() if isinstance(clips, DroppedError) else {n for clip in clips for n in clip}
@@ -311,9 +313,12 @@ class ChosenFrames:
         """Prepare a frame for the recipes that chose it."""
         if not any(self._prepared):
             warn_if_mirrored(self._path, frame)
+        made: dict[Callable, torch.Tensor] = {}  # by what prepares it: recipes may share that
         for recipe, wanted, prepared in zip(self._recipes, self._wanted, self._prepared, strict=True):
             if number in wanted:
-                prepared[number] = recipe.prepare(frame)
+                if recipe.prepare not in made:
+                    made[recipe.prepare] = recipe.prepare(frame)
+                prepared[number] = made[recipe.prepare]
 
     def take_all(self, frames: Iterable[tuple[int, av.VideoFrame]]) -> list[VideoInput | DroppedError]:
         """Take numbered frames, and return what comes of them."""
@@ -324,8 +329,10 @@ class ChosenFrames:
     def inputs(self) -> list[VideoInput | DroppedError]:
         """Return for each recipe its input, or why there is none, when all frames are taken."""
         return [
-            clips if isinstance(clips, DroppedError) else to_input(clips, prepared)
-            for clips, prepared in zip(self._clips, self._prepared, strict=True)
+            clips if isinstance(clips, DroppedError) else to_input(clips, prepared, recipe.offsets, note)
+            for recipe, clips, prepared, note in zip(
+                self._recipes, self._clips, self._prepared, self._notes, strict=True
+            )
         ]
 
 
@@ -341,15 +348,20 @@ def choose(recipe: ClipRecipe, first: int, timeline: Timeline) -> list[tuple[int
         return e
 
 
-def to_input(clips: list[tuple[int, ...]], frames: dict[int, torch.Tensor]) -> VideoInput:
+def to_input(
+    clips: list[tuple[int, ...]],
+    frames: dict[int, torch.Tensor],
+    offsets_of: Callable[[int], tuple[int, ...]] = crop_offsets,
+    note: str = "",
+) -> VideoInput:
     row = {number: i for i, number in enumerate(frames)}
     scaled = list(frames.values())
-    flags = video_flags(scaled, RGB_MEAN, RGB_STD)
+    flags = ";".join(filter(None, (video_flags(scaled, RGB_MEAN, RGB_STD), note)))
     if len({frame.shape for frame in scaled}) == 1:
-        offsets = crop_offsets(max(scaled[0].shape[1:]))
+        offsets = offsets_of(max(scaled[0].shape[1:]))
         crops = [(*(row[n] for n in clip), offset) for clip in clips for offset in offsets]
     else:  # the picture changes its size in mid-stream: each frame is cropped where its own shape says
-        scaled = [crop(x, offset) for x in scaled for offset in crop_offsets(max(x.shape[1:]))]
+        scaled = [crop(x, offset) for x in scaled for offset in offsets_of(max(x.shape[1:]))]
         crops = [(*(CROPS * row[n] + i for n in clip), 0) for clip in clips for i in range(CROPS)]
     return VideoInput(torch.stack(scaled), tuple(crops), flags)
 

@@ -99,15 +99,17 @@ class Options:
     protocols: tuple[str, ...] = option(
         ("imagebind",),
         "model",
-        "Public scores to compute for each pair: imagebind, mmaudio, avhscore, javisscore, or all. The first "
-        "one, imagebind or mmaudio, gives the embeddings, the matrix and the ranks too. Default: imagebind.",
+        "Public scores to compute for each pair: imagebind, mmaudio, avhscore, javisscore, mova, reward, "
+        "t2av, or all. The first one, which is neither avhscore nor javisscore, gives the embeddings, the "
+        "matrix and the ranks too. Default: imagebind.",
         rules.PROTOCOL,
     )
-    protocol_seconds: float = option(
-        8,
+    protocol_seconds: float | None = option(
+        None,
         "model",
-        "How much of each video mmaudio looks at; a shorter one it drops. Default: %(default)s.",
-        number(4, 3600, "SECONDS"),
+        "How much of each video mmaudio and mova look at; mmaudio drops a shorter one, mova pads it. "
+        "Default: 8 for mmaudio, 7.9 for mova.",
+        number(2, 3600, "SECONDS"),
     )
     precision: str = option(
         "auto",
@@ -265,5 +267,9 @@ def check_together(options: Options) -> None:
         raise OptionError("is for the page, which no_html leaves out", "copy_media")
     if options.cache and options.no_cache:
         raise OptionError("is not for a run with no_cache", "cache")
-    if options.protocol_seconds != Options.protocol_seconds and "mmaudio" not in options.protocols:
-        raise OptionError("is for the protocol mmaudio", "protocol_seconds")
+    if options.protocol_seconds is not None:
+        if not (timed := [name for name in options.protocols if name in rules.TIMED]):
+            raise OptionError("is for the protocols mmaudio and mova", "protocol_seconds")
+        for name in timed:
+            if options.protocol_seconds < (least := rules.LEAST_SECONDS[name]):
+                raise OptionError(f"must be at least {least} for {name}", "protocol_seconds")

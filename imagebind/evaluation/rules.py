@@ -15,8 +15,11 @@ from typing import Any
 
 from imagebind.evaluation.errors import OptionError
 
-PROTOCOLS = ("imagebind", "mmaudio", "avhscore", "javisscore")
-LEADING = ("imagebind", "mmaudio")  # that give one embedding a file, and so a matrix and ranks
+PROTOCOLS = ("imagebind", "mmaudio", "avhscore", "javisscore", "mova", "reward", "t2av")
+LEADING = ("imagebind", "mmaudio", "mova", "reward", "t2av")  # one embedding a file, so a matrix and ranks
+TIMED = {"mmaudio": 8, "mova": 7.9}  # look at the first seconds of a video: how many by default
+LEAST_SECONDS = {"mmaudio": 4, "mova": 2}  # with fewer there is no clip
+REWARD_COLUMNS = ("reward_text_audio", "reward_text_video", "reward_all")  # beside `reward`, with captions
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 LANGUAGES = ("zh", "en")
 PARQUET = ".parquet"
@@ -187,7 +190,7 @@ DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
 MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file", read_manifest_path, is_manifest, "FILE")
 PROTOCOL = Rule(
-    f"must be {' or '.join(LEADING)}, then any of {', '.join(PROTOCOLS)}, each once",
+    f"must be {', '.join(LEADING[:-1])} or {LEADING[-1]}, then any of {', '.join(PROTOCOLS)}, each once",
     str,
     is_protocols,
     "NAME",

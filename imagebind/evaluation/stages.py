@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imagebind.evaluation.compare.arrays import OutputArrays
-from imagebind.evaluation.compare.protocols import Protocol, features_of, make_protocols
+from imagebind.evaluation.compare.protocol import Protocol
+from imagebind.evaluation.compare.protocols import features_of, make_protocols
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed import job as jobs
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted

@@ -14,11 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imagebind import data
-from imagebind.data.features import AUDIO, AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
-from imagebind.data.inputs import ModelInput
+from imagebind.data.features import AUDIO_WINDOWS, TEXT, VIDEO_FRAMES, Feature
+from imagebind.data.inputs import DroppedError, ModelInput
 from imagebind.data.media import check_is_file, hold_open, media_errors, named_format
 from imagebind.data.sequences import (
-    PART_SIZE,
     FrameFacts,
     FramesPart,
     WholeSound,
@@ -28,17 +27,18 @@ from imagebind.data.sequences import (
     read_whole_sound,
     read_whole_video,
 )
+from imagebind.data.sounds import read_sounds
 from imagebind.data.thumbnails import make_thumbnail
-from imagebind.data.video import DroppedError, read_clips
+from imagebind.data.video import read_clips
 from imagebind.packages import PackageError
 from imagebind.reading.cache import EmbeddingCache, hash_file
+from imagebind.reading.records import dropped_name, get_flags, get_sequence
 from imagebind.reading.workers import Lost, Workers
 from imagebind.sources import Source
 from imagebind.torch_settings import settings_for_inputs
 
 ATTEMPTS = 2  # to read a file that changes meanwhile
 MAX_HASHES = 64  # that are remembered of files of which parts are read
-FACTS = {AUDIO_WINDOWS.name: WindowFacts, VIDEO_FRAMES.name: FrameFacts}
 log = logging.getLogger(__name__)
 data_log = logging.getLogger(data.__name__)
 
@@ -95,6 +95,7 @@ class LoadedFeature:
     facts: FrameFacts | WindowFacts | None = None  # of a sequence, whose parts came before
     is_cached: bool = False
     flags: str | None = None  # what is wrong with the file, as this shows it; None: not known
+    same_as: str | None = None  # another feature of the file, which has an equal input
 
 
 @dataclass(frozen=True)
@@ -310,18 +311,19 @@ class FileReader:
             self.loaded[feature.name] = LoadedFeature(facts=facts, is_cached=True)
 
     def _read_audio(self, missing: Sequence[Feature]) -> Iterator[LoadedPart]:
-        audio = None
+        of_clips = [feature for feature in missing if feature.sound is not None]
+        recipes, inputs = [feature.sound for feature in of_clips], None
         if AUDIO_WINDOWS in missing:
             try:
-                audio = yield from self._read_parts(AUDIO_WINDOWS, read_whole_sound(self.source))
+                inputs = yield from self._read_parts(AUDIO_WINDOWS, read_whole_sound(self.source, recipes))
             except data.MediaError as e:
                 self._fail([AUDIO_WINDOWS], e)
-        if AUDIO in missing:
-            try:
-                audio = audio or data.read_audio(self.source)
-                self.loaded[AUDIO.name] = LoadedFeature(audio, flags=audio.flags)
-            except data.MediaError as e:
-                self._fail([AUDIO], e)
+        try:
+            inputs = read_sounds(self.source, recipes) if inputs is None and recipes else inputs or []
+        except data.MediaError as e:
+            self._fail(of_clips, e)
+            return
+        self._keep(of_clips, inputs)
 
     def _read_video(self, missing: Sequence[Feature]) -> Iterator[LoadedPart]:
         of_clips = [feature for feature in missing if feature.clips is not None]
@@ -336,11 +338,24 @@ class FileReader:
         except data.MediaError as e:
             self._fail(of_clips, e)
             return
-        for feature, read in zip(of_clips, inputs, strict=True):
+        self._keep(of_clips, inputs)
+
+    def _keep(
+        self,
+        features: Sequence[Feature],
+        inputs: Sequence[data.AudioInput | data.VideoInput | DroppedError | data.MediaError],
+    ) -> None:
+        """Keep what was read; where two inputs are equal, the second is embedded with the first."""
+        first: dict[str, ModelInput] = {}
+        for feature, read in zip(features, inputs, strict=True):
             if isinstance(read, DroppedError):
                 self.loaded[feature.name] = Missing(str(read), "dropped")
+            elif isinstance(read, data.MediaError):
+                self._fail([feature], read)
             else:
-                self.loaded[feature.name] = LoadedFeature(read, flags=read.flags)
+                equal = next((name for name, input in first.items() if input.equals(read)), None)
+                first.setdefault(feature.name if equal is None else equal, read)
+                self.loaded[feature.name] = LoadedFeature(read, flags=read.flags, same_as=equal)
 
     def _read_parts(self, feature: Feature, reading: Iterator[Any]) -> Iterator[LoadedPart]:
         """Yield the parts of a sequence, keep its facts, and return what was read beside it."""
@@ -355,37 +370,6 @@ class FileReader:
 
     def _fail(self, features: Sequence[Feature], error: data.MediaError) -> None:
         self.loaded |= {feature.name: Missing(error.reason, "skipped") for feature in features}
-
-
-def dropped_name(feature: str) -> str:
-    """Name the record of the cache that says why a file has no such feature."""
-    return f"{feature}/dropped"
-
-
-def flags_name(feature: str) -> str:
-    """Name the record of the cache that has the flags of a file, as a feature of it shows them."""
-    return f"{feature}/flags"
-
-
-def get_flags(cache: EmbeddingCache, content_hash: str, feature: str) -> str | None:
-    """Look up the flags of a file; None where they are not known."""
-    flags = (cache.get_facts(content_hash, flags_name(feature)) or {}).get("flags")
-    return flags if isinstance(flags, str) else None
-
-
-def get_sequence(
-    cache: EmbeddingCache, content_hash: str, name: str
-) -> Iterator[FrameFacts | WindowFacts | np.ndarray | None]:
-    """Yield what a cache knows of a sequence, None if it has none; then its parts, None for a missing one."""
-    try:
-        facts = FACTS[name](**cache.get_facts(content_hash, name) or {})
-        n_rows = facts.n_rows
-    except (TypeError, ValueError):  # none, or damaged
-        yield None
-        return
-    yield facts
-    for number, first in enumerate(range(0, n_rows, PART_SIZE)):
-        yield cache.get_part(content_hash, name, number, min(PART_SIZE, n_rows - first))
 
 
 def _look_up_or_read_text(cache: EmbeddingCache | None, text: str) -> LoadedFile:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from imagebind.data.flags import FLAGS
+from imagebind.data.flags import FLAGS, without_notes
 from imagebind.evaluation.compare.rows import Rows
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
+from imagebind.sources import Source
 
 UNKNOWN = "unknown"  # of embeddings that a cache of an earlier version kept
 WARNED_SHARE = 0.01  # of the pairs: with more flagged ones a warning says so
@@ -22,10 +24,15 @@ def flag_columns(embedded: EmbeddedFiles, rows: Rows) -> dict[str, list[str | No
     """Return the flags of the sound and of the video of each pair: "" for none, "unknown" where not known."""
     columns = {}
     for modality, cells in zip(MEDIA_MODALITIES, rows.cells.T, strict=True):
-        of_files = map(embedded.leading[modality].flags_of, rows.files[modality])
+        of_files = flags_of(embedded, modality, rows.files[modality])
         of_rows = [UNKNOWN if flags is None else flags for flags in of_files]
         columns[f"{modality}_flags"] = [of_rows[row] for row in cells.tolist()]
     return columns
+
+
+def flags_of(embedded: EmbeddedFiles, modality: str, files: Iterable[Source]) -> list[str | None]:
+    """Return the flags of some files, None where not known."""
+    return [without_notes(embedded.leading[modality].flags_of(file), modality) for file in files]
 
 
 def describe_flags(
@@ -61,7 +68,7 @@ def describe_flags(
 
 def count_flags(embedded: EmbeddedFiles, rows: Rows, modality: str) -> dict[str, int]:
     """Count the files of a modality that have each flag, and those of which it is not known."""
-    of_files = list(map(embedded.leading[modality].flags_of, set(rows.files[modality])))
+    of_files = flags_of(embedded, modality, set(rows.files[modality]))
     counts = Counter(flag for flags in of_files for flag in (flags or "").split(";"))
     return {flag: counts[flag] for flag in FLAGS[modality]} | {"unknown": of_files.count(None)}
 

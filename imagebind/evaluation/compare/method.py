@@ -9,7 +9,7 @@ import torch
 
 from imagebind import data, packages
 from imagebind.data.text import TOKENIZER
-from imagebind.evaluation.compare.protocols import Protocol
+from imagebind.evaluation.compare.protocol import Protocol
 from imagebind.evaluation.embed.embedded import EmbeddedFiles
 
 PACKAGES = ("torch", "numpy", "av", "einops")  # whose versions are told of every run

@@ -15,7 +15,7 @@ from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan
-from imagebind.evaluation.rules import PROTOCOLS
+from imagebind.evaluation.rules import PROTOCOLS, REWARD_COLUMNS
 from imagebind.sources import Source
 
 SUSPECTS_LISTED = 10  # in metrics.json and the report
@@ -31,9 +31,10 @@ PAIR_COLUMNS = (  # of pair_scores.csv, after name, paths and status
 )
 RANK_COLUMNS = ("video_rank", "audio_rank", *OTHER_COLUMNS)  # that need the whole matrix
 MANIFEST_COLUMNS = ("id", "line", "start", "end")  # before these, where there is a manifest
+SCORE_COLUMNS = (*PROTOCOLS, *REWARD_COLUMNS, *WEAKEST_COLUMNS)
 GROUP_COLUMNS = ("group", "copy_of", "category")  # after these, where there are any
 OUR_COLUMNS = {
-    *("name", "audio", "video", "status", *MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS),
+    *("name", "audio", "video", "status", *MANIFEST_COLUMNS, *PAIR_COLUMNS, *SCORE_COLUMNS),
     *(*GROUP_COLUMNS, *CAPTION_COLUMNS),
 }
 
@@ -184,13 +185,14 @@ class PairScores(Sequence):
         self.names, self.pairs, self.manifest = names, pairs, manifest
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if name in columns)
         self.group_columns = tuple(name for name in GROUP_COLUMNS if name in columns)
-        listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *PROTOCOLS, *WEAKEST_COLUMNS, *GROUP_COLUMNS)
+        listed = (*MANIFEST_COLUMNS, *PAIR_COLUMNS, *SCORE_COLUMNS, *GROUP_COLUMNS)
         self.written_columns = tuple(
             column
             for column in (*listed, *CAPTION_COLUMNS, *(c for c in columns if c not in OUR_COLUMNS))
             if column in columns or (column in PAIR_COLUMNS and column not in absent)
         )
-        self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")} | set(PROTOCOLS)
+        self.similarity_columns = {c for c in OUR_COLUMNS if c.endswith("similarity")}
+        self.similarity_columns.update(PROTOCOLS, REWARD_COLUMNS)
         self.columns = {  # texts as objects: an array of strings gives each the room of the longest
             c: objects(columns[c]) if isinstance(columns[c], list) else np.asarray(columns[c])
             for c in self.written_columns

@@ -28,7 +28,7 @@ from imagebind.evaluation.compare.method import describe_method
 from imagebind.evaluation.compare.metrics import DEFINITIONS
 from imagebind.evaluation.compare.pair_scores import PairScores, list_skipped, tabulate
 from imagebind.evaluation.compare.positives import Labels
-from imagebind.evaluation.compare.protocols import Protocol
+from imagebind.evaluation.compare.protocol import Protocol
 from imagebind.evaluation.compare.rows import Rows, choose_rows
 from imagebind.evaluation.compare.scores import ProtocolScores, score_protocols
 from imagebind.evaluation.compare.suspects import FALSE_DISCOVERY_RATE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.compare.intervals import Mean, estimate_mean
-from imagebind.evaluation.compare.protocols import Protocol, Scores, Window
+from imagebind.evaluation.compare.protocol import Protocol, Scores, Window
 from imagebind.evaluation.embed.embedded import EmbeddedFiles
 from imagebind.evaluation.inputs.groups import join_copies
 from imagebind.evaluation.inputs.plan import Plan
@@ -66,9 +67,19 @@ def score_protocols(
                 len(pairs),
                 shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
             )
-        values = found.values[~np.isnan(found.values)]
-        metrics[protocol.name] = describe_scores(values, mean, len(pairs))
-        metrics[protocol.name] |= {"dropped": dropped, "published_as": protocol.published_as}
+        values, described = found.values, describe_scores(found.values, mean, plan.categories)
+        described |= {"dropped": dropped, "published_as": protocol.published_as}
+        described |= count_padded(plan, embedded, protocol, values)
+        further = protocol.with_text(embedded, pairs, texts_of(plan), values) if plan.captions else {}
+        if further:
+            described["with_text"] = {
+                column: describe_scores(
+                    of_text, mean_of(of_text, plan, embedded, protocol, seed), plan.categories
+                )
+                for column, of_text in further.items()
+            }
+        columns |= further
+        metrics[protocol.name] = described
         if found.windows is not None:
             windows = found.windows
             columns |= weakest_columns(windows)
@@ -88,17 +99,55 @@ def mean_of(
     return estimate_mean(scores[scored], seed, joined and np.array(joined), most=1)
 
 
-def describe_scores(values: np.ndarray, mean: Mean | None, n_pairs: int) -> dict[str, Any]:
-    """Describe the scores (S,) of those pairs of a run, n_pairs of them, that a protocol scores."""
+def texts_of(plan: Plan) -> list[str | None]:
+    """Return the text of each pair, which is what its video shows; None where it has none."""
+    return [plan.captions.texts.get(name) for name in plan.captions.of_pairs["video"]]
+
+
+def describe_scores(
+    scores: np.ndarray, mean: Mean | None, categories: Sequence[str | None] | None
+) -> dict[str, Any]:
+    """Describe the scores (P,) of the pairs of a run, NaN where one has none.
+
+    Args:
+        categories: (P,) of the pairs, None: in none; None: there are none.
+    """
+    values, n_pairs = scores[~np.isnan(scores)], len(scores)
     described = {
         "mean": None if mean is None else mean.mean,
         "interval": None if mean is None else mean.interval,
         "n_scored": len(values),
         "n_pairs": n_pairs,
     }
+    if categories is not None:
+        described["mean_of_categories"] = mean_of_categories(scores, categories)
     if len(values) < n_pairs:  # as evaluators print it that count what they cannot score as 0
         described["mean_dropped_as_zero"] = math.fsum(values) / n_pairs
     return described
+
+
+def mean_of_categories(scores: np.ndarray, categories: Sequence[str | None]) -> float | None:
+    """Return the mean of the means of the categories, whatever their sizes; None: no score is in any."""
+    members = defaultdict(list)
+    for score, category in zip(scores.tolist(), categories, strict=True):
+        if category is not None and not math.isnan(score):
+            members[category].append(score)
+    means = [math.fsum(of) / len(of) for of in members.values()]
+    return math.fsum(means) / len(means) if means else None
+
+
+def count_padded(
+    plan: Plan, embedded: EmbeddedFiles, protocol: Protocol, scores: np.ndarray
+) -> dict[str, int]:
+    """Count the scored pairs whose video a protocol pads, and name them; nothing where it pads none."""
+    scored = np.flatnonzero(~np.isnan(scores)).tolist()
+    padded = protocol.padded(embedded, [plan.pairing.pairs[number] for number in scored])
+    if padded:
+        log.warning(
+            "%s pads %d of %d videos, which are too short, with their last sampled frame: %s",
+            *(protocol.name, len(padded), len(scored), shorten([plan.names[scored[i]] for i in padded])),
+        )
+    return {} if padded is None else {"padded": len(padded)}
 
 
 def weakest_columns(windows: Sequence[Sequence[Window]]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from imagebind.data.inputs import ModelInput
 from imagebind.evaluation.embed.model import TOWERS, Model
 from imagebind.evaluation.embed.progress import Timing
 from imagebind.models.embedder import Launched
-from imagebind.reading.loader import LoadedFile
+from imagebind.reading.loader import LoadedFeature, LoadedFile
 
 EqualFiles = dict[str, list[LoadedFile]]  # content hash -> files, without their inputs
 
@@ -39,7 +39,7 @@ class Batches:
         model: that embeds them.
         size: contents of a batch.
         timing: that the time of the model is added to.
-        take: is given a feature, the files of a batch, and their embeddings (B, E).
+        take: is given the files of a batch, each with the features of one input, and their embeddings (B, E).
     """
 
     def __init__(
@@ -47,17 +47,25 @@ class Batches:
         model: Model,
         size: int,
         timing: Timing,
-        take: Callable[[str, EqualFiles, np.ndarray], None],
+        take: Callable[[EqualFiles, np.ndarray], None],
     ):
         self.model, self.size, self.timing, self._take = model, size, timing, take
         self._waiting: dict[tuple[str, str], dict[str, Waiting]] = {}  # (modality, feature) -> content hash
         self._launched: LaunchedBatch | None = None
 
     def add(self, feature: str, file: LoadedFile) -> None:
-        """Let the input of a feature of a file wait for the model, or for that of an equal file."""
+        """Let the input of a feature of a file wait for the model, or for that of an equal file.
+
+        Features that have an equal input wait with it.
+        """
         self.model.open()  # now, while more files are read
         loaded = file.features[feature]
-        without_input = replace(file, features={feature: replace(loaded, input=None)})
+        features = {
+            name: replace(other, input=None)
+            for name, other in file.features.items()
+            if name == feature or (isinstance(other, LoadedFeature) and other.same_as == feature)
+        }
+        without_input = replace(file, features=features)
         launched = self._launched.files if self._launched and self._launched.feature == feature else {}
         if file.content_hash in launched:
             launched[file.content_hash].append(without_input)
@@ -95,8 +103,8 @@ class Batches:
     def _finish(self) -> None:
         if self._launched is None:
             return
-        feature, files, launched = self._launched
+        _, files, launched = self._launched
         embeddings = self.result(launched)
         self.model.check_unchanged()  # before what was computed with its weights is kept
         self._launched = None
-        self._take(feature, files, embeddings)
+        self._take(files, embeddings)

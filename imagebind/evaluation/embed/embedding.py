@@ -124,10 +124,18 @@ class FileEmbedder:
 
     def _take_feature(self, feature: Feature, file: LoadedFile) -> None:
         embedding = self.keeper.find(feature, file)
-        if embedding is None:
+        if embedding is None and file.features[feature.name].same_as is not None:
+            self._take_equal(feature, file)
+        elif embedding is None:
             self.cache.open()  # before anything is computed
             self.batches.add(feature.name, file)
         else:
+            self.keeper.keep(feature.name, file, embedding)
+
+    def _take_equal(self, feature: Feature, file: LoadedFile) -> None:
+        """Keep the embedding of an equal input, if it is here; else it waits, and this one with it."""
+        same = file.features[feature.name].same_as
+        if (embedding := self.keeper.stores[same].find(file.content_hash)) is not None:
             self.keeper.keep(feature.name, file, embedding)
 
     def _report(self, file: LoadedFile) -> None:

@@ -64,10 +64,20 @@ class Keeper:
         if self._is_leading(feature, file.modality):
             self.progress.update(file.modality, skipped=False, cached=file.is_cached)
 
-    def keep_batch(self, feature: str, files: EqualFiles, embeddings: np.ndarray) -> None:
-        """Keep embeddings (B, E) that were computed; one that is not finite is missing."""
+    def keep_batch(self, files: EqualFiles, embeddings: np.ndarray) -> None:
+        """Keep embeddings (B, E) that were computed, also for features that have an equal input.
+
+        One that is not finite is missing.
+        """
         rows = dict(zip(files, embeddings, strict=True))
-        finite = {content_hash: row for content_hash, row in rows.items() if np.isfinite(row).all()}
+        features = (name for equal in files.values() for file in equal for name in file.features)
+        for name in dict.fromkeys(features):
+            of_feature = {h: [file for file in equal if name in file.features] for h, equal in files.items()}
+            self._keep_rows(name, {h: equal for h, equal in of_feature.items() if equal}, rows)
+
+    def _keep_rows(self, feature: str, files: EqualFiles, rows: dict[str, np.ndarray]) -> None:
+        finite = {content_hash: rows[content_hash] for content_hash in files}
+        finite = {content_hash: row for content_hash, row in finite.items() if np.isfinite(row).all()}
         pictures = [
             (content_hash, first.modality, first.thumbnail)
             for content_hash, (first, *_) in files.items()

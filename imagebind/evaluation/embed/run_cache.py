@@ -15,7 +15,7 @@ import numpy as np
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.errors import OptionError
 from imagebind.reading.cache import EmbeddingCache, NotACacheError, find_parts, part_of
-from imagebind.reading.loader import dropped_name, flags_name
+from imagebind.reading.records import dropped_name, flags_name
 
 MAX_WRITES = 8  # batches that may wait to be written
 

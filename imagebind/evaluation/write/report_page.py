@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from imagebind.evaluation.compare.pair_scores import GROUP_COLUMNS
-from imagebind.evaluation.compare.protocols import Window
+from imagebind.evaluation.compare.protocol import Window
 from imagebind.evaluation.compare.similarity import cosine_similarity
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
 from imagebind.evaluation.write.charts import category_chart, heat_map, histogram_chart, recall_chart
