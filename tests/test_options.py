@@ -62,7 +62,11 @@ def test_no_name_of_a_cache_is_the_usual_one(cache):
             {"no_cache": True, "cache": "x"},
             "cache is not for a run with no_cache",
         ),
-        (["--protocol_seconds=9"], {"protocol_seconds": 9}, "protocol_seconds is for the protocol mmaudio"),
+        (
+            ["--protocol_seconds=9"],
+            {"protocol_seconds": 9},
+            "protocol_seconds is for the protocols mmaudio and mova",
+        ),
         (["--copy_media", "--no_html"], {"copy_media": True, "no_html": True}, "copy_media is for the page"),
     ],
 )

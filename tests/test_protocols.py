@@ -287,7 +287,7 @@ def test_other_protocols_change_no_byte_of_the_first(run, expected):
 
 
 def test_what_the_first_protocol_drops_is_in_the_scores_of_the_others(run, expected_of_few):
-    order = ("mmaudio", "imagebind", "avhscore", "javisscore")
+    order = ("mmaudio", *(name for name in PROTOCOLS if name != "mmaudio"))
     status, scores, err, out = run("--protocol", *order, inputs=FEW)
     assert status == 0
     assert f"skipped video file few/video/pattern_24fps_4s.mp4: {NEEDS_4.format(2)}" in err
@@ -312,7 +312,8 @@ def test_what_the_first_protocol_drops_is_in_the_scores_of_the_others(run, expec
 
 
 def test_a_second_run_reads_nothing_that_is_known(run, monkeypatch):
-    _, first, _, _ = run("--protocol", "imagebind", "mmaudio", "javisscore", inputs=FEW)
+    others = [name for name in PROTOCOLS if name != "avhscore"]
+    _, first, _, _ = run("--protocol", *others, inputs=FEW)
     for reader in ("read_whole_video", "read_whole_sound", "read_clips", "read_sounds"):
         monkeypatch.setattr(loader, reader, None)
     status, second, err, _ = run("--protocol", "all", inputs=FEW)
@@ -320,7 +321,8 @@ def test_a_second_run_reads_nothing_that_is_known(run, monkeypatch):
     assert "6 files" in err
     assert "6 from the cache" in err
     assert second["javisscore"] == first["javisscore"]
-    assert second["mmaudio"] == first["mmaudio"]  # also why two are dropped
+    for name in ("mmaudio", "mova"):
+        assert second[name] == first[name]  # also why two are dropped
     assert second["avhscore"]["n_scored"] == 3
 
 
@@ -383,7 +385,7 @@ def test_the_function_takes_protocols(folder, small_checkpoint, monkeypatch):
         SCORES["life_12fps_8s"]["javisscore"], abs=1e-6
     )
     for protocols in ([], ["avhscore"], ["imagebind", "imagebind"], "imagebind", ["imagebind", "clip"]):
-        with pytest.raises(OptionError, match=r"protocols.* imagebind or mmaudio"):
+        with pytest.raises(OptionError, match=r"protocols.* imagebind, mmaudio, mova, reward or t2av, then"):
             batch_inference_av_consistency("audio", "video", "cpu", protocols=protocols)
 
 
@@ -391,7 +393,7 @@ def test_the_command_line_says_which_protocol_may_lead(capsys):
     with pytest.raises(SystemExit):
         main(["--video_dir", str(MEDIA), "--protocol", "avhscore"])
     assert capsys.readouterr().err.startswith(
-        "error: argument --protocol: must be imagebind or mmaudio, then"
+        "error: argument --protocol: must be imagebind, mmaudio, mova, reward or t2av, then"
     )
 
 
@@ -404,6 +406,7 @@ def test_compared_systems_have_a_row_for_each_protocol(run, known, tmp_path, cap
     assert rows == [
         *[("imagebind", False), ("imagebind", False), ("imagebind", True), ("mmaudio", False)],
         *[("avhscore", False), ("avhscore", False), ("avhscore", True), ("javisscore", False)],
+        *[("mova", False), ("reward", False), ("t2av", False)],
     ]
     run("--protocol", "all", "--protocol_seconds", "4", *known, out="b")
     run(*known, out="d")
@@ -504,7 +507,7 @@ def test_copies_of_a_pair_are_one_group_in_every_score(one, tmp_path):
 
 def test_all_keeps_the_first_in_its_place(run, known):
     _, scores, err, _ = run("--protocol", "mmaudio", "all", *known)
-    assert list(scores) == ["mmaudio", "imagebind", "avhscore", "javisscore"]
+    assert list(scores) == ["mmaudio", "imagebind", "avhscore", "javisscore", "mova", "reward", "t2av"]
     assert "mmaudio gives 2 of 5 pairs no score: pattern_24fps_4s (video file: mmaudio needs 4" in err
 
 

@@ -144,6 +144,7 @@ class Reward(ClipProtocol):
     """What generators are trained with: five pairs of neighbouring frames, and the mean of all channels."""
 
     name = "reward"
+    channel = "mean of all"
     published_as = "reward of Flow-Factory, UniRL and verl-omni: one of each sample"
 
     def __init__(self):
@@ -155,7 +156,7 @@ class Reward(ClipProtocol):
             "frames_per_clip": 2,
             "crops": data.CROPS,
             "size": data.SIZE,
-            "channel": "mean of all",
+            "channel": self.channel,
         }
 
     def with_text(
@@ -184,10 +185,11 @@ class T2AV(ImageBind):
     """T2AV-Compass: the released loaders, of sounds that FFmpeg extracted to one channel of 16 bits."""
 
     name = "t2av"
+    channel = "FFmpeg's mix to one, of 16 bits at 16 kHz"
     published_as = "A-V of T2AV-Compass"
 
     def __init__(self):
         self.audio, self.video = (AUDIO_EXTRACTED,), (VIDEO,)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"channel": "mixed by FFmpeg to one of 16 bits at 16 kHz"}
+        return super().describe() | {"channel": self.channel}

@@ -34,7 +34,7 @@ def describe_method(embedded: EmbeddedFiles, protocols: Sequence[Protocol]) -> d
             "sample_rate": data.SAMPLE_RATE,
             "mel_bins": data.MEL_BINS,
             "mel_frames": data.MEL_FRAMES,
-            "channel": "first",
+            "channel": protocols[0].channel,
         },
         "video": protocols[0].describe(),
         **({"text": {"tokens": data.TEXT_TOKENS, "tokenizer": "CLIP"}} if has_texts else {}),

@@ -49,11 +49,13 @@ class Protocol:
         published_as: what others call it, and how they print it.
         audio, video: what is embedded of each file.
         packages: that it needs beside those of every run.
+        channel: of the sound that is heard.
     """
 
     name: str
     published_as: str
     packages: tuple[str, ...] = ()
+    channel: str = "first"
     audio: tuple[Feature, ...]
     video: tuple[Feature, ...]
 

@@ -321,6 +321,8 @@ def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
     parts = {key: protocol.get(key) for key in COMPARABLE}
     if isinstance(parts["checkpoint"], dict):
         parts["checkpoint"] = {key: parts["checkpoint"].get(key) for key in ("sha256", "note")}
+    if isinstance(parts["audio"], dict):  # which channel is heard is a matter of each public score
+        parts["audio"] = {key: value for key, value in parts["audio"].items() if key != "channel"}
     return parts
 
 

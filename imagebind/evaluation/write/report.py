@@ -198,6 +198,10 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         text = words["no score"] if score["mean"] is None else f"{score['mean']:.4f}"
         text += f" {format_interval(score['interval'])}" if score["interval"] else ""
         text += f", {words['scored'].format(score['n_scored'], score['n_pairs'])}"
+        if score.get("mean_of_categories") is not None:
+            text += f"; {words['mean of categories'].format(score['mean_of_categories'])}"
+        if score.get("padded"):
+            text += f"; {words['padded'].format(score['padded'])}"
         if "mean_dropped_as_zero" in score:
             text += "; " + words["dropped as 0"].format(score["mean_dropped_as_zero"])
         rows[score_label(name, metrics)] = text
@@ -205,6 +209,10 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
             rows[f"  {name}: {one_line(pair['name'])}"] = pair["reason"]
         if len(score["dropped"]) > DROPPED_SHOWN:
             rows[f"  {name}: ..."] = words["others in metrics.json"]
+        for column, of_text in score.get("with_text", {}).items():
+            if of_text["mean"] is not None:
+                scored = words["scored"].format(of_text["n_scored"], of_text["n_pairs"])
+                rows[f"  {column}"] = f"{of_text['mean']:.4f}, {scored}"
     return {"public scores": rows}
 
 

@@ -72,6 +72,8 @@ REPORT = {
     "no score": ("no score", "没有评分"),
     "scored": ("{} of {} pairs", "计分 {} / {} 对"),
     "dropped as 0": ("{:.4f} where dropped pairs count as 0", "未计分的配对按 0 计则为 {:.4f}"),
+    "padded": ("{} padded videos", "补帧的视频 {} 个"),
+    "mean of categories": ("mean of the categories {:.4f}", "各类别均值的平均 {:.4f}"),
     "flags": ("Flagged files", "有标记的文件"),
     "video black": ("Videos that are black in all frames that are seen", "所看各帧全黑的视频"),
     "video still": ("Videos that stand still", "画面静止的视频"),
