@@ -46,7 +46,8 @@ def test_costs_of_protocols_are_printed(monkeypatch, capsys):
     size = ["--videos", "1", "--runs", "1", "--seconds", "8", "--times", "2"]
     protocols.main([*size, "--num_workers", "0"])
     printed = capsys.readouterr().out
-    assert "| all, against the sum of the four | " in printed
+    assert "| all, against the sum of the seven | " in printed
+    assert "| imagebind, mova, reward and t2av in one run | " in printed
     assert "peak memory, 8 s: " in printed
 
 

@@ -182,7 +182,7 @@ def test_what_a_video_is_padded_with_is_known_from_the_cache_and_said_in_the_rep
         {name: score["mean"] for name, score in first.items()}, abs=1e-12
     )
     assert scores["mova"]["padded"] == first["mova"]["padded"] == 2
-    report = (ran / "report.txt").read_text()
+    report = (ran / "consistency_report.txt").read_text()
     assert "补帧的视频 2 个" in report
     assert "mova (7.9 s)" in report
     with open(ran / "pair_scores.csv", encoding="utf-8-sig", newline="") as file:
