@@ -425,3 +425,24 @@ def test_a_movies_own_sound_has_all_scores(tmp_path):
 def test_seconds_are_those_that_a_protocol_can_take(protocols, seconds, said):
     with pytest.raises(OptionError, match=f"^{said}"):
         batch_inference_av_consistency(None, "x.mp4", "cpu", protocols=protocols, protocol_seconds=seconds)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("protocol", "video", "sound", "published"),
+    [
+        ("imagebind", "ltx2.mp4", "ltx2.wav", 0.33291810750961304),  # FastVideo, fastvideo/tests/eval/asset
+        ("t2av", "sample_video_2.mp4", None, 0.11945830285549164),  # T2AV-Compass, its sample's metrics.json
+    ],
+)
+def test_a_published_clip_has_its_published_score(protocol, video, sound, published):
+    root = TESTS.parent / ".checkpoints"
+    files = [root / name for name in ("imagebind_huge.pth", video, sound) if name]
+    if missing := [path for path in files if not path.exists()]:
+        pytest.skip(f"{missing[0]} is not there")
+    results = batch_inference_av_consistency(
+        None if sound is None else [root / sound], [root / video], "cpu", protocols=[protocol]
+    )
+    (pair,) = results["pair_scores"]
+    print(f"{video}: {protocol} {pair['similarity']:.6f}, published {published:.6f}")
+    assert pair["similarity"] == pytest.approx(published, abs=0.01)
