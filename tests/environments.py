@@ -29,7 +29,7 @@ EXTRAS = ".[captions,scores,parquet,hub,reference]"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TOLERANCE = 1e-6  # of an embedding's entries, which are below 20
 SHOWN = ("torch", "torchvision", "torchaudio", "numpy", "av", "plotly", "filelock", "timm")
-TESTS = ["model", "audio", "video", "data", "protocols"]
+TESTS = ["model", "audio", "video", "data", "protocols", "more_protocols"]
 DEMO = [
     *("--audio_dir", ROOT / "tests/demo/audio", "--video_dir", ROOT / "tests/demo/video"),
     *("--checkpoint", ROOT / "tests/demo/imagebind_demo.pth", "--device", "cpu", "--no_cache"),

@@ -397,12 +397,20 @@ def test_an_extracted_sound_has_the_score_of_imagebind(tmp_path):
             assert found[leading] == pytest.approx(extracted[leading], abs=1e-12)
 
 
-def test_a_sound_without_samples_at_16_khz_is_dropped_by_t2av_alone(tmp_path, monkeypatch):
+def test_what_one_way_cannot_take_is_no_matter_of_the_others(tmp_path):
     path = write_audio(tmp_path / "x.wav", np.full(100, np.nan, np.float32))
     released, _, reward, extracted = read_sounds(path, RECIPES)
     assert isinstance(released, data.MediaError)
     assert isinstance(reward, data.MediaError)
-    assert not isinstance(extracted, data.MediaError)  # 16 bits hold no NaN
+    assert isinstance(extracted, data.AudioInput)  # 16 bits hold no NaN
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:  # nine channels that have no place
+        file.setnchannels(9)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(b"\1\2" * 9 * RATE)
+    *others, extracted = read_sounds(tmp_path / "x.wav", RECIPES)
+    assert str(extracted) == "FFmpeg cannot extract it as t2av wants it: Invalid argument"
+    assert all(isinstance(other, data.AudioInput) for other in others)
 
 
 def test_a_movies_own_sound_has_all_scores(tmp_path):

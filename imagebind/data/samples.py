@@ -142,19 +142,24 @@ def listen_to_part(
 
 
 class Extraction:
-    """A sound as `ffmpeg -ac 1 -ar 16000` extracts it into a file: one channel, of 16 bits, at 16 kHz."""
+    """A sound as `ffmpeg -ac 1 -ar 16000` extracts it into a file: one channel, of 16 bits, at 16 kHz.
+
+    Attributes:
+        fault: why there is nothing of it, as of nine channels that FFmpeg knows no place of.
+    """
 
     def __init__(self):
+        self.fault: str | None = None
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=EXTRACTED_RATE)
         self._frames: list[av.AudioFrame] = []
 
-    def add(self, frame: av.AudioFrame) -> None:
-        """Take a decoded frame."""
-        self._frames += self._resampler.resample(frame)
-
-    def end(self) -> None:
-        """Take what the resampler still holds, after the last frame."""
-        self._frames += self._resampler.resample(None)
+    def add(self, frame: av.AudioFrame | None) -> None:
+        """Take a decoded frame; after the last one None, for what the resampler still holds."""
+        try:
+            if self.fault is None:
+                self._frames += self._resampler.resample(frame)
+        except (av.FFmpegError, ValueError) as e:  # no matter of those that want the sound as it is
+            self.fault, self._frames = getattr(e, "strerror", None) or str(e), []
 
     def take(self) -> Iterator[torch.Tensor]:
         """Yield what is extracted, (1, T) float32, and forget it."""

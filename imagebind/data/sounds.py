@@ -106,8 +106,11 @@ def padded_to_input(path: AnyPath, clips: Sequence[torch.Tensor]) -> torch.Tenso
 REWARD = SoundRecipe(spans=reward_spans, to_mels=padded_to_input, is_mixed=True)
 
 
-def decode_kinds(path: AnyPath, extracts: bool) -> Iterator[tuple[bool, torch.Tensor, int]]:
-    """Decode a sound, and extract it too where that is wanted.
+def decode_kinds(path: AnyPath, extraction: Extraction | None) -> Iterator[tuple[bool, torch.Tensor, int]]:
+    """Decode a sound, and extract it too.
+
+    Args:
+        extraction: which begins; None: it is not wanted.
 
     Yields:
         whether they are extracted, samples (C, T), and their rate in Hz.
@@ -115,13 +118,12 @@ def decode_kinds(path: AnyPath, extracts: bool) -> Iterator[tuple[bool, torch.Te
     Raises:
         MediaError: the file cannot be decoded.
     """
-    extraction = Extraction() if extracts else None
     for samples, rate in decode_audio(path, extraction and extraction.add):
         yield False, samples, rate
         if extraction is not None:
             yield from ((True, extracted, EXTRACTED_RATE) for extracted in extraction.take())
     if extraction is not None:
-        extraction.end()
+        extraction.add(None)
         yield from ((True, extracted, EXTRACTED_RATE) for extracted in extraction.take())
 
 
@@ -137,12 +139,12 @@ class SoundReader:
 
     def __init__(self, path: AnyPath, recipes: Sequence[SoundRecipe]):
         self.path, self.recipes = path, recipes
-        self.extracts = any(recipe.is_extracted for recipe in recipes)
+        self.extraction = self._begin_extraction()
         self._sounds = {False: HeldSound(), True: HeldSound()}  # by whether it is extracted
 
     def decode(self) -> Iterator[tuple[torch.Tensor, int]]:
         """Decode the sound, take it, and yield what decode_audio does."""
-        for is_extracted, samples, rate in decode_kinds(self.path, self.extracts):
+        for is_extracted, samples, rate in decode_kinds(self.path, self.extraction):
             self._sounds[is_extracted].add(samples, rate)
             if not is_extracted:
                 yield samples, rate
@@ -161,7 +163,8 @@ class SoundReader:
             for recipe, cutter in zip(self.recipes, cutters, strict=True)
             if isinstance(cutter, ClipCutter) and not self._sounds[recipe.is_extracted].pieces
         ]
-        for is_extracted, samples, _ in decode_kinds(self.path, self.extracts) if to_cut else ():
+        again = decode_kinds(self.path, self._begin_extraction()) if to_cut else ()
+        for is_extracted, samples, _ in again:
             for recipe, cutter in to_cut:
                 if recipe.is_extracted == is_extracted:
                     cutter.add(recipe.mix(samples))
@@ -169,6 +172,9 @@ class SoundReader:
             self._attempt(self._make_input, recipe, cutter) if isinstance(cutter, ClipCutter) else cutter
             for recipe, cutter in zip(self.recipes, cutters, strict=True)
         ]
+
+    def _begin_extraction(self) -> Extraction | None:
+        return Extraction() if any(recipe.is_extracted for recipe in self.recipes) else None
 
     def _attempt(self, make: Callable[..., Any], *args: Any) -> Any:
         """Return what is made, or why it cannot be: what one recipe cannot take others may."""
@@ -183,8 +189,9 @@ class SoundReader:
 
     def _make_cutter(self, recipe: SoundRecipe) -> ClipCutter:
         sound = self._sounds[recipe.is_extracted]
-        if not sound.n_samples:
-            raise DroppedError("FFmpeg extracts no sample of it")
+        if recipe.is_extracted and (self.extraction.fault is not None or not sound.n_samples):
+            fault = self.extraction.fault or "there is no sample at 16 kHz"
+            raise DroppedError(f"FFmpeg cannot extract it as t2av wants it: {fault}")
         filter = recipe.filter_for(sound.rate, SAMPLE_RATE)
         n_samples = filter.n_resampled(sound.n_samples)
         recipe.check_length(n_samples)
