@@ -109,8 +109,9 @@ def test_copies_wait_for_the_model_without_their_inputs(small_checkpoint):
         del sound
     assert [input() is None for input in inputs] == [False, True, True]
     batches.flush()
-    ((feature, files, rows),) = embedded
-    assert (feature, rows.shape[0]) == ("audio", 1)
+    ((files, rows),) = embedded
+    assert rows.shape[0] == 1
+    assert files["hash"][0].features.keys() == {"audio"}
     assert [file.source.path for file in files["hash"]] == ["0.wav", "1.wav", "2.wav"]
 
 
@@ -141,7 +142,7 @@ def test_a_copy_of_what_a_device_computes_waits_for_that(size):
         loaded = LoadedFeature(data.AudioInput(torch.zeros(3, 1, 128, 204)))
         batches.add("audio", LoadedFile("audio", Source(f"{i}.wav"), {"audio": loaded}, content))
     batches.flush()
-    sources = [file.source.path for _, files, _ in embedded for equal in files.values() for file in equal]
+    sources = [file.source.path for files, _ in embedded for equal in files.values() for file in equal]
     assert sorted(sources) == ["0.wav", "1.wav", "2.wav", "3.wav"]
 
 

@@ -172,6 +172,42 @@ def test_a_file_of_several_pairs_shows_what_all_of_them_do(pairs, small_checkpoi
     assert found["metrics"]["mismatched_similarity_mean"] == pytest.approx(np.mean(others), abs=1e-6)
 
 
+CAPTIONED = [("a", "a", "g", "A"), ("a", "a", "", "B"), ("b", "b", "g", "C"), ("b", "a", "h", "D")]
+
+
+@pytest.mark.parametrize("mode", ["pairing", "pairs_only", "retrieval_mode"])
+def test_a_caption_shows_what_its_own_pairs_do(pairs, small_checkpoint, monkeypatch, mode):
+    """Copies are in the group of the first; a caption of a file in two groups is in that of its pair."""
+    monkeypatch.chdir(pairs)
+    rows = [
+        {"video": f"video/{v}.mp4", "audio": f"audio/{a}.wav", "content_group": group, "caption": text}
+        for v, a, group, text in CAPTIONED
+    ]
+    more = {} if mode == "pairing" else {mode: True}
+    found = Evaluator(checkpoint=small_checkpoint, device="cpu").evaluate(
+        manifest=rows, num_workers=0, **more
+    )
+    texts, audio = (
+        torch.nn.functional.normalize(found[f"{m}_embeddings"].double()).numpy() for m in ("text", "audio")
+    )
+    text_of, sound_of = dict(zip("ABCD", texts, strict=True)), {}
+    for row, name in zip(audio, found["audio_names"], strict=True):
+        sound_of[name] = row
+    shown = {"a": {"g", "h"}, "b": {"g"}}  # by sounds; of pairs alone and in pairing mode rows are pairs
+    groups = {"A": "g", "B": "g", "C": "g", "D": "h"}
+    own = {(text, a) for _, a, _, text in CAPTIONED}
+    lines = [(a, {"g", "h"} if mode == "retrieval_mode" else {groups[text]}) for _, a, _, text in CAPTIONED]
+    if mode == "retrieval_mode":
+        lines = [(a, shown[a]) for a in "ab"]
+    alike = {(text, a) for text in "ABCD" for a, of in lines if groups[text] in of} | own
+    others = [text_of[text] @ sound_of[a] for text in "ABCD" for a, _ in lines if (text, a) not in alike]
+    metrics = found["metrics"]["text_audio"]
+    expected = np.mean(others) if others else None
+    assert metrics.get("mismatched_similarity_mean") == (
+        None if expected is None else pytest.approx(expected, abs=1e-6)
+    )
+
+
 def test_a_kind_is_no_content():
     rows = np.random.default_rng(0).standard_normal((2100, 4)).astype(np.float32)
     pairs, labels = [(i, i) for i in range(2100)], [(i, "dog") for i in range(2100)]
@@ -351,7 +387,7 @@ def test_means_are_told_apart_by_category(run):
     assert metrics["category_mean"] == pytest.approx(np.mean(means), abs=1e-6)
     assert [row["category"] for row in rows] == ["dog", "dog", "7", "", "dog", "cat"]
     assert "Mean of the categories' means" in said.out
-    assert f"    dog: {np.mean(dog):.4f}, 3 pairs" in said.out
+    assert f"    dog: {np.mean(dog):.4f}, n = 3" in said.out
 
 
 def test_a_category_has_the_interval_of_its_groups(pairs, small_checkpoint):

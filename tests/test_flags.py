@@ -190,7 +190,7 @@ def test_a_run_tells_of_flagged_files_and_finds_them_again(flagged):
     ]
     page = (flagged / "outputs" / "report.html").read_text()
     assert all(
-        json.dumps(text) in page for text in ("pairs with a flagged file", "video flags", "black;still")
+        json.dumps(text) in page for text in ("pairs with a flagged file", "video flags", "black, still")
     )
     _, out, again = Program(flagged).wait()
     assert n_from_cache(again) == 15

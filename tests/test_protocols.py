@@ -368,6 +368,9 @@ def test_shards_and_captions_go_with_protocols(run, expected_of_few, tmp_path):
     status, scores, err, _ = run(*argv, inputs=FEW)
     assert status == 0
     assert "9 from the cache" in err
+    assert set(scores["reward"].pop("with_text")) == {
+        f"reward_{of}" for of in ("text_audio", "text_video", "all")
+    }
     assert scores == scores_of(expected_of_few)
 
 

@@ -103,7 +103,7 @@ class Basis:
         shown = []
         for axis, (modality, files) in enumerate(self.rows.files.items()):
             lines = [cell[axis] for cell in cells]
-            labels = list(zip(lines, (self.plan.groups[i] for i in self.rows.numbers), strict=True))
+            labels = list(zip(lines, self.groups, strict=True))
             if not is_alone:
                 of_files, in_pairs = self.plan.file_groups[modality], set(lines)
                 labels += [(i, of_files.get(file)) for i, file in enumerate(files) if i not in in_pairs]
@@ -120,8 +120,8 @@ class Basis:
             of_files = {} if self.plan.file_groups is None else self.plan.file_groups[modality]
             named[modality] = [of_files.get(source) for source in files]
             rows = self.rows.cells[:, axis].tolist()
-            for i, row in reversed(list(zip(self.rows.numbers, rows, strict=True))):
-                named[modality][row] = self.plan.groups[i]
+            for group, row in reversed(list(zip(self.groups, rows, strict=True))):
+                named[modality][row] = group
         return named
 
 
@@ -329,11 +329,12 @@ def compare_captions(
     """As compare_texts, of the captions of a run, if it has any."""
     if basis.texts is None:
         return {}, {}
-    is_alone, groups, plan = basis.options.mode == "pairs_only", basis.groups_of_rows, basis.plan
+    is_alone, groups = basis.options.mode == "pairs_only", basis.groups_of_rows
     if is_alone and groups is not None:  # a file has one row, and may be in pairs of several groups
-        groups = {modality: [plan.groups[i] for i in basis.rows.numbers] for modality in groups}
+        groups = {modality: list(basis.groups) for modality in groups}
     shown = basis.contents_shown and dict(zip(MEDIA_MODALITIES, basis.contents_shown, strict=True))
-    return compare_texts(comparison, basis.texts, basis.rows, groups, is_alone, shown or {})
+    of_pairs = basis.groups or [None] * len(basis.rows)
+    return compare_texts(comparison, basis.texts, basis.rows, groups, is_alone, shown or {}, of_pairs)
 
 
 def clips_alike(basis: Basis) -> dict[str, np.ndarray]:

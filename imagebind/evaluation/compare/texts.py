@@ -186,6 +186,7 @@ def compare_texts(
     groups: dict[str, list[str | None]] | None,
     pairs_only: bool,
     shown: dict[str, Labels],
+    groups_of_pairs: Sequence[str | None],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Compare captions with sounds and with videos, if any caption has an embedding.
 
@@ -193,6 +194,7 @@ def compare_texts(
         groups: modality -> the group of each row, of pairs alone that of each pair; the captions of a file
             in none are one.
         shown: modality -> what its rows, of pairs alone the pairs, show, where that is known.
+        groups_of_pairs: (P,)
 
     Returns:
         text_audio and text_video, as they are in metrics.json, and as the API returns them.
@@ -200,7 +202,7 @@ def compare_texts(
     metrics, agreements = {}, {}
     for axis, modality in enumerate(MEDIA_MODALITIES):
         cells, of_pairs, span = texts.of_files[modality]
-        modalities = ("text", modality)
+        cell_of_pairs, modalities = of_pairs.tolist(), ("text", modality)
         if not texts.texts[span]:  # where sounds alone have captions, or videos
             continue
         files = cells[:, 1].tolist()
@@ -214,7 +216,14 @@ def compare_texts(
         of_pairs = of_lines and [of_lines[line] for line in pairs[:, 1].tolist()]
         joined = join_copies(of_pairs, [comparison.contents[modality][file] for file in files])
         of_files = shown.get(modality, ())
-        alike = labels_of_texts(pairs, of_files), of_files
+        in_pairs = set(range(len(rows)) if pairs_only else rows.cells[:, axis].tolist())
+        others = [(file, label) for file, label in of_files if file not in in_pairs]
+        own = [
+            (int(pairs[cell, 0]), group)
+            for cell, group in zip(cell_of_pairs, groups_of_pairs, strict=True)
+            if of_files and cell >= 0 and group is not None
+        ]
+        alike = own + labels_of_texts(pairs, others), of_files
         compared = compare(comparison.matrix(modalities, pairs, joined, lines, alike))
         metrics[f"text_{modality}"] = compared.metrics
         agreements[f"text_{modality}"] = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from imagebind.evaluation.systems.grouping import Unit, components
-from imagebind.evaluation.systems.matching import BY_GROUP, match_units
+from imagebind.evaluation.systems.matching import match_units
 from imagebind.evaluation.systems.runs import Kind
 from imagebind.evaluation.systems.seeds import System
 
@@ -41,7 +41,7 @@ class Matching:
         places = [(which, seed) for which, of_system in enumerate(seeds) for seed in range(len(of_system))]
         for (a, i), (b, k) in combinations(places, 2):
             for number, (*both, by) in enumerate(match_units(seeds[a][i], seeds[b][k])):
-                self.by_group |= {(a, b, i, n) for n in both[0] if by == BY_GROUP}
+                self.by_group |= {(a, b, i, n) for n in both[0] if by}
                 for labels, indices in zip((of_seeds[a][i], of_seeds[b][k]), both, strict=True):
                     for n in indices:
                         labels[n].append((a, b, i, k, number))

@@ -57,5 +57,7 @@ def groups_of_pairs(pairs: Sequence[Pair]) -> np.ndarray | None:
 
 def is_new(groups: np.ndarray | None, units: Sequence[Unit]) -> bool:
     """Whether the joined groups of units are those of no system alone."""
+    if not units:
+        return False
     of_each = (groups_of([[pairs] for pairs in side]) for side in zip(*units, strict=True))
     return not any(np.array_equal(groups, own) for own in of_each)

@@ -7,11 +7,13 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from imagebind.evaluation.systems.runs import Pair
 
 KEYS = ("audio_key", "video_key")
 BY_GROUP = "group"
+ALONE = (BY_GROUP, "audio_key")  # what says little of which pair is which
 Keys = dict[str, tuple[list[str], list[str]]]  # by a name, of the pairs of two runs; "" matches nothing
 
 
@@ -24,11 +26,11 @@ def match_units(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[list
     of it in the other run.
 
     Returns:
-        indices into both, and BY_GROUP where a group alone says so, else "".
+        indices into both, and of ALONE what alone says so, else "".
     """
     keys = keys_of(ours, theirs)
-    units = [([i], [k], "") for i, k in match_pairs(ours, theirs, keys)]
-    for name in ("video_key", "audio_key", BY_GROUP, *list(keys)[len(KEYS) :]):
+    units = [([i], [k], by) for i, k, by in match_pairs(ours, theirs, keys)]
+    for name in (*stages_of(keys, ("video_key", "audio_key")), BY_GROUP):
         of_keys = []
         for which, pairs in enumerate((ours, theirs)):
             matched = {i for unit in units for i in unit[which]}
@@ -39,26 +41,39 @@ def match_units(ours: Sequence[Pair], theirs: Sequence[Pair]) -> list[tuple[list
                 if value and i not in matched and value not in broken:
                     left[value].append(i)
             of_keys.append(left)
-        by = BY_GROUP if name == BY_GROUP else ""
+        by = name if name in ALONE else ""
         units += [(indices, of_keys[1][key], by) for key, indices in of_keys[0].items() if key in of_keys[1]]
     return units
 
 
-def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair], keys: Keys) -> list[tuple[int, int]]:
+def stages_of(keys: Keys, names: Sequence[Any]) -> list[Any]:
+    """List by what pairs match, in order: where one run has ids, the videos come before its ids.
+
+    Where some videos are in both runs, a sound of one name tells nothing of pairs with other videos.
+    """
+    more = list(keys)[len(KEYS) :]
+    ours, theirs = keys["video_key"]
+    if (set(ours) & set(theirs)) - {""}:
+        names = [name for name in names if name not in ("audio_key", ("audio_key",))]
+    more = [(name,) if isinstance(names[0], tuple) else name for name in more]
+    return [*more, *names] if "video_path" in keys else [*names, *more]
+
+
+def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair], keys: Keys) -> list[tuple[int, int, str]]:
     """Find the pairs that two runs have in common.
 
     Pairs of the same audio and video key match, then among the others those of the same video key, then those
     of the same audio key; always only if each run has one such pair, or as many copies of one, in all or
     of each caption. So systems match that name their sounds, or their videos, in their own ways. Where a run
-    names its pairs by ids, those of the same path of the video match last.
+    names its pairs by ids, see stages_of.
 
     Returns:
-        indices into both, in the order of `ours`.
+        indices into both, in the order of `ours`, and of ALONE what alone says so, else "".
     """
     matched = []
     left, right = range(len(ours)), range(len(theirs))
     stages = [("audio_key", "video_key"), ("video_key",), ("audio_key",)]
-    for names in [*stages, *((name,) for name in list(keys)[len(KEYS) :])]:
+    for names in stages_of(keys, stages):
         groups = defaultdict(lambda: ([], []))
         for which, indices in enumerate((left, right)):
             for i in indices:
@@ -67,7 +82,8 @@ def match_pairs(ours: Sequence[Pair], theirs: Sequence[Pair], keys: Keys) -> lis
                     groups[key][which].append(i)
         both = [(a, b) for a, b in groups.values() if a and b]
         new = [match for a, b in both for match in match_copies(ours, theirs, a, b)]
-        matched += new
+        by = names[0] if len(names) == 1 and names[0] in ALONE else ""
+        matched += [(*match, by) for match in new]
         left, right = (sorted(set(x) - {m[i] for m in new}) for i, x in enumerate((left, right)))
     return sorted(matched)
 

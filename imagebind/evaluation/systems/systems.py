@@ -188,7 +188,7 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None, reference: System | 
         )
     if common.by_group:
         log.warning(
-            "%s and %s: %d pairs of %s are matched by the name of their group alone",
+            "%s and %s: %d pairs of %s are matched by the name of their group or sound alone",
             *names,
             common.by_group,
             names[0],

@@ -212,7 +212,8 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         for column, of_text in score.get("with_text", {}).items():
             if of_text["mean"] is not None:
                 scored = words["scored"].format(of_text["n_scored"], of_text["n_pairs"])
-                rows[f"  {column}"] = f"{of_text['mean']:.4f}, {scored}"
+                interval = f" {format_interval(of_text['interval'])}" if of_text["interval"] else ""
+                rows[f"  {column}"] = f"{of_text['mean']:.4f}{interval}, {scored}"
     return {"public scores": rows}
 
 

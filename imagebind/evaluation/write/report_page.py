@@ -194,6 +194,8 @@ def pair_row(results: dict[str, Any], number: int, texts: dict[str, Any], media:
     for column in FIGURES:
         if column in scores.written_columns:
             cells[column] = said[pair[column]] if column == "suspect" else pair[column]
+        if column.endswith("_flags") and cells.get(column):
+            cells[column] = ", ".join(texts[f"flag {flag}"] for flag in cells[column].split(";"))
     cells |= {m: media.player(m, source) for m, source in zip(("audio", "video"), files, strict=True)}
     return cells | {column: pair[column] for column in (*scores.group_columns, *scores.caption_columns)}
 

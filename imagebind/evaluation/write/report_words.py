@@ -43,7 +43,7 @@ REPORT = {
     "categories": ("By category", "按类别"),
     "mean of category means": ("Mean of the categories' means", "各类别平均值的平均"),
     "without a category": ("In no category", "没有类别"),
-    "n pairs": ("{} pairs", "{} 对"),
+    "n pairs": ("n = {}", "{} 对"),
     "mean of mismatches": ("Mean of mismatched combinations", "不成对组合的平均相似度"),
     "margin": ("Margin", "差距"),
     "auc": ("Probability that a pair is above a mismatch (AUC)", "配对高于不成对组合的概率 (AUC)"),

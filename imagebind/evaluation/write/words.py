@@ -191,6 +191,11 @@ PAGE = {
         ("score", "pair", "reason"),
         ("评分", "配对", "原因"),
     ),
+    "flag black": ("black", "黑屏"),
+    "flag still": ("still", "静止"),
+    "flag silent": ("silent", "静音"),
+    "flag clipped": ("clipped", "削波"),
+    "flag unknown": ("unknown", "未知"),
     "over time": ("over time", "随时间"),
     "over time how": (
         "Over time: JavisScore's windows of 2 s, the higher the more similar; the weakest is red, and a "
