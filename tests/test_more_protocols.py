@@ -85,15 +85,10 @@ def test_movas_inputs_are_the_recorded_ones(name, seconds):
 @pytest.mark.parametrize("name", ALONE)
 def test_the_rewards_inputs_are_the_recorded_ones(name):
     sound, video = files_of(name)
-    (heard,) = read_sounds(sound, [REWARD])
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)  # as the record was made: in one thread, as runs read, torch rounds otherwise
-    try:
-        (seen,) = read_clips(video, [VIDEO_REWARD.clips])
-    finally:
-        torch.set_num_threads(before)
+    (heard,), (seen,) = read_sounds(sound, [REWARD]), read_clips(video, [VIDEO_REWARD.clips])
     clips = crop_clips(seen.frames, seen.crops)
-    np.testing.assert_array_equal(clips[..., ::8, ::8], INPUTS[f"{name}:rl"])
+    # Torch interpolates with another rounding in one thread than in several, of which the record is.
+    np.testing.assert_allclose(clips[..., ::8, ::8], INPUTS[f"{name}:rl"], rtol=0, atol=5e-7)
     np.testing.assert_allclose(clips.mean((1, 3, 4)), INPUTS[f"{name}:rl:mean"], atol=3e-7)
     check_mels(heard, f"{name}:rl_audio")
     tokens = data.load_and_transform_text([SCORES[name]["caption"]], "cpu")
