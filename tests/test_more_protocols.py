@@ -87,9 +87,11 @@ def test_the_rewards_inputs_are_the_recorded_ones(name):
     sound, video = files_of(name)
     (heard,), (seen,) = read_sounds(sound, [REWARD]), read_clips(video, [VIDEO_REWARD.clips])
     clips = crop_clips(seen.frames, seen.crops)
-    # Torch interpolates with another rounding in one thread than in several, of which the record is.
-    np.testing.assert_allclose(clips[..., ::8, ::8], INPUTS[f"{name}:rl"], rtol=0, atol=5e-7)
-    np.testing.assert_allclose(clips.mean((1, 3, 4)), INPUTS[f"{name}:rl:mean"], atol=3e-7)
+    # Torch interpolates with another rounding in one thread than in several, of which the record is, and in
+    # other versions than that of the record.
+    atol = 5e-7 if torch.__version__.startswith("2.11.") else 1e-4
+    np.testing.assert_allclose(clips[..., ::8, ::8], INPUTS[f"{name}:rl"], rtol=0, atol=atol)
+    np.testing.assert_allclose(clips.mean((1, 3, 4)), INPUTS[f"{name}:rl:mean"], atol=1e-6)
     check_mels(heard, f"{name}:rl_audio")
     tokens = data.load_and_transform_text([SCORES[name]["caption"]], "cpu")
     np.testing.assert_array_equal(tokens[0], INPUTS[f"{name}:text"])
@@ -273,13 +275,13 @@ def extract(path: Path, to: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["pattern_25fps_9s.mp4", "zoom_2997_10s.flac", "short_10fps_1.5s.wav"])
 def test_the_extraction_is_that_of_ffmpeg(tmp_path, name):
-    """Of several versions, which dither and round in their own ways."""
+    """Of several versions, which end an MP4's sound, dither and round in their own ways."""
     if shutil.which("ffmpeg") is None:
         skip("no ffmpeg")
     command = ["ffmpeg", "-i", MEDIA / name, "-ac", "1", "-ar", "16000", tmp_path / "x.wav"]
     subprocess.run(command, check=True, capture_output=True)
     by_ffmpeg, ours = map(read_samples, (tmp_path / "x.wav", extract(MEDIA / name, tmp_path / "y.wav")))
-    assert abs(len(by_ffmpeg) - len(ours)) <= 64
+    assert abs(len(by_ffmpeg) - len(ours)) <= 1024  # of AAC a frame
     n = min(len(by_ffmpeg), len(ours))
     assert np.abs(by_ffmpeg[:n].astype(int) - ours[:n]).max() <= 8
 
