@@ -36,5 +36,19 @@ def describe_categories(
         of_groups = None if groups is None else join_copies([groups[pair] for pair in pairs], pairs)
         mean = estimate_mean(similarity[pairs], seed, of_groups and np.array(of_groups), most=1)
         described[category] = {"pairs": len(pairs), "mean": mean.mean, "interval": mean.interval}
-    means = [figures["mean"] for figures in described.values()]
-    return {"categories": described, "category_mean": math.fsum(means) / len(means) if means else None}
+    return {"categories": described, "category_mean": mean_of_categories(similarity, categories)}
+
+
+def mean_of_categories(scores: np.ndarray, categories: Sequence[str | None]) -> float | None:
+    """Return the mean of the means of the categories, whatever their sizes; None: no score is in any.
+
+    Args:
+        scores: (P,) of pairs, NaN where one has none.
+        categories: (P,) None: a pair is in none.
+    """
+    members = defaultdict(list)
+    for score, category in zip(scores.tolist(), categories, strict=True):
+        if category is not None and not math.isnan(score):
+            members[category].append(score)
+    means = [math.fsum(of) / len(of) for of in members.values()]
+    return math.fsum(means) / len(means) if means else None

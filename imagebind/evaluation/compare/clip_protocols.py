@@ -110,7 +110,7 @@ class MMAudio(ClipProtocol):
         }
 
 
-class Mova(ClipProtocol):
+class Mova(MMAudio):
     """MOVA's IB-Score: frames as of mmaudio, but a short video is padded and a short sound dropped.
 
     Args:
@@ -118,7 +118,6 @@ class Mova(ClipProtocol):
     """
 
     name = "mova"
-    packages = ("torchvision",)
     published_as = "IB-Score of MOVA, whose paper prints mean_of_categories"
 
     def __init__(self, seconds: float):
@@ -126,14 +125,7 @@ class Mova(ClipProtocol):
         self.audio, self.video = (mova_audio(seconds),), (mova_video(seconds),)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "seconds": self.seconds,
-            "fps": 0.5,
-            "frames_per_clip": 2,
-            "crops": data.CROPS,
-            "size": data.SIZE,
-            "short_videos": "padded with the last sampled frame",
-        }
+        return super().describe() | {"short_videos": "padded with the last sampled frame"}
 
     def padded(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[Source, Source]]) -> list[int]:
         flags_of = embedded.stores[self.video[0].name].flags_of

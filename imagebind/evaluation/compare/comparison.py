@@ -31,6 +31,7 @@ from imagebind.evaluation.compare.positives import Labels, PositiveCells, Positi
 from imagebind.evaluation.compare.scan import Scan, scan
 from imagebind.evaluation.compare.similarity import count_among, look_up, means_over, unit_sum
 from imagebind.evaluation.compare.suspects import (
+    ENUMERABLE,
     choose_references,
     draw_mismatches,
     line_share,
@@ -206,7 +207,9 @@ class Comparison:
         """Count over drawn columns of each row and drawn rows of each column; as compare_all."""
         positives, pairs, sample = self._start(matrix)
         lines = (self._count_drawn(matrix, axis, positives, pairs, sample) for axis in (0, 1))
-        drawn = matrix.look_up(draw_mismatches(matrix.shape, positives, self.seed))
+        drawn = sample  # of all lines where all can be listed
+        if math.prod(matrix.shape) > ENUMERABLE:
+            drawn = matrix.look_up(draw_mismatches(matrix.shape, positives, self.seed))
         sums = (
             unit_sum(v, matrix.places(a, np.arange(matrix.shape[a]))) for a, v in enumerate(matrix.vectors)
         )

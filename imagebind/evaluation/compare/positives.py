@@ -50,12 +50,7 @@ class Positives:
 
     def contains(self, index: np.ndarray) -> np.ndarray:
         """Tell which cells (K, 2) are positives, (K,) bool."""
-        n = 1 + max(self.things[1], default=0)
-        known, asked = (
-            self.things[0][cells[:, 0]].astype(np.int64) * n + self.things[1][cells[:, 1]]
-            for cells in (self.index, index)
-        )
-        return np.isin(asked, known)
+        return self._are_positive(index[:, 0], index[:, 1])
 
     def between(self, axis: int, lines: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Tell which cells of some rows (axis 0) or columns (1), (L,), with others, (R,), are positives.
@@ -63,10 +58,16 @@ class Positives:
         Returns:
             (L, R) bool.
         """
-        own, other = self.things[axis].astype(np.int64), self.things[1 - axis]
-        n = 1 + max(other, default=0)
-        known = own[self.index[:, axis]] * n + other[self.index[:, 1 - axis]]
-        return np.isin(own[lines][:, None] * n + other[others], known)
+        own, other = lines[:, None], others[None]
+        return self._are_positive(*((own, other) if axis == 0 else (other, own)))
+
+    def _are_positive(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        n = 1 + max(self.things[1], default=0)
+        known, asked = (
+            self.things[0][i].astype(np.int64) * n + self.things[1][j]
+            for i, j in (self.index.T, (rows, columns))
+        )
+        return np.isin(asked, known)
 
 
 Keys = Sequence[Hashable]

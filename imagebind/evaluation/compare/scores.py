@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagebind.evaluation.compare.categories import mean_of_categories
 from imagebind.evaluation.compare.intervals import Mean, estimate_mean
 from imagebind.evaluation.compare.protocol import Protocol, Scores, Window
 from imagebind.evaluation.embed.embedded import EmbeddedFiles
@@ -124,16 +124,6 @@ def describe_scores(
     if len(values) < n_pairs:  # as evaluators print it that count what they cannot score as 0
         described["mean_dropped_as_zero"] = math.fsum(values) / n_pairs
     return described
-
-
-def mean_of_categories(scores: np.ndarray, categories: Sequence[str | None]) -> float | None:
-    """Return the mean of the means of the categories, whatever their sizes; None: no score is in any."""
-    members = defaultdict(list)
-    for score, category in zip(scores.tolist(), categories, strict=True):
-        if category is not None and not math.isnan(score):
-            members[category].append(score)
-    means = [math.fsum(of) / len(of) for of in members.values()]
-    return math.fsum(means) / len(means) if means else None
 
 
 def count_padded(

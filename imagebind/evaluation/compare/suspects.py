@@ -61,12 +61,10 @@ def sample_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -
 
 
 def draw_mismatches(shape: tuple[int, int], positives: Positives, seed: int) -> np.ndarray:
-    """Choose mismatches at random from all lines; otherwise as sample_mismatches.
+    """Choose mismatches at random from all lines of a matrix that is not ENUMERABLE; as sample_mismatches.
 
     What few lines have in common makes figures of their mismatches less sure.
     """
-    if math.prod(shape) <= ENUMERABLE:
-        return sample_mismatches(shape, positives, seed)
     drawn = np.random.default_rng(seed).integers(0, shape, (2 * SAMPLE_SIZE, 2))
     return drawn[~positives.contains(drawn)][:SAMPLE_SIZE]
 

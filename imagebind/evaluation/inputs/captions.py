@@ -23,12 +23,13 @@ from unicodedata import normalize
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.files import SUFFIXES, MediaFiles, stem
+from imagebind.evaluation.inputs.groups import CONTENT_GROUP
 from imagebind.evaluation.inputs.tables import Row, read_table, warn_of_skipped
 from imagebind.names import shorten
 from imagebind.sources import Source
 
 NAME, CAPTION = COLUMNS = ("name", "caption")
-GROUP, CONTENT_GROUP, CATEGORY = "group", "content_group", "category"
+GROUP, CATEGORY = "group", "category"
 MAX_CAPTION = 10_000  # characters
 CAPTION_COLUMNS = (  # of pair_scores.csv; the second where sounds have captions of their own
     *("caption", "audio_caption", "text_audio_similarity", "text_video_similarity"),

@@ -36,13 +36,19 @@ def means_content(expression: str | None) -> bool:
     return expression is not None and CONTENT_GROUP in compile_group_by(expression).groupindex
 
 
-def check_content(source: str, is_content: bool, group_by: str | None) -> None:
-    """Raise an EvaluationError where an option would undo what a column says."""
-    if is_content and group_by is not None and not means_content(group_by):
+def are_contents(source: str, is_column: bool, group_by: str | None) -> bool:
+    """Tell whether all of a group show the same: by a column of the source, or by an expression.
+
+    Raises:
+        EvaluationError: the expression would undo what the column says.
+    """
+    by_expression = means_content(group_by)
+    if is_column and group_by is not None and not by_expression:
         raise EvaluationError(
             f"{source}: has {CONTENT_GROUP}, in whose place --group_by comes; leave one out, or call its "
             f"parentheses (?P<{CONTENT_GROUP}>...)"
         )
+    return is_column or by_expression
 
 
 def group_names(names: Sequence[str], expression: str, option: str = "group_by") -> list[str | None]:

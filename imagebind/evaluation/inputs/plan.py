@@ -11,12 +11,12 @@ from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.inputs.files import MediaFiles, gather_files
 from imagebind.evaluation.inputs.groups import (
-    check_content,
+    CONTENT_GROUP,
+    are_contents,
     find_categories,
     find_groups,
     in_one_spelling,
     match_groups,
-    means_content,
 )
 from imagebind.evaluation.inputs.manifest import Manifest, read_manifest
 from imagebind.evaluation.inputs.pairing import (
@@ -83,15 +83,10 @@ def plan_run(options: Options) -> Plan:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
     names = [audio.names[sound] for sound, _ in pairing.pairs]
     of_pairs = [] if captions is None else captions.of_pairs["video"]
-    if captions is not None:
-        source = options.captions if isinstance(options.captions, str | os.PathLike) else "captions"
-        check_content(str(source), captions.read.groups_are_content, options.group_by)
+    source = options.captions if isinstance(options.captions, str | os.PathLike) else "captions"
+    is_column = captions is not None and captions.read.groups_are_content
+    is_content = are_contents(str(source), is_column, options.group_by)
     groups = find_groups(names, options.group_by, [captions.read.groups.get(name) for name in of_pairs])
-    is_content = (
-        means_content(options.group_by)
-        if options.group_by
-        else bool(captions and captions.read.groups_are_content)
-    )
     file_groups = None
     if groups is not None and (captions is not None or is_content):
         files = {"audio": audio, "video": video}
@@ -115,8 +110,7 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
     report_pairing(audio, video, pairing)
     captions = manifest.captions(names)
     groups = find_groups(names, options.group_by, manifest.texts("group"))
-    is_content = means_content(options.group_by) if options.group_by else "content_group" in manifest.columns
-    check_content(manifest.source, "content_group" in manifest.columns, options.group_by)
+    is_content = are_contents(manifest.source, CONTENT_GROUP in manifest.columns, options.group_by)
     manifest.replaced = {m for m in ("group", "category") if getattr(options, f"{m}_by") is not None}
     categories = find_categories(names, options.category_by, manifest.texts("category"))
     file_groups = None

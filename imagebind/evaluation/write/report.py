@@ -110,6 +110,11 @@ def format_interval(interval: list[float]) -> str:
     return "[{0:.{2}f}, {1:.{2}f}]".format(*interval, digits_of(interval))
 
 
+def with_interval(figure: float, interval: list[float] | None) -> str:
+    """Format a figure, with its interval if it has any."""
+    return f"{figure:.4f} {format_interval(interval)}" if interval else f"{figure:.4f}"
+
+
 def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
     """Describe the confidence interval of the pairs' mean, and how the pairs compare with mismatches."""
     interval = metrics["paired_similarity_interval"]
@@ -117,11 +122,10 @@ def against_mismatches(metrics: dict[str, Any], words: dict[str, str]) -> dict[s
     rows |= group_rows(metrics, words)
     if "margin" not in metrics:
         return rows | chance_rows(directions_of(metrics))
-    auc, of_auc = f"{metrics['auc']:.4f}", metrics["auc_interval"]
     rows |= {
         "mean of mismatches": mean_and_std(metrics, "mismatched", words),
         "margin": f"{metrics['margin']:.4f}",
-        "auc": f"{auc} {format_interval(of_auc)}" if of_auc else auc,
+        "auc": with_interval(metrics["auc"], metrics["auc_interval"]),
     }
     directions = directions_of(metrics)
     return rows | interval_rows(directions) | chance_rows(directions) | suspect_rows(metrics, words)
@@ -152,10 +156,8 @@ def category_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     largest = sorted(categories, key=lambda name: -categories[name]["pairs"])[:CATEGORIES_SHOWN]
     for name in filter(set(largest).__contains__, categories):
         figures = categories[name]
-        interval = f" {format_interval(figures['interval'])}" if figures["interval"] else ""
-        rows[f"  {one_line(name)}"] = (
-            f"{figures['mean']:.4f}{interval}, {words['n pairs'].format(figures['pairs'])}"
-        )
+        mean, n_pairs = with_interval(figures["mean"], figures["interval"]), figures["pairs"]
+        rows[f"  {one_line(name)}"] = f"{mean}, {words['n pairs'].format(n_pairs)}"
     if len(categories) > len(largest):
         rows["  ..."] = words["others in metrics.json"]
     return {"categories": rows}
@@ -195,8 +197,8 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
     if list(scores) == ["imagebind"] or not metrics["counts"]["pairs"]:
         return {}
     for name, score in scores.items():
-        text = words["no score"] if score["mean"] is None else f"{score['mean']:.4f}"
-        text += f" {format_interval(score['interval'])}" if score["interval"] else ""
+        mean = score["mean"]
+        text = words["no score"] if mean is None else with_interval(mean, score["interval"])
         text += f", {words['scored'].format(score['n_scored'], score['n_pairs'])}"
         if score.get("mean_of_categories") is not None:
             text += f"; {words['mean of categories'].format(score['mean_of_categories'])}"
@@ -212,8 +214,7 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         for column, of_text in score.get("with_text", {}).items():
             if of_text["mean"] is not None:
                 scored = words["scored"].format(of_text["n_scored"], of_text["n_pairs"])
-                interval = f" {format_interval(of_text['interval'])}" if of_text["interval"] else ""
-                rows[f"  {column}"] = f"{of_text['mean']:.4f}{interval}, {scored}"
+                rows[f"  {column}"] = f"{with_interval(of_text['mean'], of_text['interval'])}, {scored}"
     return {"public scores": rows}
 
 
