@@ -276,13 +276,14 @@ def extract(path: Path, to: Path) -> Path:
 @pytest.mark.parametrize("name", ["pattern_25fps_9s.mp4", "zoom_2997_10s.flac", "short_10fps_1.5s.wav"])
 def test_the_extraction_is_that_of_ffmpeg(tmp_path, name):
     """Of several versions, which end an MP4's sound, dither and round in their own ways."""
+    ends = 64  # samples that the resampler's filter makes of what is after the end
     if shutil.which("ffmpeg") is None:
         skip("no ffmpeg")
     command = ["ffmpeg", "-i", MEDIA / name, "-ac", "1", "-ar", "16000", tmp_path / "x.wav"]
     subprocess.run(command, check=True, capture_output=True)
     by_ffmpeg, ours = map(read_samples, (tmp_path / "x.wav", extract(MEDIA / name, tmp_path / "y.wav")))
     assert abs(len(by_ffmpeg) - len(ours)) <= 1024  # of AAC a frame
-    n = min(len(by_ffmpeg), len(ours))
+    n = min(len(by_ffmpeg), len(ours)) - ends
     assert np.abs(by_ffmpeg[:n].astype(int) - ours[:n]).max() <= 8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import sys
 import time
 import uuid
@@ -122,27 +123,69 @@ class Job:
             time.sleep(POLL_SECONDS)
         return name
 
-    def all_gather(self, value: Any) -> list[Any]:
-        """Wait for all processes, and return the values of all in the order of ranks.
+    def scatter(self, values: list[Any] | None) -> Any:
+        """Wait for all processes, and return the value that the first one has for this process.
 
-        Signals are handled while this process waits.
+        Args:
+            values: for each process, in the first one; None in the others.
+        """
+        with self._together():
+            if not self.is_first:
+                return receive(0)
+            for rank in range(1, self.n_ranks):
+                send(values[rank], rank)
+            return values[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Wait for all processes, and return the values of all by rank in the first one, None in the others."""
+        with self._together():
+            if self.is_first:
+                return [value, *map(receive, range(1, self.n_ranks))]
+            return send(value, 0)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Wait for all processes, and return the values of all in the order of ranks."""
+        values = self.gather(value)
+        return self.scatter(self.is_first and [values] * self.n_ranks)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Begin when all processes do. Signals are handled while this process waits.
+
+        Raises:
+            LostProcessError: one of them is gone.
         """
         import torch.distributed as dist
 
-        values = [None] * self.n_ranks
-        with connection_errors():
+        try:
             barrier = dist.barrier(async_op=True)
             while not barrier.is_completed():
                 time.sleep(POLL_SECONDS)
             barrier.wait()
-            dist.all_gather_object(values, value)
-        return values
+            yield
+        except RuntimeError as e:  # of torch.distributed: a lost connection
+            raise LostProcessError from e
 
 
-@contextmanager
-def connection_errors() -> Iterator[None]:
-    """Raise what torch.distributed says of a lost connection as a LostProcessError."""
-    try:
-        yield
-    except RuntimeError as e:
-        raise LostProcessError from e
+# torch.distributed's own functions for objects give all values to all processes. And its threads hold their
+# tensors for a moment longer: a group that ends then waits, in torch 2.5, for threads that wait for Python.
+
+
+def send(value: Any, rank: int) -> None:
+    """Send a value to the process of this rank, which receives it now."""
+    import torch
+    import torch.distributed as dist
+
+    content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    dist.send(torch.tensor([len(content)]), rank)
+    dist.send(content, rank)
+
+
+def receive(rank: int) -> Any:
+    """Receive what the process of this rank sends now."""
+    import torch
+    import torch.distributed as dist
+
+    dist.recv(size := torch.empty(1, dtype=torch.int64), rank)
+    dist.recv(content := torch.empty(size.item(), dtype=torch.uint8), rank)
+    return pickle.loads(content.numpy())

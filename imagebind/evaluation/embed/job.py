@@ -82,7 +82,7 @@ def embed_in_job(
             with interruptible(file_embedder.summary):
                 with closing(file_embedder):  # before the others read what is kept
                     file_embedder.embed(share)
-                reports = job.all_gather(report_share(file_embedder, warnings))
+                reports = job.gather(report_share(file_embedder, warnings))
         if not job.is_first:
             return None
         with interruptible(file_embedder.summary):
@@ -110,9 +110,8 @@ def open_together(
     """
     directory = Path(options.cache_path).parent
     with shared_marker(directory) if job.is_first else nullcontext() as marker:
-        shares = split_inputs(inputs, job.n_ranks) if job.is_first else None
-        shares, marker = job.all_gather((shares, marker))[0]  # of the first process
-        share = shares[job.rank]
+        shares = job.is_first and [(share, marker) for share in split_inputs(inputs, job.n_ranks)]
+        share, marker = job.scatter(shares)
         error, file_embedder, facts, gpu = None, None, {}, None
         try:
             if not os.path.exists(marker):
