@@ -137,7 +137,7 @@ class Job:
             return values[0]
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Wait for all processes, and return the values of all by rank in the first one, None in the others."""
+        """Wait for all processes, and return the values of all by rank to the first; None to the others."""
         with self._together():
             if self.is_first:
                 return [value, *map(receive, range(1, self.n_ranks))]
