@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from types import ModuleType
@@ -49,9 +50,16 @@ def load(module: str, otherwise: str = "") -> ModuleType:
         if isinstance(e, ModuleNotFoundError) and e.name and "." not in e.name:
             package = package_of(e.name)  # this one, or one that it needs
             raise PackageError(f"{package} is missing: {pip_install([package])}{otherwise}") from e
-        package, reason = package_of(module), " ".join(str(e).split())[:200] or type(e).__name__
+        package, reason = failing_package(module, e), " ".join(str(e).split())[:200] or type(e).__name__
         cure = pip_install([package], "--upgrade " if package != "torch" else "--force-reinstall ")
         raise PackageError(f"{describe_misfit(package)} ({reason}): {cure}{otherwise}") from e
+
+
+def failing_package(module: str, error: BaseException) -> str:
+    """Return the package that has to fit a torch in which an import failed, or that of the module."""
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [package_of(frame.f_globals.get("__name__", "")) for frame, _ in frames]
+    return next((package for package in reversed(packages) if package in FIT_A_TORCH), package_of(module))
 
 
 def is_there(module: str) -> bool:

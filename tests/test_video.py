@@ -13,9 +13,11 @@ import pytest
 import torch
 from av.stream import Disposition
 from conftest import MEDIA, RATE, TESTS, picture, set_display_matrix, tone, write_video
+from PIL import Image
+from torchvision.transforms import v2
 
 from imagebind import data
-from imagebind.data import frames
+from imagebind.data import frames, mmaudio
 from imagebind.data.frames import (
     Timeline,
     TimelineError,
@@ -25,7 +27,8 @@ from imagebind.data.frames import (
     read_frames,
 )
 from imagebind.data.media import open_stream
-from imagebind.data.video import clip_frames, crop, crop_offsets, normalize_rgb, resize_short_side
+from imagebind.data.sequences import prepare_image, scale_and_crop
+from imagebind.data.video import SIZE, clip_frames, crop, crop_offsets, normalize_rgb, resize_short_side
 
 VIDEO_INPUTS = np.load(TESTS / "reference" / "video_inputs.npz")
 
@@ -210,6 +213,18 @@ def test_resize_and_crops_match_torchvision(shape):
     for cropped, start in zip(crops, (0, math.ceil((long - 224) / 2), long - 224), strict=True):
         expected = along[:, :, start : start + 224]
         assert torch.equal(cropped, expected if shape[1] >= shape[0] else expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(224, 400), (401, 224), (225, 225), (64, 97), (720, 481), (224, 224)])
+def test_pictures_of_public_scores_are_scaled_as_by_torchvision(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    frame, image = av.VideoFrame.from_ndarray(pixels, "rgb24"), Image.fromarray(pixels)
+    bicubic = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC)
+    of_tensors = v2.Compose([bicubic, v2.ToDtype(torch.float32, scale=True), normalize_rgb])
+    assert torch.equal(mmaudio.prepare_frame(frame), of_tensors(torch.from_numpy(pixels).permute(2, 0, 1)))
+    of_images = v2.Compose([bicubic, v2.CenterCrop(SIZE), np.array, torch.from_numpy])
+    assert torch.equal(prepare_image(frame), of_images(image))
+    assert torch.equal(scale_and_crop(image), of_images(image))
 
 
 def test_the_best_video_stream_is_taken(tmp_path):

@@ -132,7 +132,7 @@ def load_and_transform_vision_data(
     images, pillow = [], packages.load("PIL.Image")
     for path in image_paths:
         with media_errors(path), pillow.open(path) as image:
-            pixels = scale_and_crop()(image.convert("RGB"))  # (224, 224, 3)
+            pixels = scale_and_crop(image.convert("RGB"))  # (224, 224, 3)
         images.append(normalize_rgb(pixels.permute(2, 0, 1).contiguous().float().div_(255)))
     return torch.stack(images).to(device)
 

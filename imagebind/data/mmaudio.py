@@ -7,29 +7,21 @@ it is that of 6.1 and later, for which a video lasts until its last frame ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 
 import av
 import torch
+import torch.nn.functional as F
 
-from imagebind import packages
 from imagebind.data.frames import Timeline, to_rgb
-from imagebind.data.video import SIZE, ClipRecipe, DroppedError, check_aspect_ratio, normalize_rgb
+from imagebind.data.video import ClipRecipe, DroppedError, normalize_rgb, scaled_shape
 
 FRAME_RATE = Fraction(1, 2)  # of the frames that are embedded
 PADDED = "padded"  # what is noted of a video, beside its flags
 SYNCHRONY_RATE = Fraction(25)  # of those that its other metrics need, without which it drops a video
-
-
-@cache
-def scaling() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make what scales a picture (3, H, W) uint8 to floats in [0, 1] with a short side of 224."""
-    v2 = packages.load("torchvision.transforms.v2")
-    bicubic = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC)
-    return v2.Compose([bicubic, v2.ToDtype(torch.float32, scale=True)])
 
 
 def n_wanted(rate: Fraction, seconds: float) -> int:
@@ -136,5 +128,7 @@ def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:
         (3, 224, L) or (3, L, 224) float32.
     """
     pixels = to_rgb(frame, upright=False)
-    check_aspect_ratio(*pixels.shape[1:])
-    return normalize_rgb(scaling()(pixels))
+    shape = scaled_shape(*pixels.shape[1:])
+    if shape != pixels.shape[1:]:
+        pixels = F.interpolate(pixels[None], size=shape, mode="bicubic", antialias=True)[0]
+    return normalize_rgb(pixels.float().mul_(1 / 255))

@@ -7,9 +7,8 @@ prepares an image; windows, as it prepares a sound of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import av
@@ -35,9 +34,9 @@ from imagebind.data.video import (
     ChosenFrames,
     ClipRecipe,
     VideoInput,
-    check_aspect_ratio,
     normalize_rgb,
     read_clips,
+    scaled_shape,
 )
 from imagebind.sources import Source
 
@@ -49,12 +48,16 @@ PART_SIZE = 64  # frames or windows that are handed over together
 FRAMES_PER_SIGN = 250  # that may be decoded without handing over anything
 
 
-@cache
-def scale_and_crop() -> Callable[[Image.Image], torch.Tensor]:
-    """Make what turns an image into the middle (224, 224, 3) uint8 of it, as the released loader does."""
-    transforms = packages.load("torchvision.transforms")
-    bicubic = transforms.Resize(SIZE, interpolation=transforms.InterpolationMode.BICUBIC)
-    return transforms.Compose([bicubic, transforms.CenterCrop(SIZE), np.array, torch.from_numpy])
+def scale_and_crop(image: Image.Image) -> torch.Tensor:
+    """Scale an image and take its middle, (224, 224, 3) uint8, as the released loader does.
+
+    Raises:
+        UnsupportedError: it is too long and narrow.
+    """
+    height, width = scaled_shape(image.height, image.width)
+    scaled = image.resize((width, height), packages.load("PIL.Image").Resampling.BICUBIC)
+    top, left = (round((side - SIZE) / 2) for side in (height, width))  # a half to the even number
+    return torch.from_numpy(np.array(scaled.crop((left, top, left + SIZE, top + SIZE))))
 
 
 @dataclass(frozen=True)
@@ -200,9 +203,7 @@ class WatchedFrames:
 
 def prepare_image(frame: av.VideoFrame) -> torch.Tensor:
     """Scale and crop a frame as Pillow does, (224, 224, 3) uint8; not rotated: neither do the evaluators."""
-    pixels = rgb_array(frame)
-    check_aspect_ratio(*pixels.shape[:2])
-    return scale_and_crop()(packages.load("PIL.Image").fromarray(pixels))
+    return scale_and_crop(packages.load("PIL.Image").fromarray(rgb_array(frame)))
 
 
 @dataclass(frozen=True)

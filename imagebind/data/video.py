@@ -116,6 +116,21 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
 
 
+def scaled_shape(height: int, width: int) -> tuple[int, int]:
+    """Return height and width of a picture whose short side is 224, its long side rounded down.
+
+    Raises:
+        UnsupportedError: as check_aspect_ratio.
+
+    >>> scaled_shape(98, 49), scaled_shape(360, 641)
+    ((448, 224), (224, 398))
+    """
+    check_aspect_ratio(height, width)
+    if width < height:
+        return SIZE * height // width, SIZE
+    return SIZE, SIZE * width // height
+
+
 def check_aspect_ratio(height: int, width: int) -> None:
     """Raise an UnsupportedError for a picture too long and narrow to be scaled in reasonable memory."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):

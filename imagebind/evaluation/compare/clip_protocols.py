@@ -93,7 +93,6 @@ class MMAudio(ClipProtocol):
     """
 
     name = "mmaudio"
-    packages = ("torchvision",)
     published_as = "IB-score of av-benchmark; papers print x 100"
 
     def __init__(self, seconds: float):

@@ -29,7 +29,7 @@ WINDOWS_AT_A_TIME = 64
 class FrameProtocol(Protocol):
     """Something of the frames of a video, one by one."""
 
-    packages = ("torchvision", "pillow")
+    packages = ("pillow",)
 
     def score(self, embedded: EmbeddedFiles, pairs: Sequence[tuple[Source, Source]]) -> Scores:
         scores, windows = Scores(np.full(len(pairs), np.nan)), []
