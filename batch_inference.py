@@ -267,21 +267,13 @@ def add_option(group: Any, name: str, default: Any, metadata: dict[str, Any]) ->
     if default is False:
         group.add_argument(f"--{name}", action="store_true", help=metadata["help"])
         return
-    if name == "protocols":
-        group.add_argument(
-            "--protocol",
-            dest=name,
-            nargs="+",
-            choices=[*PROTOCOLS, "all"],
-            default=default,
-            metavar=metadata["metavar"],
-            help=metadata["help"],
-        )
-        return
     read = argument_type(metadata["rule"].parse) if metadata["rule"] else str
-    group.add_argument(
-        f"--{name}", type=read, default=default, metavar=metadata["metavar"], help=metadata["help"]
-    )
+    shown = {"default": default, "metavar": metadata["metavar"], "help": metadata["help"]}
+    if name == "protocols":
+        group.add_argument("--protocol", dest=name, nargs="+", choices=[*PROTOCOLS, "all"], **shown)
+    else:
+        nargs = "+" if name == "manifest" else None
+        group.add_argument(f"--{name}", type=read, nargs=nargs, **shown)
 
 
 def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -423,6 +415,8 @@ def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by their names in Options."""
     options = {f.name: getattr(args, f.name) for group in GROUPS for f in options_of(group)}
     options |= {"protocols": named_protocols(args), "progress": True}
+    if args.manifest is not None and len(args.manifest) == 1:  # several are tars
+        (options["manifest"],) = args.manifest
     for modality in SUFFIXES:
         sources = (getattr(args, f"{modality}_{kind}") for kind in ("dir", "file", "paths"))
         options[f"{modality}_paths"] = next((source for source in sources if source is not None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 NAMES_SHOWN = 5  # in a message that names many
 
@@ -49,6 +50,18 @@ def escape(characters: str, text: str) -> str:
     if text.isprintable() and "\\" not in text:  # nearly all are, and a million names take a while
         return text
     return re.sub(f"[{characters}]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def local_path(text: str) -> str:
+    """Return the path that a file: address names; any other text as it is.
+
+    >>> local_path("file:///data/a%20dog.wav"), local_path("a dog.wav")
+    ('/data/a dog.wav', 'a dog.wav')
+    """
+    host, slash, path = text.removeprefix("file://").partition("/")
+    if not text.startswith("file://") or host not in ("", "localhost"):
+        return text
+    return slash + unquote(path)
 
 
 def can_be_path(text: str) -> bool:

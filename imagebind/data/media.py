@@ -20,7 +20,7 @@ import numpy as np
 
 from imagebind.names import can_be_path
 from imagebind.packages import PackageError
-from imagebind.sources import Source
+from imagebind.sources import Content, Member, Source
 
 MAX_DAMAGED_SHARE = 0.1  # of a stream's length
 MAX_TYPICAL_PACKETS = 20  # as long as these a packet of sound can be; from one to the next is a gap otherwise
@@ -114,8 +114,43 @@ def hold_open(source: Source) -> Iterator[tuple[Source, BinaryIO]]:
     Raises:
         OSError: it cannot be opened.
     """
-    with open(source.path, "rb") as file:
-        yield replace(source, descriptor=file.fileno()), file
+    if source.file is None:
+        yield source, open_file(source)
+        return
+    with open(source.file, "rb") as file:
+        held = replace(source, descriptor=file.fileno())
+        yield held, file if source.content is None else open_file(held)
+
+
+class View(io.RawIOBase):
+    """What is in no file of its own, as a file: bytes, or a stretch of a file that is open."""
+
+    def __init__(self, name: str, content: Content, descriptor: int | None = None):
+        self.name, self._content, self._descriptor, self._place = name, content, descriptor, 0
+        self._size = content.size if isinstance(content, Member) else len(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if place < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._place = place
+        return place
+
+    def readinto(self, buffer: memoryview) -> int:
+        n = max(0, min(len(buffer), self._size - self._place))
+        if isinstance(self._content, Member):
+            found = os.pread(self._descriptor, n, self._content.offset + self._place)
+        else:
+            found = self._content[self._place : self._place + n]
+        buffer[: len(found)] = found
+        self._place += len(found)
+        return len(found)
 
 
 class File(io.BufferedReader):
@@ -135,6 +170,8 @@ def open_file(path: AnyPath) -> File:
     Its name is that of the file, by whose extension FFmpeg knows some formats.
     """
     source = Source.of(path)
+    if source.content is not None:
+        return File(View(source.path, source.content, source.descriptor))
     if source.descriptor is not None and sys.platform == "linux":  # elsewhere its position would be shared
         held = f"/proc/self/fd/{source.descriptor}"
     else:
@@ -150,7 +187,9 @@ def named_format(path: AnyPath) -> str:
 
 def check_is_file(path: AnyPath) -> None:
     """Raise a MediaError for what is no file, or one that could block or never end: a pipe, a device."""
-    file = Source.of(path).path
+    file = Source.of(path).file
+    if file is None:
+        return
     if not can_be_path(file):
         raise MediaError(path, "a path that no file can have")
     if os.path.isdir(file):
@@ -159,6 +198,8 @@ def check_is_file(path: AnyPath) -> None:
         raise MediaError(path, "not a regular file")
     if not os.path.lexists(file) and file.startswith("~"):
         raise MediaError(path, "No such file or directory; ~ is taken as it stands here")
+    if not os.path.lexists(file) and "://" in file:
+        raise MediaError(path, "an address, from which nothing is read; download the file")
     if not os.path.lexists(file) and any(mark in file for mark in "*?"):
         raise MediaError(path, "No such file or directory; * and ? are taken as they stand here")
 
@@ -213,7 +254,7 @@ def describe_no_media(file: BinaryIO) -> str | None:
 
 def box_kinds(file: BinaryIO) -> Iterator[bytes]:
     """Yield the kinds of the outer boxes of an MP4 file."""
-    place, end = 0, os.fstat(file.fileno()).st_size
+    place, end = 0, file.seek(0, os.SEEK_END)
     for _ in range(MAX_BOXES):
         if place >= end:
             return

@@ -69,12 +69,13 @@ class Options:
         "Compare all sounds with all videos: files without a partner stay, as distractors for the ranks. "
         "Without this option files without a partner are ignored.",
     )
-    manifest: str | os.PathLike | Sequence[Mapping[str, Any]] | None = option(
+    manifest: rules.Rows | None = option(
         None,
         "inputs",
         "Take the pairs of this table instead: a .csv, .tsv, .jsonl or .parquet file with the columns video, "
         "audio (empty: the video's own sound) and, if you like, id, caption, audio_caption, group or "
-        "content_group, category, start and end. Relative paths are relative to it.",
+        "content_group, category, start and end. Relative paths are relative to it. Or the samples of tars, "
+        "as WebDataset writes them.",
         rules.MANIFEST,
     )
     pairs_only: bool = option(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,7 +22,7 @@ LEAST_SECONDS = {"mmaudio": 4, "mova": 2}  # with fewer there is no clip
 REWARD_COLUMNS = ("reward_text_audio", "reward_text_video", "reward_all")  # beside `reward`, with captions
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 LANGUAGES = ("zh", "en")
-PARQUET = ".parquet"
+PARQUET, TAR = ".parquet", ".tar"
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
 MANIFEST_SUFFIXES = (*TEXT_SUFFIXES, PARQUET)
 # Of a data frame of polars, a table of Arrow, and a data frame of pandas: what gives their rows
@@ -30,7 +30,7 @@ TABLE_METHODS = {"to_dicts": (), "to_pylist": (), "to_dict": ("records",)}
 MAX_SHOWN = 500  # characters of a wrong value
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]  # a directory, a file, or files in order
-Rows = str | os.PathLike | Sequence[Mapping[str, Any]]  # a table: a file, rows, or a data frame
+Rows = str | os.PathLike | Iterable[Any]  # a table: a file, tars, rows as mappings, or a data frame
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,39 @@ def read_captions_path(text: str) -> str:
 
 def is_manifest(value: Any) -> bool:
     if isinstance(value, str | os.PathLike):
-        return os.fspath(value).lower().endswith(MANIFEST_SUFFIXES)
-    if is_table(value):
-        return True
-    return isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value)
+        return os.fspath(value).lower().endswith((*MANIFEST_SUFFIXES, TAR))
+    if isinstance(value, Sequence):
+        return bool(tars_of(value)) or all(isinstance(row, Mapping) for row in value)
+    return is_table(value) or (isinstance(value, Iterable) and not isinstance(value, bytes | Mapping))
 
 
 def read_manifest_path(text: str) -> str:
-    if is_manifest(text) and not os.path.isfile(text):
-        raise OptionError(f"{text}: no such file")
+    if is_manifest(text) and (missing := [p for p in tars_of(text) or [text] if not os.path.isfile(p)]):
+        raise OptionError(f"{missing[0]}: no such file")
     return text
+
+
+def tars_of(manifest: Any) -> list[str]:
+    """List the tars that a manifest is; none where it is something else."""
+    named = [manifest] if isinstance(manifest, str | os.PathLike) else manifest
+    if not isinstance(named, Sequence) or not all(isinstance(path, str | os.PathLike) for path in named):
+        return []
+    paths = [path for pattern in named for path in expand_range(os.fspath(pattern))]
+    return paths if all(path.lower().endswith(TAR) for path in paths) else []
+
+
+def expand_range(pattern: str) -> list[str]:
+    """List the paths that a range in braces names, as a shell does.
+
+    >>> expand_range("shard-{008..010}.tar")
+    ['shard-008.tar', 'shard-009.tar', 'shard-010.tar']
+    """
+    if os.path.exists(pattern) or not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+        return [pattern]
+    first, last = found.groups()
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    numbers = range(int(first), int(last) + 1)
+    return [path for n in numbers for path in expand_range(f"{before}{n:0{len(first)}}{after}")]
 
 
 def read_group_by(text: str) -> str:
@@ -181,14 +204,15 @@ def is_table(source: Any) -> bool:
 
 
 def suffix_of(source: Rows) -> str:
-    """Return the suffix of a manifest in small letters; ".csv" of rows that are in no file."""
+    """Return the suffix of a manifest in small letters; ".csv" of one that is no table in a file."""
     is_file = isinstance(source, str | os.PathLike)
-    return (Path(source).suffix.lower() if is_file else "") or ".csv"
+    suffix = Path(source).suffix.lower() if is_file else ""
+    return suffix if suffix in MANIFEST_SUFFIXES else ".csv"
 
 
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
-MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file", read_manifest_path, is_manifest, "FILE")
+MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file, or tars", read_manifest_path, is_manifest, "FILE")
 PROTOCOL = Rule(
     f"must be {', '.join(LEADING[:-1])} or {LEADING[-1]}, then any of {', '.join(PROTOCOLS)}, each once",
     str,

@@ -245,11 +245,11 @@ def _look_up_or_read(reading: Reading, file: Request) -> Iterator[Loaded]:
             with media_errors(source):
                 check_is_file(source)
                 with hold_open(source) as (held, opened):
-                    before = fingerprint(opened)
+                    before = fingerprint(held)
                     content_hash = hash_content(source, opened, before, reading.hashes)
                     reader = FileReader(reading.cache, modality, held, content_hash)
                     yield from reader.read(features)
-                    if fingerprint(opened) == before:
+                    if fingerprint(held) == before:
                         thumbnail = reader.thumbnail() if reading.has_thumbnails else None
                         yield LoadedFile(modality, source, reader.loaded, content_hash, thumbnail=thumbnail)
                         return
@@ -391,8 +391,8 @@ def hash_content(
     Returns:
         the SHA-256 of the file, with what else decides what is read of it.
     """
-    if not source.is_part:
-        return hash_file(file) + named_format(source)
+    if not source.is_part or not state:
+        return hash_file(file) + named_format(source) + source.fragment
     if state not in hashes:
         if len(hashes) >= MAX_HASHES:
             hashes.clear()
@@ -400,10 +400,13 @@ def hash_content(
     return hashes[state] + named_format(source) + source.fragment
 
 
-def fingerprint(file: BinaryIO) -> tuple[int, ...]:
-    """Return what changes when something writes to an open file."""
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def fingerprint(held: Source) -> tuple[int, ...]:
+    """Return what changes when something writes to a file that is held open; of bytes in memory nothing."""
+    if held.descriptor is None:
+        return ()
+    status, content = os.fstat(held.descriptor), held.content
+    where = () if content is None else (content.offset, content.size)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, *where
 
 
 class collected_warnings(logging.Handler):  # noqa: N801 (used as a context manager)

@@ -51,12 +51,12 @@ def make_preview(context: None, task: Task) -> Iterator[str | None]:
             os.unlink(target)
         if not os.path.exists(target):
             with media_errors(source), hold_open(source) as (held, file):
-                before = fingerprint(file)
+                before = fingerprint(held)
                 if hash_file(file) + named_format(source) + source.fragment != content_hash:
                     raise MediaError(source, "it changed since it was evaluated")
                 temporary.unlink(missing_ok=True)  # a link there would be followed
                 write_preview(modality, held, temporary)
-                if fingerprint(file) != before:
+                if fingerprint(held) != before:
                     raise MediaError(source, "it changed while it was copied")
                 os.replace(temporary, target)
         yield None

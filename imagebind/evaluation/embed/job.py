@@ -281,14 +281,20 @@ class forwarded_warnings(logging.Handler):  # noqa: N801 (used as a context mana
 
 
 def split_inputs(inputs: Inputs, n_shares: int, wanted: Iterable[int] | None = None) -> list[Inputs]:
-    """Split files into shares of equal number and size.
+    """Split files into shares of equal number and size; tars, where there are enough of them, as a whole.
 
     Args:
         wanted: which shares to return, counted from 0; None returns all.
     """
     wanted = range(n_shares) if wanted is None else list(wanted)
     shares = [{} for _ in wanted]
+    tars = sorted({source.file for source in inputs.get("video", ()) if source.content is not None} - {None})
     for modality, paths in inputs.items():
+        if len(tars) >= n_shares and modality != "text":
+            numbers = {tar: number % n_shares for number, tar in enumerate(tars)}
+            for i, share in zip(wanted, shares, strict=True):
+                share[modality] = [source for source in paths if numbers.get(source.file, 0) == i]
+            continue
         sizes = np.fromiter(map(len if modality == "text" else file_size, paths), np.int64, len(paths))
         order = np.argsort(sizes, kind="stable")
         for i, share in zip(wanted, shares, strict=True):
@@ -308,7 +314,7 @@ def share_of(order: np.ndarray, i: int, n_shares: int) -> list[int]:
 
 def file_size(source: Source) -> int:
     with suppress(OSError):
-        return os.stat(source.path).st_size
+        return source.size
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.evaluation.rules import Paths
-from imagebind.names import can_be_path, shorten
+from imagebind.names import can_be_path, local_path, shorten
 from imagebind.sources import Source
 
 SUFFIXES = {
@@ -113,12 +113,14 @@ def gather_files(modality: str, given: Paths) -> MediaFiles:
     Raises:
         EvaluationError: there are none.
     """
+    if isinstance(given, str):
+        given = local_path(given)
     if isinstance(given, str | os.PathLike) and os.path.isdir(given):
         return search_directory(modality, os.fspath(given))
     if isinstance(given, str | os.PathLike) and not os.path.lexists(given):
         raise EvaluationError(f"{os.fspath(given)}: no such file or directory")
     paths = [given] if isinstance(given, str | os.PathLike) else given
-    listed = tuple(map(Source, unify_spelling(map(os.fspath, paths))))
+    listed = tuple(map(Source, unify_spelling(local_path(os.fspath(path)) for path in paths)))
     if not listed:
         raise EvaluationError(f"no {modality} files given; a list of them is empty")
     return MediaFiles(listed)

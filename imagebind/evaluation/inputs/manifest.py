@@ -21,13 +21,14 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MAX_CAPTION, MatchedCaptions
+from imagebind.evaluation.inputs.contents import Held, read_cell
 from imagebind.evaluation.inputs.files import unify_spelling
 from imagebind.evaluation.inputs.tables import (
     Row,
@@ -37,9 +38,10 @@ from imagebind.evaluation.inputs.tables import (
     typed_array,
     warn_of_skipped,
 )
-from imagebind.evaluation.rules import PARQUET, TABLE_METHODS, Rows, is_table, suffix_of
+from imagebind.evaluation.inputs.tars import read_tars
+from imagebind.evaluation.rules import PARQUET, TABLE_METHODS, Rows, is_table, suffix_of, tars_of
 from imagebind.names import can_be_path, shorten
-from imagebind.sources import Source
+from imagebind.sources import Content, Source
 
 # meaning -> names of the column; the second is JavisBench's
 COLUMNS = {
@@ -55,6 +57,7 @@ COLUMNS = {
 }
 KNOWN = [name for names in COLUMNS.values() for name in names]
 PATHS_TRIED = 100
+MEDIA = ("audio", "video")
 TEXTS = ("video", "audio", "caption", "audio_caption")
 SECONDS = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 log = logging.getLogger(__name__)
@@ -102,11 +105,10 @@ class Manifest:
         return None
 
     def get(self, meaning: str, row: int) -> Any:
-        """Return the value of a row, None where there is none."""
+        """Return the value of a row, None where there is none; of a sound or a video a path, or what is Held."""
         name = self.name_in(row, meaning)
         value = None if name is None else self.columns[name][row]
-        is_path = meaning in ("audio", "video") and isinstance(value, os.PathLike)
-        return os.fspath(value) if is_path else value
+        return read_cell(value, f"row {self.lines[row]}/{meaning}") if meaning in MEDIA else value
 
     def based_on(self, folder: str | os.PathLike) -> dict[str, list[Any]]:
         """Return all columns, with relative paths so that they lead from a folder to the same files.
@@ -122,15 +124,25 @@ class Manifest:
                 columns[name] = list(columns[name])
                 for row in self.rows:
                     if self.name_in(row, meaning) == name:
-                        columns[name][row] = os.path.join(way, columns[name][row])
+                        columns[name][row] = self._based_on(way, self.get(meaning, row), columns[name][row])
         return columns
 
+    def _based_on(self, way: str, value: str | Held, cell: Any) -> Any:
+        if not isinstance(value, Held):
+            return os.path.join(way, value)
+        return cell if self.suffix == PARQUET else value.name
+
     def path(self, meaning: str, row: int) -> str:
-        """Return the path of a sound or a video; "" where there is none."""
+        """Return the path of a sound or a video, or its name; "" where there is none."""
         value = self.get(meaning, row)
-        if isinstance(value, str):
+        if isinstance(value, str) and "://" not in value:
             return os.path.join(self.folder, value)
         return "" if value is None else str(value)
+
+    def content(self, meaning: str, row: int) -> Content | None:
+        """Return that of a sound or a video which is in no file of its own."""
+        value = self.get(meaning, row)
+        return value.content if isinstance(value, Held) else None
 
     @cached_property
     def ids(self) -> list[str | None]:
@@ -182,7 +194,10 @@ def read_manifest(source: Rows) -> Manifest:
     Raises:
         EvaluationError: it cannot be read, is no such table, or no row can be used.
     """
-    if isinstance(source, str | os.PathLike):
+    if tars := tars_of(source):
+        manifest = Manifest(tars[0] if len(tars) == 1 else f"{tars[0]} to {os.path.basename(tars[-1])}")
+        rows = (spelt(row, KNOWN) for row in read_tars(tars))
+    elif isinstance(source, str | os.PathLike):
         manifest = Manifest(os.fspath(source), folder=os.path.dirname(source))
         rows = read_table(source, [COLUMNS["video"]], KNOWN)
         if manifest.suffix == PARQUET:
@@ -194,7 +209,8 @@ def read_manifest(source: Rows) -> Manifest:
     if manifest.schema is not None:
         check_can_write(manifest)
     own = find_pairs(manifest)
-    warn_of_skipped(manifest.source, [(fault, manifest.lines[row]) for row, fault in manifest.faults.items()])
+    labels = manifest.lines if not tars else [manifest.path("id", row) for row in range(len(manifest.lines))]
+    warn_of_skipped(manifest.source, [(fault, labels[row]) for row, fault in manifest.faults.items()])
     if not manifest.pairs:
         raise EvaluationError(f"{manifest.source}: has no row that can be used")
     if 0 < len(own) < len(manifest.pairs):
@@ -208,19 +224,29 @@ def read_manifest(source: Rows) -> Manifest:
     return manifest
 
 
-def records_of(source: Any) -> Sequence[Mapping[str, Any]]:
+def records_of(source: Any) -> Iterable[Mapping[str, Any]]:
     """Return the rows of a data frame, or those that are given as such.
 
     Raises:
-        EvaluationError: it has a column twice.
+        EvaluationError: it has a column twice, or a row is none.
     """
+    if hasattr(source, "with_format"):  # a dataset of Hugging Face, which would decode what it has
+        source = source.with_format("arrow")[:]
     if not is_table(source):
-        return source
+        return check_rows(source)
     names = map(str, getattr(source, "column_names", None) or source.columns)
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise EvaluationError(f"manifest: several columns {twice[0]}")
     method = next(name for name in TABLE_METHODS if hasattr(source, name))
     return getattr(source, method)(*TABLE_METHODS[method])
+
+
+def check_rows(rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            kind = type(row).__name__
+            raise EvaluationError(f"manifest: row {number} is a {kind}, not a mapping of columns to values")
+        yield row
 
 
 def report_columns(manifest: Manifest, is_own_sound: bool) -> None:
@@ -291,14 +317,16 @@ def find_pairs(manifest: Manifest) -> list[str]:
         except RowError as e:
             manifest.faults[row] = str(e)
             continue
-        found.append((row, audio or video, video, span))
+        video_content = manifest.content("video", row)
+        contents = manifest.content("audio", row) if audio else video_content, video_content
+        found.append((row, contents, audio or video, video, span))
         if not audio:
             own.append(line)
     manifest.faults = dict(sorted(manifest.faults.items()))
-    spellings = iter(unify_spelling(path for _, audio, video, _ in found for path in (audio, video)))
+    spellings = iter(unify_spelling(path for *_, audio, video, _ in found for path in (audio, video)))
     named: dict[str, Source] = {}
-    for row, _, _, span in found:
-        pair = Source(next(spellings), *span), Source(next(spellings), *span)
+    for row, contents, _, _, span in found:
+        pair = tuple(Source(next(spellings), *span, content=content) for content in contents)
         for source in pair:
             if named.setdefault(str(source), source) != source:
                 raise EvaluationError(f"{source}: is a file and a part of another one; rename the file")
@@ -319,8 +347,11 @@ def read_row(manifest: Manifest, row: int) -> tuple[str, str, tuple[float, float
     """
     for meaning in TEXTS:
         value = manifest.get(meaning, row)
+        if isinstance(value, Held) and meaning in MEDIA:
+            continue
         if not isinstance(value, str | None):
-            raise RowError(f"{'a path' if meaning in ('video', 'audio') else 'a caption'} that is no text")
+            wanted = "neither a path nor bytes" if meaning in MEDIA else "no text"
+            raise RowError(f"{meaning} is a {type(value).__name__}: {wanted}")
         if len(value or "") > MAX_CAPTION:
             raise RowError(f"{meaning} of over {MAX_CAPTION} characters")
     audio, video = (manifest.path(meaning, row) for meaning in ("audio", "video"))

@@ -80,6 +80,8 @@ class PageMedia:
         if copy is not None:
             return [name, f"{FOLDER}/{copy}", 0, None, None]
         fault = self.faults.get((modality, source))
+        if fault is None and source.content is not None:
+            fault = "it is in no file of its own; --copy_media makes copies"
         return [name, address(source.path, self.folder), source.start, end, fault]
 
     def thumbnails(self, audio: Source, video: Source) -> list[str | None] | None:
