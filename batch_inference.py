@@ -76,6 +76,7 @@ __all__ = [
     "NothingLeftError",
     "OptionError",
     "Options",
+    "PairScorer",  # noqa: F822
     "batch_inference_av_consistency",
     "compare_systems",
     "format_report",
@@ -84,8 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Evaluator":  # it needs torch, whose import takes seconds
-        return load("imagebind.evaluation.evaluator").Evaluator
+    if name in (modules := {"Evaluator": "evaluator", "PairScorer": "pair_scorer"}):
+        return getattr(load(f"imagebind.evaluation.{modules[name]}"), name)  # torch takes seconds to import
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -212,7 +212,9 @@ def suffix_of(source: Rows) -> str:
 
 DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
-MANIFEST = Rule("must be a .csv, .tsv, .jsonl or .parquet file, or tars", read_manifest_path, is_manifest, "FILE")
+MANIFEST = Rule(
+    "must be a .csv, .tsv, .jsonl or .parquet file, or tars", read_manifest_path, is_manifest, "FILE"
+)
 PROTOCOL = Rule(
     f"must be {', '.join(LEADING[:-1])} or {LEADING[-1]}, then any of {', '.join(PROTOCOLS)}, each once",
     str,

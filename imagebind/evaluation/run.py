@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from imagebind.evaluation.write.lock import exclusive_use
 from imagebind.evaluation.write.outputs import check_can_draw, check_inputs, output_writers
 
 if TYPE_CHECKING:
+    from imagebind.evaluation.compare.protocol import Protocol
+    from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs
     from imagebind.evaluation.embed.model import Model
 
 # Evaluations in several threads would share the cores, the model, and whose warning is whose.
@@ -56,7 +59,7 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
             stages = load_stages()
             if options.has_page:
                 check_can_draw()
-            embedded, protocols = stages.embed(plan, options, workers, model, job)
+            embedded, protocols = stages.embed(plan.inputs, options, workers, model, job)
         with interruptible(lambda: embedded.summary):
             lock.renew()
             results, arrays = stages.compare(plan, embedded, protocols, options)
@@ -64,6 +67,16 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
                 lock.renew()
                 stages.write(results, arrays, embedded, options, n_processes)
     return results
+
+
+def embed_inputs(inputs: Inputs, options: Options, model: Model) -> tuple[EmbeddedFiles, Sequence[Protocol]]:
+    """Embed files, as the protocols of the options need them, and compare nothing.
+
+    Raises:
+        EvaluationError: the model cannot be loaded, or no process can be started.
+    """
+    with ONE_AT_A_TIME, tensors_on_cpu(), start_workers(options) as workers:
+        return load_stages().embed(inputs, options, workers, model)
 
 
 def help_embed(options: Options, job: Job) -> None:

@@ -9,7 +9,7 @@ from imagebind.evaluation.compare.protocol import Protocol
 from imagebind.evaluation.compare.protocols import features_of, make_protocols
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed import job as jobs
-from imagebind.evaluation.embed.embedded import EmbeddedFiles, Wanted
+from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
 from imagebind.evaluation.embed.embedding import embed_files
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.embed.readers import start_workers
@@ -25,16 +25,16 @@ COPIER = "imagebind.reading.previews:make_preview"  # what writes copies of medi
 
 
 def embed(
-    plan: Plan, options: Options, workers: Workers | None, model: Model | None, job: Job | None
+    inputs: Inputs, options: Options, workers: Workers | None, model: Model | None, job: Job | None = None
 ) -> tuple[EmbeddedFiles, Sequence[Protocol]]:
-    """Embed the files of a plan, as the protocols need them."""
+    """Embed files, as the protocols need them."""
     protocols = protocols_of(options)
     wanted = features_of(protocols)
     if job is not None:
-        return jobs.embed_in_job(job, options, wanted, workers, plan.inputs), protocols
+        return jobs.embed_in_job(job, options, wanted, workers, inputs), protocols
     used = model or Model.of(options)
     try:
-        return embed_files(plan.inputs, wanted, options, workers, used), protocols
+        return embed_files(inputs, wanted, options, workers, used), protocols
     finally:
         used.end()
         if model is None:

@@ -105,7 +105,7 @@ class Manifest:
         return None
 
     def get(self, meaning: str, row: int) -> Any:
-        """Return the value of a row, None where there is none; of a sound or a video a path, or what is Held."""
+        """Return the value of a row, or None; of a sound or a video its path, or what is Held."""
         name = self.name_in(row, meaning)
         value = None if name is None else self.columns[name][row]
         return read_cell(value, f"row {self.lines[row]}/{meaning}") if meaning in MEDIA else value
@@ -221,6 +221,14 @@ def read_manifest(source: Rows) -> Manifest:
     uses = Counter(filter(None, manifest.ids))
     if shared := [name for name, n in uses.items() if n > 1]:
         log.warning("%s: ids that several rows have: %s", manifest.source, shorten(shared))
+    return manifest
+
+
+def read_rows(rows: Iterable[Mapping[str, Any]]) -> Manifest:
+    """Read rows without a word; those that cannot be used are in `faults`."""
+    manifest = Manifest("rows")
+    collect(manifest, (Row(f"{i}", row) for i, row in enumerate(rows)))
+    find_pairs(manifest)
     return manifest
 
 

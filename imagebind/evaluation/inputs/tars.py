@@ -10,7 +10,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -41,7 +41,7 @@ def read_tars(paths: Iterable[str]) -> Iterator[Row]:
     """
     number = 0
     for path in paths:
-        with open_tar(path) as file:
+        with opened_tar(path) as file:
             for key, members in groupby(list_members(path, file), key_of):
                 number += 1
                 yield read_sample(f"{number}", path, file, key, members)
@@ -57,7 +57,8 @@ def key_of(member: tarfile.TarInfo) -> str:
     return os.path.join(folder, name.partition(".")[0])
 
 
-def open_tar(path: str) -> BinaryIO:
+@contextmanager
+def opened_tar(path: str) -> Iterator[BinaryIO]:
     """Open a tar.
 
     Raises:
@@ -66,12 +67,12 @@ def open_tar(path: str) -> BinaryIO:
     if not os.path.isfile(path):
         raise EvaluationError(f"{path}: {'not a regular' if os.path.lexists(path) else 'no such'} file")
     try:
-        file = open(path, "rb")
-        if os.pread(file.fileno(), 6, 0).startswith(COMPRESSED):
-            raise EvaluationError(f"{path}: is compressed, and is read in place; decompress it")
+        with open(path, "rb") as file:
+            if os.pread(file.fileno(), 6, 0).startswith(COMPRESSED):
+                raise EvaluationError(f"{path}: is compressed, and is read in place; decompress it")
+            yield file
     except OSError as e:
         raise EvaluationError(f"{path}: {e.strerror}") from e
-    return file
 
 
 def list_members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -94,8 +95,11 @@ def list_members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def is_filling(file: BinaryIO, start: int, end: int) -> bool:
-    """Whether a stretch of a tar has no member: zeros, as between two tars in one, or a header for all."""
-    if end - start >= tarfile.BLOCKSIZE and os.pread(file.fileno(), 1, start + TYPE_OFFSET) == tarfile.XGLTYPE:
+    """Whether no member is in a stretch of a tar: zeros, as between two in one, or a header for all."""
+    if (
+        end - start >= tarfile.BLOCKSIZE
+        and os.pread(file.fileno(), 1, start + TYPE_OFFSET) == tarfile.XGLTYPE
+    ):
         return True
     while start < end:
         block = os.pread(file.fileno(), min(READ_BYTES, end - start), start)
@@ -110,9 +114,7 @@ def warn_of_damage(path: str, name: str | None) -> None:
     log.warning("%s: is damaged, or cut, %s; samples may be missing there", path, where)
 
 
-def read_sample(
-    line: str, path: str, file: BinaryIO, key: str, members: Iterable[tarfile.TarInfo]
-) -> Row:
+def read_sample(line: str, path: str, file: BinaryIO, key: str, members: Iterable[tarfile.TarInfo]) -> Row:
     """Make the row of a sample; the first sound and the first video are those of the pair."""
     size, values, fault = os.fstat(file.fileno()).st_size, {"id": key}, None
     for member in members:
