@@ -75,9 +75,10 @@ def test_every_option_is_listed_with_its_default(page):
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_shown_command_parses(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("audios", "videos", "tests/demo/audio", "tests/demo/video"):
+    for name in ("audios", "videos", "shards", "tests/demo/audio", "tests/demo/video"):
         (tmp_path / name).mkdir(parents=True)
     names = ["audio_list.txt", "video_list.txt", "captions.csv", "tests/demo/captions.csv"]
+    names += ["shard-000.tar", "shard-001.tar", *(f"shards/shard-{i:03d}.tar" for i in range(128))]
     for name in [*names, "pairs.csv", "clips.parquet"]:
         (tmp_path / name).touch()
     for argv in commands(page):

@@ -174,7 +174,7 @@ def test_a_row_that_cannot_be_scored_is_there_with_its_reason(scorer, rows, tmp_
         "skipped: video file: Invalid data found when processing input",
         "skipped: video file: No such file or directory",
         "skipped: no video",
-        "skipped: video is a int: neither a path nor bytes",
+        "skipped: video, of the type int, is neither a path nor bytes",
         "skipped: audio file: no audio stream",
     ]
     assert np.isnan(scored["similarity"]).tolist() == [False, *[True] * 5]

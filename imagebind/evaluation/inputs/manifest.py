@@ -359,7 +359,7 @@ def read_row(manifest: Manifest, row: int) -> tuple[str, str, tuple[float, float
             continue
         if not isinstance(value, str | None):
             wanted = "neither a path nor bytes" if meaning in MEDIA else "no text"
-            raise RowError(f"{meaning} is a {type(value).__name__}: {wanted}")
+            raise RowError(f"{meaning}, of the type {type(value).__name__}, is {wanted}")
         if len(value or "") > MAX_CAPTION:
             raise RowError(f"{meaning} of over {MAX_CAPTION} characters")
     audio, video = (manifest.path(meaning, row) for meaning in ("audio", "video"))
