@@ -18,6 +18,7 @@ import pairs
 import precision
 import protocols
 import scale
+import tars
 import throughput
 
 
@@ -49,6 +50,11 @@ def test_costs_of_protocols_are_printed(monkeypatch, capsys):
     assert "| all, against the sum of the seven | " in printed
     assert "| imagebind, mova, reward and t2av in one run | " in printed
     assert "peak memory, 8 s: " in printed
+
+
+def test_tars_are_compared_with_files(capsys):
+    tars.main(["--pairs", "2", "--seconds", "1", "--runs", "1", "--num_workers", "0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 2 | ")
 
 
 def test_costs_of_pairs_alone_are_printed(capsys):
