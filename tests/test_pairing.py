@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +82,48 @@ def test_lists_pair_by_the_path_below_their_common_directory():
     assert paths_of(pair_files(audio, video).pairs) == (
         ("/x/cat/audio.wav", "/y/z/cat/audio.mp4"),
         ("/x/dog/audio.wav", "/y/z/dog/audio.mp4"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("audio", "video", "bases"),
+    [
+        ("dog_0 dog_1 cat_0 cat_1", "dog cat", "dog dog cat cat"),  # seeds
+        ("dog-seed1 dog-seed12 cat-seed1", "dog cat", "dog dog cat"),
+        ("dog.0 cat.0", "dog cat", "dog cat"),
+        ("1_0 1_1 2_0", "1 2", "1 1 2"),
+        ("dog_1_0 dog_1_1 dog_0", "dog dog_1", "dog_1 dog_1 dog"),  # the longest
+        ("dog_gen cat_gen", "dog cat", "dog cat"),  # one text
+        ("x/dog_0 y/dog_0", "x/dog y/dog", "x/dog y/dog"),
+        ("dog_0 dog_1", "dog cat", "dog dog"),
+        (" ".join(f"dog_{i}" for i in range(19)) + " bird_0", "dog", "dog " * 19),  # one has no partner
+        ("dog_bark cat_meow", "dog cat", ""),  # words
+        ("dog_a1 cat_b1", "dog cat", ""),
+        ("dog1 cat1", "dog cat", ""),  # nothing before it
+        ("dog_0 dog_1 bird_0 bird_1", "dog cat", ""),  # of others
+        ("0_dog 0_cat", "dog cat", ""),
+        ("dog_0 dog_1 cat", "dog cat", "  cat"),  # a name that both have
+    ],
+)
+@pytest.mark.parametrize("suffixed", ["audio", "video"])
+def test_names_with_a_suffix_pair_with_those_without(audio, video, bases, suffixed):
+    files = {suffixed: audio.split(), ({"audio", "video"} - {suffixed}).pop(): video.split()}
+    given = [
+        found(modality, *(f"{name}{suffix}" for name in files[modality]))
+        for modality, suffix in (("audio", ".wav"), ("video", ".mp4"))
+    ]
+    pairing = pair_files(*given)
+    keys = [[given[side].key(pair[side]) for side in pairing.sides] for pair in pairing.pairs]
+    if bases.strip() == "cat":
+        assert pairing.rule == "stem"
+        assert keys == [["cat", "cat"]]
+        return
+    expected = dict(zip(audio.split(), bases.split(), strict=False))
+    assert dict(keys) == expected
+    assert pairing.rule == ("suffix" if bases else "none")
+    n_unmatched = len(pairing.unmatched_audio) + len(pairing.unmatched_video)
+    assert n_unmatched == len(set(audio.split()) - set(expected)) + len(
+        set(video.split()) - set(expected.values())
     )
 
 
@@ -189,11 +234,15 @@ def test_how_files_were_paired_is_said_and_counted(audio, video, said, caplog):
 @pytest.mark.parametrize(
     ("audio", "video", "said"),
     [
-        (["A", "b2"], ["a", "c"], "(A, b2 and a, c); A and a differ in upper and lower case alone; rename"),
-        (["x1", "x2"], ["x1_gen", "x2_gen"], "; x1 and x1_gen differ by the suffix _gen; rename"),
-        (["audio-1", "audio-2"], ["1", "2"], "; audio-1 and 1 differ by the prefix audio-; rename"),
-        (["1", "2", "3", "4"], ["10", "20"], "(1, 2, 3, ... and 10, 20); rename"),
-        (["a_b", "2", "3"], ["x"], "(2, 3, a_b and x); rename"),
+        (
+            ["A", "b2"],
+            ["a", "c"],
+            "(A, b2 and a, c); A and a differ in upper and lower case alone; name the pairs",
+        ),
+        (["x1", "x2"], ["x1_gen", "x2_old"], "; x1 and x1_gen differ by the suffix _gen; name the pairs"),
+        (["audio-1", "audio-2"], ["1", "2"], "; audio-1 and 1 differ by the prefix audio-; name the pairs"),
+        (["1", "2", "3", "4"], ["10", "20"], "(1, 2, 3, ... and 10, 20); name the pairs"),
+        (["a_b", "2", "3"], ["x"], "(2, 3, a_b and x); name the pairs"),
     ],
 )
 def test_names_that_match_nowhere_end_the_run_with_a_hint(pairs, capsys, monkeypatch, audio, video, said):
@@ -209,3 +258,26 @@ def test_names_that_match_nowhere_end_the_run_with_a_hint(pairs, capsys, monkeyp
         assert line.startswith("error: no file name is on both sides (")
         assert said in line
         assert line.endswith("or compare all with --retrieval_mode")
+
+
+def test_seeds_of_a_video_are_pairs_of_one_group(pairs, small_checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(pairs)
+    for name in "abcd":
+        sound = Path(f"audio/{name}.wav")
+        shutil.copy(sound, f"audio/{name}_seed1.wav")
+        sound.rename(f"audio/{name}_seed0.wav")
+    argv = ["--checkpoint", str(small_checkpoint), "--device", "cpu", "--num_workers", "0", "--no_html"]
+    assert main(["--audio_dir", "audio", "--video_dir", "video", "--report_lang", "en", *argv]) == 0
+    out, err = capsys.readouterr()
+    line = (
+        "8 audio files are named as 4 video files with a suffix (_seed0, _seed1), 2 each, and are paired so"
+    )
+    assert f"{line}; those of one are a group" in err.splitlines()
+    assert "Pairs by: file name and suffix" in out
+    metrics = json.loads(Path("outputs/metrics.json").read_text())
+    assert (metrics["pairing_rule"], metrics["groups"]) == ("suffix", 4)
+    Path("captions.csv").write_text("name,caption\n" + "".join(f"{name},note {name}\n" for name in "abcd"))
+    assert main(["--audio_dir", "audio", "--video_dir", "video", "--captions", "captions.csv", *argv]) == 0
+    found = json.loads(Path("outputs/metrics.json").read_text())
+    assert found["groups"] == 4
+    assert found["text_video"]["groups"] == 4

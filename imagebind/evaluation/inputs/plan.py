@@ -81,16 +81,25 @@ def plan_run(options: Options) -> Plan:
     captions = None
     if options.captions is not None:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)
-    names = [audio.names[sound] for sound, _ in pairing.pairs]
+    side, other = pairing.sides
+    names = [(audio, video)[side].names[pair[side]] for pair in pairing.pairs]
     of_pairs = [] if captions is None else captions.of_pairs["video"]
     source = options.captions if isinstance(options.captions, str | os.PathLike) else "captions"
     is_column = captions is not None and captions.read.groups_are_content
     is_content = are_contents(str(source), is_column, options.group_by)
-    groups = find_groups(names, options.group_by, [captions.read.groups.get(name) for name in of_pairs])
+    column = [captions.read.groups.get(name) for name in of_pairs]
+    are_several = len({pair[other] for pair in pairing.pairs}) < len(pairing.pairs)
+    by_suffix = pairing.rule == "suffix" and are_several and not any(column) and options.group_by is None
+    if by_suffix:  # those of one are not independent
+        column = [(audio, video)[other].names[pair[other]] for pair in pairing.pairs]
+    groups = find_groups(names, options.group_by, column)
     file_groups = None
     if groups is not None and (captions is not None or is_content):
         files = {"audio": audio, "video": video}
-        file_groups = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
+        if by_suffix:
+            file_groups = groups_of_partners(files, pairing, groups)
+        else:
+            file_groups = {m: groups_of_files(files[m].names, options.group_by, captions, m) for m in files}
     categories = find_categories(
         names, options.category_by, [captions.read.categories.get(name) for name in of_pairs]
     )
@@ -114,13 +123,21 @@ def plan_manifest(manifest: Manifest, options: Options) -> Plan:
     manifest.replaced = {m for m in ("group", "category") if getattr(options, f"{m}_by") is not None}
     categories = find_categories(names, options.category_by, manifest.texts("category"))
     file_groups = None
-    if groups is not None:  # of a file in several pairs that of the first
-        file_groups = {
-            modality: dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
-            for axis, modality in enumerate(("audio", "video"))
-        }
+    if groups is not None:
+        file_groups = groups_of_partners({"audio": audio, "video": video}, pairing, groups)
     labels = groups, file_groups, is_content, categories
     return Plan(audio, video, pairing, names, options.retrieval_mode, captions, *labels, manifest)
+
+
+def groups_of_partners(
+    files: dict[str, MediaFiles], pairing: Pairing, groups: Sequence[str | None]
+) -> dict[str, dict[Source, str | None]]:
+    """Name the group of each file by those of its pairs: of several the first, of none None."""
+    return {
+        modality: dict.fromkeys(files[modality].distinct)
+        | dict(reversed([(pair[axis], g) for pair, g in zip(pairing.pairs, groups, strict=True)]))
+        for axis, modality in enumerate(("audio", "video"))
+    }
 
 
 def groups_of_files(

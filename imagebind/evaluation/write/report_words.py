@@ -138,6 +138,7 @@ REPORT = {
     "by stem": ("file name", "文件名"),
     "by position": ("position in the two lists", "两个列表中的位置"),
     "by file": ("file, each with its own sound", "同一文件的声音与画面"),
+    "by suffix": ("file name and suffix", "文件名加后缀"),
     "by manifest": ("manifest", "清单"),
     "by none": ("nothing", "无"),
     "checkpoint": ("Checkpoint", "模型权重"),
