@@ -182,14 +182,14 @@ PAGE = {
         ),
     ),
     "scored": ("{} of {} pairs", "计分 {} / {} 对"),
-    "dropped": ("Pairs without a score", "没有评分的配对"),
+    "dropped": ("Pairs without a score", "没有分数的配对"),
     "dropped how": (
         "These pairs are left out of the mean of that score, and stay in the others.",
-        "这些配对不计入该评分的平均值，仍计入其他评分。",
+        "这些配对不计入该分数的平均值，仍计入其他分数。",
     ),
     "dropped columns": (
         ("score", "pair", "reason"),
-        ("评分", "配对", "原因"),
+        ("分数", "配对", "原因"),
     ),
     "flag black": ("black", "黑屏"),
     "flag still": ("still", "静止"),
@@ -238,7 +238,7 @@ PAGE = {
         "the mean of all pairs of each system, and how many it lacks that another one has; a column for "
         "each other score. A click on a name opens the page of that run.",
         "按所有系统共有的配对的平均值排序，横条为其 95% 置信区间；旁边是每个系统自身全部配对的平均值，以及它"
-        "缺少而其他系统具有的配对数；其他评分各占一列。点击名称可打开该次运行的报告页。",
+        "缺少而其他系统具有的配对数；其他分数各占一列。点击名称可打开该次运行的报告页。",
     ),
     "95 %": ("95% interval", "95% 置信区间"),
     "pair": ("pair", "配对"),
