@@ -51,7 +51,7 @@ except PackageError as e:
     raise
 
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
-from imagebind.evaluation.inputs.files import SUFFIXES, read_list_file
+from imagebind.evaluation.inputs.files import SUFFIXES, ListFile
 from imagebind.evaluation.options import GROUPS, Options, options_of
 from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths, read_directory
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
@@ -68,7 +68,9 @@ from imagebind.evaluation.terminal import (
 from imagebind.evaluation.torchrun import Job, JobError, LostProcessError
 from imagebind.evaluation.write.outputs import REPORT_PAGE, check_inputs
 from imagebind.evaluation.write.report import format_report, summary
+from imagebind.evaluation.write.scalars import scalars
 from imagebind.names import one_line
+from imagebind.spelling import as_arguments
 
 __all__ = [
     "EvaluationError",
@@ -81,6 +83,7 @@ __all__ = [
     "compare_systems",
     "format_report",
     "main",
+    "scalars",
 ]
 
 
@@ -88,6 +91,10 @@ def __getattr__(name: str) -> Any:
     if name in (modules := {"Evaluator": "evaluator", "PairScorer": "pair_scorer"}):
         return getattr(load(f"imagebind.evaluation.{modules[name]}"), name)  # torch takes seconds to import
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def batch_inference_av_consistency(
@@ -291,14 +298,6 @@ def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return argument
 
 
-class ListFile(list):
-    """The paths that were read from a list file, and where it is."""
-
-    def __init__(self, source: str):
-        super().__init__(read_list_file(source))
-        self.source = source
-
-
 def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
     """Parse the command line, and check that its options go together; `options` are those of a run."""
     parser = build_parser()
@@ -341,6 +340,7 @@ def describe(error: OptionError, given: Sequence[str] = ()) -> str:
     return f"argument --{'protocol' if argument == 'protocols' else argument}: {error.sentence}"
 
 
+@as_arguments()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 

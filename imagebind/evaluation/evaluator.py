@@ -31,19 +31,20 @@ class Score:
 
 
 class Evaluator:
-    """ImageBind, loaded once, to evaluate files and tensors again and again.
+    """ImageBind, loaded when it is made, to evaluate files and tensors again and again.
 
     It sets no signal handler and looks at no environment of torchrun: each process evaluates what it is
     given, on its own device.
 
     Args:
-        checkpoint: weights; None takes the released ones.
+        checkpoint: weights; None takes the released ones, which are downloaded if they are not there.
         device: that runs the model; None is cuda:0, or the device of a given model.
         precision: as the option of that name.
         model: to be used instead of a checkpoint, as it is at the time of each call; it stays as it is.
 
     Raises:
         OptionError: one of them has a value that it does not take.
+        EvaluationError: the weights cannot be had, or the device cannot be used.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class Evaluator:
         self.options = {"checkpoint": checkpoint, "device": device, "precision": precision}
         Options(None, "", **self.options)  # checks them
         self.model = Model(checkpoint, device, precision, model)
+        if model is None:
+            with tensors_on_cpu():
+                self.model.load_now()
 
     def evaluate(
         self,

@@ -107,11 +107,13 @@ def load_stages() -> ModuleType:
 
     Raises:
         PackageError: something is missing, or does not load.
+        EvaluationError: as check_can_compute.
     """
     for module in ("torch", "av", "einops"):
         packages.load(module)
-    from imagebind.evaluation import stages
+    from imagebind.evaluation import forks, stages
 
+    forks.check_can_compute()
     return stages
 
 

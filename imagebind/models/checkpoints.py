@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ import torch
 
 from imagebind import packages
 from imagebind.models import released, state_dicts
+from imagebind.spelling import option as spelled
 
 CHUNK_BYTES = 1 << 24
 MAX_NOTE = 1000  # characters
@@ -53,8 +55,13 @@ class Checkpoint:
 
     def name_in_file(self, name: str) -> str:
         """Return what a tensor of ours is called in the file, or would be if it were there."""
-        in_released_names = any(map(released.is_released, self.names.values()))
-        return self.names.get(name) or (released.released_name(name) if in_released_names else name)
+        return self.names.get(name) or (released.released_name(name) if self._has_released_names else name)
+
+    @cached_property
+    def _has_released_names(self) -> bool:
+        """Whether its own names, without wrappers' prefixes, are not ours."""
+        names = map(state_dicts.without_wrappers, self.names.values())
+        return bool(self.names) and not any(name.startswith("towers.") for name in names)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ def opening_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise CheckpointError(f"{path}: {e.strerror}; name a checkpoint with --checkpoint PATH") from e
+        raise CheckpointError(
+            f"{path}: {e.strerror}; name a checkpoint with {spelled('checkpoint', 'PATH')}"
+        ) from e
 
 
 def known_sha256(path: str | os.PathLike) -> str | None:
@@ -120,7 +129,9 @@ def file_status(path: Path) -> tuple[int, ...]:
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: not a regular file; name a checkpoint with --checkpoint PATH")
+        raise CheckpointError(
+            f"{path}: not a regular file; name a checkpoint with {spelled('checkpoint', 'PATH')}"
+        )
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

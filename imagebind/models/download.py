@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from imagebind import packages
 from imagebind.models.checkpoints import CheckpointError, hash_and_check
+from imagebind.spelling import option as spelled
 
 RELEASED_URL = "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,9 @@ def download(url: str, path: Path) -> None:
             e.close()  # the error is also the open answer
         reason = " ".join(str(e).split())[:300]
         again = f"run again to go on from {part.size / 1e6:.0f} MB, " if part.version is not None else ""
-        cure = f"{again}put the file at {path}, or name one with --checkpoint: PATH or hf:OWNER/NAME"
+        cure = (
+            f"{again}put the file at {path}, or name one with {spelled('checkpoint')}: PATH or hf:OWNER/NAME"
+        )
         raise CheckpointError(f"cannot download {url} ({reason}); {cure}") from e
 
 

@@ -11,6 +11,7 @@ from imagebind.data import AudioInput, TextInput, VideoInput
 from imagebind.data.sequences import ImageInput
 from imagebind.memory import free_unused_memory, unless_out_of_memory
 from imagebind.models.imagebind_model import ImageBindModel, Tower
+from imagebind.spelling import option as spelled
 from imagebind.torch_settings import settings_for_model
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,7 +97,8 @@ class Embedder:
                 tower = self._copy_tower(modality)
             if tower is None:
                 raise MemoryError(
-                    f"{self.device}: no room for the {modality} tower; free some, or name another --device"
+                    f"{self.device}: no room for the {modality} tower; free some, or name another "
+                    f"{spelled('device')}"
                 )
             self._towers[modality] = tower
         return self._towers[modality]

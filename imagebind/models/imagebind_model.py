@@ -226,8 +226,7 @@ def load_model(path: str | os.PathLike) -> ImageBindModel:
         if checkpoint.towers is None:
             held = {name.split(".")[1] for name in checkpoint.state_dict if name.startswith("towers.")}
             towers = {modality: row for modality, row in IMAGEBIND_HUGE.items() if modality in held}
-            if not towers:
-                raise checkpoints.CheckpointError(f"{path}: not a checkpoint of ImageBind")
+            towers = towers or IMAGEBIND_HUGE  # of which it has no name, as is said below
         else:
             towers = {modality: config_of(row) for modality, row in checkpoint.towers.items()}
         with torch.device("meta"):

@@ -28,6 +28,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from imagebind.spelling import option as spelled
+
 RECIPE = 4  # raised by whatever changes the embedding that a file should have
 SCHEMA = 2
 APPLICATION_ID = 0x49424156  # "IBAV", in the header of every cache
@@ -265,7 +267,7 @@ def check_is_cache(path: Path) -> None:
     """Raise a NotACacheError for an existing file that is not a cache of this program."""
     if not path.exists():
         return
-    reason = "is no cache of embeddings; name another file with --cache"
+    reason = f"is no cache of embeddings; name another file with {spelled('cache')}"
     if not path.is_file():
         raise NotACacheError(f"{path}: {reason}")
     try:

@@ -45,6 +45,7 @@ from imagebind.evaluation.errors import NothingLeftError
 from imagebind.evaluation.inputs.groups import name_copies
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
+from imagebind.spelling import option as spelled
 
 MATRIX_NAME = "similarity_matrix.npy"
 MANY_LIKE_PAIRS = 0.03  # share of mismatches
@@ -275,8 +276,8 @@ def new_matrix(arrays: OutputArrays, shape: tuple[int, int], max_gb: float) -> n
     if gigabytes <= max_gb:
         return arrays.new(MATRIX_NAME, shape)
     log.info(
-        "%s is left out: it would take %.1f GB; --max_matrix_gb %d writes it",
-        *(MATRIX_NAME, gigabytes, math.ceil(gigabytes)),
+        "%s is left out: it would take %.1f GB; %s writes it",
+        *(MATRIX_NAME, gigabytes, spelled("max_matrix_gb", math.ceil(gigabytes))),
     )
     return None
 

@@ -34,6 +34,7 @@ from imagebind.reading.cache import EmbeddingCache
 from imagebind.reading.loader import Missing, get_flags, get_sequence
 from imagebind.reading.workers import Workers
 from imagebind.sources import Source
+from imagebind.spelling import option as spelled
 
 log = logging.getLogger(__name__)
 package_log = logging.getLogger("imagebind")
@@ -117,7 +118,8 @@ def open_together(
             if not os.path.exists(marker):
                 raise EvaluationError(
                     f"{directory}: process {job.rank} on {socket.gethostname()} does not see what the first "
-                    "process writes there; name a directory that all hosts share with --output_dir or --cache"
+                    "process writes there; name a directory that all hosts share with "
+                    f"{spelled('output_dir')} or {spelled('cache')}"
                 )
             if str(options.device).startswith("cuda"):
                 options = replace(options, device=own_gpu(job, str(options.device)))

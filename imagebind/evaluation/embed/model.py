@@ -19,6 +19,7 @@ from torch.nn import Module
 
 from imagebind.evaluation.embed.embedded import ModelFacts
 from imagebind.evaluation.errors import EvaluationError, OptionError
+from imagebind.evaluation.forks import check_can_compute
 from imagebind.evaluation.options import Options
 from imagebind.memory import free_unused_memory
 from imagebind.models import checkpoints, download, imagebind_model
@@ -26,6 +27,7 @@ from imagebind.models.checkpoints import CheckpointError, Weights
 from imagebind.models.embedder import Embedder
 from imagebind.models.imagebind_model import ImageBindModel, Tower
 from imagebind.models.tower import scale_of
+from imagebind.spelling import option as spelled
 
 SLOW_SECONDS = 1  # after which loading is worth a word
 TOWERS = {"audio": "audio", "video": "vision", "text": "text"}  # modality of a file -> tower of the model
@@ -105,6 +107,15 @@ class Model:
             self.open()
         self.seconds = 0.0  # it was loaded before
 
+    def load_now(self) -> None:
+        """Load the weights before a run needs them.
+
+        Raises:
+            EvaluationError: as load.
+        """
+        with logged_if_slow("loading the model"):
+            self.load(())
+
     def open(self) -> Embedder:
         """Return the model, ready to embed files of this run.
 
@@ -127,6 +138,7 @@ class Model:
         Raises:
             EvaluationError: the weights cannot be had, have changed, or the device cannot be used.
         """
+        check_can_compute()
         if self.given is not None:
             check_given(self.given)
             weights = describe_given(self.given, modalities)
@@ -339,7 +351,7 @@ def check_device(device: torch.device) -> None:
 
 def unusable(device: str, error: Exception) -> EvaluationError:
     reason = str(error).splitlines()[0].split(". ")[0][:200]
-    return EvaluationError(f"{device}: cannot be used ({reason}); name another --device")
+    return EvaluationError(f"{device}: cannot be used ({reason}); name another {spelled('device')}")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -231,6 +231,14 @@ def read_list_file(path: str | os.PathLike) -> list[str]:
     return paths
 
 
+class ListFile(list):
+    """The paths that were read from a list file, and where it is."""
+
+    def __init__(self, source: str):
+        super().__init__(read_list_file(source))
+        self.source = source
+
+
 def decode_paths(content: bytes, source: str | os.PathLike) -> str:
     """Decode lines as UTF-8; lines that name a file in another encoding alone, in that."""
     with suppress(UnicodeDecodeError):  # nearly every list, and one may have a million lines

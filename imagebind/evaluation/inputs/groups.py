@@ -15,6 +15,7 @@ from collections.abc import Hashable, Sequence
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.rules import compile_group_by
 from imagebind.names import shorten
+from imagebind.spelling import option as spelled
 
 NUMBERED = re.compile(r"(.*[^\d_.-])[_.-]+\d+")  # dog_0, dog_1: one prompt's clips, it seems
 LOOK_GROUPED = 0.5  # share of names that have to look like that
@@ -45,8 +46,8 @@ def are_contents(source: str, is_column: bool, group_by: str | None) -> bool:
     by_expression = means_content(group_by)
     if is_column and group_by is not None and not by_expression:
         raise EvaluationError(
-            f"{source}: has {CONTENT_GROUP}, in whose place --group_by comes; leave one out, or call its "
-            f"parentheses (?P<{CONTENT_GROUP}>...)"
+            f"{source}: has {CONTENT_GROUP}, in whose place {spelled('group_by')} comes; leave one out, or call "
+            f"its parentheses (?P<{CONTENT_GROUP}>...)"
         )
     return is_column or by_expression
 
@@ -56,7 +57,7 @@ def group_names(names: Sequence[str], expression: str, option: str = "group_by")
     groups = match_groups(names, expression)
     if without := [name for name, group in zip(names, groups, strict=True) if group is None]:
         what = "each is its own group" if option == "group_by" else "they have none"
-        log.warning("--%s does not fit %d names; %s: %s", option, len(without), what, shorten(without))
+        log.warning("%s does not fit %d names; %s: %s", spelled(option), len(without), what, shorten(without))
     return groups
 
 
@@ -105,9 +106,9 @@ def hint_at_groups(names: Sequence[str]) -> None:
     several = [match[0] for match in matches if sizes[match[1]] > 1]
     if len(sizes) > 1 and len(several) > LOOK_GROUPED * len(names):
         log.info(
-            "names look grouped (%s); if pairs of one group are not independent, "
-            r"--group_by '(.+)[_.-]+\d+' makes the intervals right",
-            shorten(several),
+            "names look grouped (%s); if pairs of one group are not independent, %s makes the intervals "
+            "right",
+            *(shorten(several), spelled("group_by", r"'(.+)[_.-]+\d+'")),
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from imagebind.evaluation.inputs.files import MediaFiles
 from imagebind.names import shorten
 from imagebind.sources import Source
+from imagebind.spelling import option as spelled
 
 SEPARATORS, NUMBER = "_-. ", re.compile(r"\d+$")  # before a suffix; at its end
 LEAST_SUFFIXED = 0.9  # of all names, for them to be those of the others with a suffix
@@ -195,8 +196,8 @@ def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))
     return (
         f"no file name is on both sides ({names}){near_match(left, right)}; name the pairs in a table "
-        "(--manifest), give two lists of equal length, which pair by position, or compare all with "
-        "--retrieval_mode"
+        f"({spelled('manifest')}), give two lists of equal length, which pair by position, or compare all with "
+        f"{spelled('retrieval_mode', True)}"
     )
 
 

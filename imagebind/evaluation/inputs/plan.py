@@ -28,6 +28,7 @@ from imagebind.evaluation.inputs.pairing import (
 )
 from imagebind.evaluation.options import Options
 from imagebind.sources import Source
+from imagebind.spelling import option as spelled
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def plan_run(options: Options) -> Plan:
         raise EvaluationError(explain_no_pairs(audio, video))
     report_pairing(audio, video, pairing)
     if not pairing.pairs and not options.retrieval_mode:
-        raise EvaluationError("no two files can be paired without doubt; --retrieval_mode compares all")
+        raise EvaluationError(
+            f"no two files can be paired without doubt; {spelled('retrieval_mode', True)} compares all"
+        )
     captions = None
     if options.captions is not None:
         captions = match_captions(options.captions, audio, video, pairing.pairs, options.retrieval_mode)

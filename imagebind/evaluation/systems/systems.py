@@ -23,6 +23,7 @@ from imagebind.evaluation.write.atomic import write_files
 from imagebind.evaluation.write.formats import write_csv
 from imagebind.evaluation.write.lock import exclusive_use
 from imagebind.evaluation.write.outputs import check_can_draw
+from imagebind.spelling import option as spelled
 
 COMPARISON_NAME = "comparison.csv"
 COMPARISON_PAGE = "comparison.html"
@@ -81,14 +82,14 @@ def compare_systems(
     systems, real = read_systems(runs, group_by, category_by, reference)
     difference = find_difference([run for system in systems for run in system.seeds])
     if difference and not force:
-        raise EvaluationError(f"{difference}; --force compares them all the same")
+        raise EvaluationError(f"{difference}; {spelled('force', True)} compares them all the same")
     if difference:
         log.warning("%s", difference)
     matchings = [Matching(systems, kind) for kind in kinds_of(systems)]
     if len(systems) > 1 and not any(matching.has_common for matching in matchings):
         raise EvaluationError(
             "no two systems have a pair in common; give the same pairs the same `id` in their manifests, or "
-            "name with --group_by what belongs together"
+            f"name with {spelled('group_by')} what belongs together"
         )
     rows, common = [], []
     for matching in matchings:
@@ -202,7 +203,8 @@ def warn_of(common: CommonPairs, groups: np.ndarray | None, reference: System | 
             len(common.units),
         )
     if is_new(groups, common.units):
-        log.warning("%s and %s have other groups of pairs, which are joined; --group_by sets them", *names)
+        sets = spelled("group_by")
+        log.warning("%s and %s have other groups of pairs, which are joined; %s sets them", *names, sets)
 
 
 def describe_mean(

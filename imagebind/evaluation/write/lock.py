@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.write.atomic import remove_temporary_files
+from imagebind.spelling import option as spelled
 
 LOCK_NAME = ".in_use"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system
@@ -76,7 +77,7 @@ class OutputLock:
         except Timeout as e:
             raise EvaluationError(
                 f"{self.output_dir}: in use by {read_holder(self.path)}; wait for it, or name another "
-                "--output_dir"
+                f"{spelled('output_dir')}"
             ) from e
         except OSError as e:
             if e.errno not in NO_LOCKS:

@@ -23,6 +23,7 @@ from imagebind.evaluation.write.result_tables import (
     write_window_scores,
 )
 from imagebind.names import field
+from imagebind.spelling import option as spelled
 
 REPORT_PAGE = "report.html"
 NEEDED = {  # by an output that not every run has: of the results
@@ -63,7 +64,7 @@ def write_page_again(results: Results, options: Options, media: PageMedia) -> No
 def check_can_draw() -> None:
     """Raise a PackageError where the charts of a page cannot be drawn."""
     for module in ("plotly.graph_objects", "plotly.offline"):
-        packages.load(module, ", or leave the page out with --no_html")
+        packages.load(module, f", or leave the page out with {spelled('no_html', True)}")
 
 
 def check_inputs(options: Options, lists: Sequence[str] = ()) -> None:
