@@ -1,4 +1,4 @@
-"""Processes that were forked after torch had computed: its threads are not there, and a computation never ends."""
+"""Processes that were forked after torch had computed: its threads are not there, and it waits for them."""
 
 from __future__ import annotations
 

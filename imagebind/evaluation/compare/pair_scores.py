@@ -6,10 +6,11 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagebind.evaluation.compare.pair_tables import arrow_table, html_table, pandas_frame
 from imagebind.evaluation.compare.scores import WEAKEST_COLUMNS
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES, EmbeddedFiles
 from imagebind.evaluation.inputs.captions import CAPTION_COLUMNS
@@ -17,6 +18,10 @@ from imagebind.evaluation.inputs.manifest import Manifest, without_nan
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.rules import PROTOCOLS, REWARD_COLUMNS
 from imagebind.sources import Source
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
 
 SUSPECTS_LISTED = 10  # in metrics.json and the report
 OTHER_COLUMNS = (  # of suspects
@@ -232,6 +237,28 @@ class PairScores(Sequence):
             else:
                 found[column] = values.astype(np.float32) if column in self.similarity_columns else values
         return found
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the columns of pair_scores.csv as a data frame; raises as pandas_frame."""
+        return pandas_frame(self.table())
+
+    def to_arrow(self) -> pyarrow.Table:
+        """Return the columns of pair_scores.csv as a table of Arrow; raises as arrow_table."""
+        return arrow_table(self.table(), self.given_types)
+
+    @property
+    def given_types(self) -> dict[str, pyarrow.DataType]:
+        """Arrow's types of the columns of the manifest, where it is a Parquet file."""
+        if self.manifest is None or self.manifest.manifest.schema is None:
+            return {}
+        schema = self.manifest.manifest.schema
+        return {name: schema.field(column).type for name, column in self.manifest.names.items()}
+
+    def __repr__(self) -> str:
+        return f"PairScores of {len(self)} pairs: {', '.join(self.row_columns)}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.row_columns, self)
 
     def suspects_first(self, n: int) -> list[int]:
         """Return the numbers of n pairs: the suspects, then the others, each the lowest first."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of a notebook without ipywidgets, where the bar is one of text
+    from tqdm.auto import tqdm
 
-IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 SECONDS_PER_LINE = 30  # where there is no terminal
 INSTANT_SECONDS = 0.05  # within which files are done together, as those of a batch are
 FEWEST_INSTANTS = 6  # whose times tell how long the rest takes
@@ -49,7 +51,7 @@ class Progress:
             self._note(now, n_done)
         if self.last_logged is None:
             self.last_logged = now
-            if self.has_bar and (IN_NOTEBOOK or sys.stderr.isatty()):  # tqdm starts a thread
+            if self.has_bar and (sys.stderr.isatty() or is_notebook()):  # tqdm starts a thread
                 self.bar = tqdm(total=self.total, bar_format=BAR, unit_scale=self.total >= MANY)
         if self.bar is not None:
             with suppress(OSError):  # a terminal that is gone must not end the run
@@ -101,6 +103,13 @@ def shown_time(seconds: float) -> str:
             shown.append(f"{left // size} {unit}")
             left %= size
     return " ".join(part for part in shown[:2] if len(shown) == 1 or not part.startswith("0 "))
+
+
+def is_notebook() -> bool:
+    """Whether this process computes for a notebook, which shows bars without being a terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 class MatrixProgress:

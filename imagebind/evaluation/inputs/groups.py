@@ -46,8 +46,8 @@ def are_contents(source: str, is_column: bool, group_by: str | None) -> bool:
     by_expression = means_content(group_by)
     if is_column and group_by is not None and not by_expression:
         raise EvaluationError(
-            f"{source}: has {CONTENT_GROUP}, in whose place {spelled('group_by')} comes; leave one out, or call "
-            f"its parentheses (?P<{CONTENT_GROUP}>...)"
+            f"{source}: has {CONTENT_GROUP}, in whose place {spelled('group_by')} comes; leave one out, or "
+            f"call its parentheses (?P<{CONTENT_GROUP}>...)"
         )
     return is_column or by_expression
 

@@ -9,11 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from imagebind.evaluation.compare.pair_tables import arrow_table
 from imagebind.evaluation.compare.ticks import reaches
-from imagebind.evaluation.inputs.tables import load_pyarrow, typed_array, write_rows
+from imagebind.evaluation.inputs.tables import load_pyarrow, write_rows
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.write.atomic import Results, Writer
-from imagebind.evaluation.write.formats import decodable, text_writer, write_csv
+from imagebind.evaluation.write.formats import text_writer, write_csv
 from imagebind.names import field
 
 
@@ -37,24 +38,9 @@ def write_pair_scores(results: Results, file: BinaryIO) -> None:
 
 def write_parquet(results: Results, file: BinaryIO) -> None:
     """Write pair_scores.parquet: pair_scores.csv in types, which are the manifest's where it has any."""
-    pyarrow, parquet = load_pyarrow()
+    _, parquet = load_pyarrow()
     scores, skipped = results["pair_scores"], results["skipped_pairs"]
-    manifest, columns = scores.manifest.manifest, {}
-    given = {name: manifest.schema.field(column).type for name, column in scores.manifest.names.items()}
-    for name, values in scores.table().items():
-        rest = [pair.get(name) for pair in skipped]
-        if name in given:
-            columns[name] = typed_array([*values, *rest], given[name])
-        elif name == "suspect":  # also where there are too few pairs to tell
-            known = values.tolist() if values.dtype == bool else [None] * len(values)
-            columns[name] = pyarrow.array([*known, *rest], pyarrow.bool_())
-        elif isinstance(values, np.ndarray):
-            figures = pyarrow.array(values, from_pandas=True)  # NaN becomes null
-            columns[name] = pyarrow.concat_arrays([figures, pyarrow.array(rest, type=figures.type)])
-        else:
-            texts = (None if text is None else str(text) for text in (*values, *rest))
-            columns[name] = pyarrow.array([text and decodable(text) for text in texts], pyarrow.string())
-    parquet.write_table(pyarrow.table(columns), file)
+    parquet.write_table(arrow_table(scores.table(), scores.given_types, skipped), file)
 
 
 def kept_writer(options: Options) -> Writer:
