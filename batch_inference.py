@@ -302,7 +302,7 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     """Parse the command line, and check that its options go together; `options` are those of a run."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    kinds = [f"{modality}_{kind}" for modality in SUFFIXES for kind in ("dir", "file", "paths")]
+    kinds = [f"{modality}_{kind}" for modality in SUFFIXES for kind in ("dir", "file", "paths", "embeddings")]
     given = [name for name in (*kinds, "manifest", "captions", "shard") if getattr(args, name) is not None]
     try:
         if args.compare:
@@ -315,7 +315,7 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
         if args.reference is not None:
             parser.error("argument --reference: not allowed without argument --compare")
         if not any(name.startswith(("video", "manifest")) for name in given):
-            parser.error("one of the arguments --video_dir --video_file --video_paths --manifest is required")
+            parser.error("give --video_dir, --video_file, --video_paths, --video_embeddings or --manifest")
         args.options = Options(**run_options(args))
         check_inputs(args.options, [p.source for p in (args.audio_file, args.video_file) if p is not None])
     except OptionError as e:
@@ -406,10 +406,10 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     return 3 if status == 0 and args.strict and is_incomplete else status
 
 
-def named_protocols(args: argparse.Namespace) -> tuple[str, ...]:
-    named = [name for name in args.protocols if name != "all"]
-    further = [name for name in PROTOCOLS if name not in named] if "all" in args.protocols else []
-    return (*named, *further)
+def named_protocols(args: argparse.Namespace) -> tuple[str, ...] | None:
+    named = [name for name in args.protocols or () if name != "all"]
+    further = [name for name in PROTOCOLS if name not in named] if "all" in (args.protocols or ()) else []
+    return (*named, *further) or None
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -647,10 +647,10 @@ def test_outputs_are_written_whole_or_not_at_all(run, pairs):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "one of the arguments --video_dir --video_file --video_paths --manifest is required"),
+        ([], "give --video_dir, --video_file, --video_paths, --video_embeddings or --manifest"),
         (
             ["--audio_dir", "audio"],
-            "one of the arguments --video_dir --video_file --video_paths --manifest is required",
+            "give --video_dir, --video_file, --video_paths, --video_embeddings or --manifest",
         ),
         (["--audio_dir", "audio", "--audio_paths", "a.wav"], "not allowed with argument --audio_dir"),
         (["--audio_dir", "nowhere"], "argument --audio_dir: nowhere: no such directory"),

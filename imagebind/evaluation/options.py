@@ -16,7 +16,9 @@ from imagebind.evaluation.rules import Paths, Rule, number, suffix_of, whole
 from imagebind.names import can_be_path
 
 GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
-PATHS = ("output_dir", "cache", "checkpoint", "manifest", "captions")
+GIVEN = {"audio": "audio_embeddings", "video": "video_embeddings"}  # modality -> in place of its files
+PATHS = ("output_dir", "cache", "checkpoint", "manifest", "captions", *GIVEN.values())
+DEFAULT_PROTOCOLS = ("imagebind",)
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
@@ -45,7 +47,7 @@ class Options:
     """
 
     audio_paths: Paths | None  # None: the sound of each video file itself
-    video_paths: Paths | None  # None with a manifest alone
+    video_paths: Paths | None  # None with a manifest, or with embeddings of videos
     device: str = option(
         "cuda:0",
         "model",
@@ -91,18 +93,31 @@ class Options:
         "name and caption, or a .jsonl file with these keys.",
         rules.CAPTIONS,
     )
+    audio_embeddings: str | os.PathLike | None = option(
+        None,
+        "inputs",
+        "Take the sounds' embeddings from here, in place of files: the output directory of a finished run, "
+        "or a dictionary of names and vectors that torch saved, such as av-benchmark's imagebind_audio.pth.",
+        rules.EMBEDDINGS,
+    )
+    video_embeddings: str | os.PathLike | None = option(
+        None,
+        "inputs",
+        "Take the videos' embeddings from here, likewise; such as av-benchmark's imagebind_video.pth.",
+        rules.EMBEDDINGS,
+    )
     checkpoint: str | os.PathLike | None = option(
         None,
         "model",
         "Weights: a file, or hf:OWNER/NAME for a repository of the Hugging Face Hub. Default: "
         "imagebind_huge.pth in .checkpoints, downloaded on first use (4.8 GB).",
     )
-    protocols: tuple[str, ...] = option(
-        ("imagebind",),
+    protocols: tuple[str, ...] | None = option(
+        None,
         "model",
         "Public scores to compute for each pair: imagebind, mmaudio, avhscore, javisscore, mova, reward, "
         "t2av, or all. The first one, which is neither avhscore nor javisscore, gives the embeddings, the "
-        "matrix and the ranks too. Default: imagebind.",
+        "matrix and the ranks too. Default: imagebind, or that of embeddings that are given.",
         rules.PROTOCOL,
     )
     protocol_seconds: float | None = option(
@@ -207,6 +222,11 @@ class Options:
         return "retrieval" if self.retrieval_mode else "pairs_only" if self.pairs_only else "pairing"
 
     @property
+    def given_embeddings(self) -> dict[str, str | os.PathLike]:
+        """Modality -> where its embeddings are, for those that have them in place of files."""
+        return {m: path for m, name in GIVEN.items() if (path := getattr(self, name)) is not None}
+
+    @property
     def has_page(self) -> bool:
         """Whether report.html is written."""
         return self.output_dir is not None and not self.no_html
@@ -257,19 +277,25 @@ def check_value(option: Field, value: Any) -> None:
 def check_together(options: Options) -> None:
     """Raise an OptionError for options that do not go together."""
     has_manifest = options.manifest is not None
-    if options.video_paths is None and not has_manifest:
+    if options.video_paths is options.video_embeddings is None and not has_manifest:
         raise OptionError("must be given", "video_paths")
-    for name in ("audio_paths", "video_paths", "captions"):
+    for name in ("audio_paths", "video_paths", "captions", *GIVEN.values()):
         if has_manifest and getattr(options, name) is not None:
             raise OptionError("is not for a run with a manifest, which names its files", name)
+    for modality, name in GIVEN.items():
+        if getattr(options, name) is not None and getattr(options, f"{modality}_paths") is not None:
+            raise OptionError(f"stands for the {modality} files: leave one of the two out", name)
+    if options.video_embeddings is not None and options.audio_paths is options.audio_embeddings is None:
+        raise OptionError("has no sound: name sound files, or audio_embeddings", "video_embeddings")
     if options.pairs_only and options.retrieval_mode:
         raise OptionError("is not for retrieval_mode, which compares all files", "pairs_only")
     if options.copy_media and options.no_html:
         raise OptionError("is for the page, which no_html leaves out", "copy_media")
     if options.cache and options.no_cache:
         raise OptionError("is not for a run with no_cache", "cache")
-    if options.protocol_seconds is not None:
-        if not (timed := [name for name in options.protocols if name in rules.TIMED]):
+    protocols = options.protocols or (None if options.given_embeddings else DEFAULT_PROTOCOLS)
+    if options.protocol_seconds is not None and protocols is not None:
+        if not (timed := [name for name in protocols if name in rules.TIMED]):
             raise OptionError("is for the protocols mmaudio and mova", "protocol_seconds")
         for name in timed:
             if options.protocol_seconds < (least := rules.LEAST_SECONDS[name]):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imagebind.evaluation.compare.protocols import DEFAULT_PROTOCOLS
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES
 from imagebind.evaluation.embed.model import TOWERS, Model
 from imagebind.evaluation.errors import OptionError
@@ -45,6 +46,7 @@ class PairScorer:
         if others := [name for name in more if name not in OPTIONS]:
             raise TypeError(f"PairScorer() got an unexpected keyword argument {others[0]!r}")
         self.audio, self.video, self.embeddings = audio, video, embeddings
+        more["protocols"] = more.get("protocols") or DEFAULT_PROTOCOLS
         self.options = Options(None, "", no_cache=True, **more)
         self._model: Model | None = None
 

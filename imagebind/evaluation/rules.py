@@ -157,6 +157,12 @@ def expand_range(pattern: str) -> list[str]:
     return [path for n in numbers for path in expand_range(f"{before}{n:0{len(first)}}{after}")]
 
 
+def read_embeddings_path(text: str) -> str:
+    if not os.path.exists(text):
+        raise OptionError(f"{text}: no such file or directory")
+    return text
+
+
 def read_group_by(text: str) -> str:
     compile_group_by(text)
     return text
@@ -214,6 +220,9 @@ DEVICE = Rule("must be a device such as cuda:0 or cpu", str, is_device, "NAME")
 CAPTIONS = Rule("must be a .csv, .tsv or .jsonl file", read_captions_path, is_captions, "FILE")
 MANIFEST = Rule(
     "must be a .csv, .tsv, .jsonl or .parquet file, or tars", read_manifest_path, is_manifest, "FILE"
+)
+EMBEDDINGS = Rule(
+    "must be a path", read_embeddings_path, lambda value: isinstance(value, str | os.PathLike), "PATH"
 )
 PROTOCOL = Rule(
     f"must be {', '.join(LEADING[:-1])} or {LEADING[-1]}, then any of {', '.join(PROTOCOLS)}, each once",

@@ -47,6 +47,8 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:
         raise OptionError("is for the first process; the others call help_embed", "job")
+    if job is not None and (given := options.given_embeddings):
+        raise OptionError("is for one process: run without torchrun", f"{min(given)}_embeddings")
     check_inputs(options)
     n_processes = job.n_local if job else 1
     with (
@@ -57,9 +59,10 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
         with start_workers(options, n_processes) as workers:  # which import while files are listed
             plan = plan_run(options)
             stages = load_stages()
+            options = stages.settle_protocols(options, plan.given)
             if options.has_page:
                 check_can_draw()
-            embedded, protocols = stages.embed(plan.inputs, options, workers, model, job)
+            embedded, protocols = stages.embed(plan.inputs, options, workers, model, job, plan.given)
         with interruptible(lambda: embedded.summary):
             lock.renew()
             results, arrays = stages.compare(plan, embedded, protocols, options)
@@ -85,8 +88,11 @@ def help_embed(options: Options, job: Job) -> None:
     Raises:
         EvaluationError: as batch_inference_av_consistency.
     """
+    if options.given_embeddings:
+        return  # the first process refuses them
     with start_workers(options, job.n_local) as workers:
         stages = load_stages()
+        options = stages.settle_protocols(options, {})
         stages.jobs.embed_in_job(job, options, stages.wanted_of(options), workers)
 
 
@@ -97,9 +103,12 @@ def evaluate_shard(options: Options, shard: tuple[int, int]) -> Counter:
         as embed_shard.
     """
     with start_workers(options) as workers:
-        inputs = plan_run(options).inputs
+        plan = plan_run(options)
+        if not plan.to_embed:
+            raise OptionError("has nothing to embed: both sides have their embeddings", "shard")
         stages = load_stages()
-        return stages.jobs.embed_shard(inputs, options, stages.wanted_of(options), workers, shard)
+        options = stages.settle_protocols(options, plan.given)
+        return stages.jobs.embed_shard(plan.to_embed, options, stages.wanted_of(options), workers, shard)
 
 
 def load_stages() -> ModuleType:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.compare.protocol import Protocol
-from imagebind.evaluation.compare.protocols import features_of, make_protocols
+from imagebind.evaluation.compare.protocols import features_of, make_protocols, settle_protocols  # noqa: F401
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed import job as jobs
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
 from imagebind.evaluation.embed.embedding import embed_files
+from imagebind.evaluation.embed.given import take_all
 from imagebind.evaluation.embed.model import Model
 from imagebind.evaluation.embed.readers import start_workers
+from imagebind.evaluation.inputs.given import GivenEmbeddings
 from imagebind.evaluation.inputs.plan import Plan
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.torchrun import Job
@@ -25,16 +27,23 @@ COPIER = "imagebind.reading.previews:make_preview"  # what writes copies of medi
 
 
 def embed(
-    inputs: Inputs, options: Options, workers: Workers | None, model: Model | None, job: Job | None = None
+    inputs: Inputs,
+    options: Options,
+    workers: Workers | None,
+    model: Model | None,
+    job: Job | None = None,
+    given: Mapping[str, GivenEmbeddings] | None = None,
 ) -> tuple[EmbeddedFiles, Sequence[Protocol]]:
-    """Embed files, as the protocols need them."""
+    """Embed files, as the protocols need them, but for those whose embeddings are given."""
     protocols = protocols_of(options)
     wanted = features_of(protocols)
     if job is not None:
         return jobs.embed_in_job(job, options, wanted, workers, inputs), protocols
     used = model or Model.of(options)
+    if given and given.keys() >= inputs.keys():
+        return take_all(inputs, given, wanted, used.device, options.output_dir), protocols
     try:
-        return embed_files(inputs, wanted, options, workers, used), protocols
+        return embed_files(inputs, wanted, options, workers, used, given or {}), protocols
     finally:
         used.end()
         if model is None:

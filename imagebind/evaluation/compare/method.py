@@ -26,6 +26,7 @@ def describe_method(embedded: EmbeddedFiles, protocols: Sequence[Protocol]) -> d
     return {
         "checkpoint": {"file": model.file, "sha256": model.sha256, "note": model.note},
         "protocols": {protocol.name: protocol.describe() for protocol in protocols},
+        **({"embeddings": embedded.given} if embedded.given else {}),
         "precision": model.precision,
         "device": f"{model.device}{card}",
         "audio": {

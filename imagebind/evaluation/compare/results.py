@@ -339,11 +339,15 @@ def compare_captions(
 
 
 def clips_alike(basis: Basis) -> dict[str, np.ndarray]:
-    """Tell how alike the clips of each pair's files are: 1 where all have the same embedding."""
+    """Tell how alike the clips of each pair's files are: 1 where all have the same embedding.
+
+    Of a modality whose scale is not known, as no model was used, nothing is told.
+    """
     return {
         f"{modality}_clips_alike": row_norms(basis.embeddings[modality], cells)
         / basis.embedded.model.scales[modality]
         for modality, cells in zip(MEDIA_MODALITIES, basis.rows.cells.T, strict=True)
+        if modality in basis.embedded.model.scales
     }
 
 

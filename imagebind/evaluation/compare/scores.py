@@ -129,7 +129,12 @@ def describe_scores(
 def count_padded(
     plan: Plan, embedded: EmbeddedFiles, protocol: Protocol, scores: np.ndarray
 ) -> dict[str, int]:
-    """Count the scored pairs whose video a protocol pads, and name them; nothing where it pads none."""
+    """Count the scored pairs whose video a protocol pads, and name them; nothing where it pads none.
+
+    Embeddings that are given do not tell.
+    """
+    if "video" in embedded.given:
+        return {}
     scored = np.flatnonzero(~np.isnan(scores)).tolist()
     padded = protocol.padded(embedded, [plan.pairing.pairs[number] for number in scored])
     if padded:

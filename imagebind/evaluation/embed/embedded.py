@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagebind.evaluation.embed.store import BlobStore, EmbeddingStore, SequenceStore
 from imagebind.sources import Source
@@ -35,10 +35,10 @@ class Failure:
 class ModelFacts:
     """Which model made the embeddings, and how."""
 
-    file: str  # name of the checkpoint
-    sha256: str  # of the weights
+    file: str | None  # name of the checkpoint; None, as further ones: embeddings are given that do not say
+    sha256: str | None  # of the weights
     note: str
-    precision: str
+    precision: str | None
     device: torch.device
     scales: dict[str, float]  # modality -> length of one clip's embedding
 
@@ -55,6 +55,7 @@ class EmbeddedFiles:
     thumbnails: dict[str, BlobStore]  # by modality: content hash -> JPEG
     model: ModelFacts
     summary: str  # how many are embedded, and where they are kept
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)  # modality -> where embeddings are from
 
     @cached_property
     def leading(self) -> dict[str, EmbeddingStore]:

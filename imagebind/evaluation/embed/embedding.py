@@ -6,19 +6,21 @@ import heapq
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 from imagebind.data.features import Feature
 from imagebind.evaluation.embed.batches import Batches
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
+from imagebind.evaluation.embed.given import check_model, take_given
 from imagebind.evaluation.embed.keeper import Keeper
 from imagebind.evaluation.embed.model import Model, check_device
 from imagebind.evaluation.embed.progress import Progress, Timing
 from imagebind.evaluation.embed.readers import interruptible
 from imagebind.evaluation.embed.run_cache import RunCache
 from imagebind.evaluation.errors import EvaluationError
+from imagebind.evaluation.inputs.given import GivenEmbeddings
 from imagebind.evaluation.options import Options
 from imagebind.reading.loader import Loaded, LoadedFile, LoadedPart, Missing, Reading, load_files
 from imagebind.reading.workers import Workers, WorkersError
@@ -181,23 +183,34 @@ class FileEmbedder:
 
 
 def embed_files(
-    inputs: Inputs, wanted: Wanted, options: Options, workers: Workers | None, model: Model
+    inputs: Inputs,
+    wanted: Wanted,
+    options: Options,
+    workers: Workers | None,
+    model: Model,
+    given: Mapping[str, GivenEmbeddings],
 ) -> EmbeddedFiles:
     """Embed the files of a run in this process.
 
     Args:
         inputs: the files.
         wanted: what is embedded of the files of each modality.
+        given: modality -> embeddings in place of its files.
 
     Raises:
-        EvaluationError: the weights cannot be had, there is no such device, or as FileEmbedder.embed.
+        EvaluationError: the weights cannot be had or are not those of given embeddings, there is no such
+            device, or as FileEmbedder.embed.
         KeyboardInterrupt: its message says what is kept.
     """
     file_embedder = FileEmbedder(options, model, wanted, count_inputs(inputs), workers, options.output_dir)
     with interruptible(file_embedder.summary), closing(file_embedder):
-        file_embedder.embed(inputs)
+        if given:
+            take_given(file_embedder.keeper, given, inputs, check_model(given, model))
+        file_embedder.embed({m: sources for m, sources in inputs.items() if m not in given})
     file_embedder.report_time(file_embedder.keeper.progress.counts)
-    return file_embedder.result(inputs)
+    embedded = file_embedder.result(inputs)
+    embedded.given = {m: of.describe() for m, of in given.items()}
+    return embedded
 
 
 def interleaved(inputs: Inputs) -> Iterator[tuple[str, Source | str]]:

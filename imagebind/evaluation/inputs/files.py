@@ -81,6 +81,11 @@ class MediaFiles:
             return self.key(source)
         return os.path.splitext(os.path.abspath(source.path))[0] + source.fragment
 
+    @property
+    def any_exists(self) -> bool:
+        """Whether any of the files is there."""
+        return any(os.path.exists(source.path) for source in self.distinct)
+
     @cached_property
     def stems(self) -> dict[Source, str]:
         """The stem of each file."""

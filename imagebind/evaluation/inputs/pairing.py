@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -190,7 +189,7 @@ def report_suffixes(audio: MediaFiles, video: MediaFiles, pairing: Pairing) -> N
 def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
     """Say in one line why no file has a partner, with some names, and two that nearly match."""
     for modality, files in (("audio", audio), ("video", video)):
-        if not any(os.path.exists(source.path) for source in files.distinct):
+        if not files.any_exists:
             return f"none of the {modality} files exists: {shorten(files.distinct)}"
     left, right = (list(files.stems.values()) for files in (audio, video))
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))

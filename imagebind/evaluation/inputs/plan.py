@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from imagebind.evaluation.errors import EvaluationError
 from imagebind.evaluation.inputs.captions import MatchedCaptions, match_captions
 from imagebind.evaluation.inputs.files import MediaFiles, gather_files
+from imagebind.evaluation.inputs.given import GivenEmbeddings, read_given
 from imagebind.evaluation.inputs.groups import (
     CONTENT_GROUP,
     are_contents,
@@ -46,10 +47,11 @@ class Plan:
     groups_are_content: bool = False  # all of one group show the same, and are no mismatches of each other
     categories: Sequence[str | None] | None = None  # of each pair; None: there are none
     manifest: Manifest | None = None  # that the pairs are of
+    given: dict[str, GivenEmbeddings] = field(default_factory=dict)  # modality -> in place of its files
 
     @cached_property
     def inputs(self) -> dict[str, Sequence[Source | str]]:
-        """What is to be embedded, each once: modality -> files, or texts."""
+        """What is compared, each once: modality -> files, or texts."""
         if self.retrieval:
             inputs = {"audio": self.audio.distinct, "video": self.video.distinct}
         else:
@@ -58,6 +60,11 @@ class Plan:
                 m: tuple(dict.fromkeys(files)) for m, files in zip(("audio", "video"), sides, strict=True)
             }
         return inputs if self.captions is None else inputs | {"text": self.captions.used_texts}
+
+    @property
+    def to_embed(self) -> dict[str, Sequence[Source | str]]:
+        """What of it is to be embedded."""
+        return {m: sources for m, sources in self.inputs.items() if m not in self.given}
 
 
 def plan_run(options: Options) -> Plan:
@@ -68,11 +75,12 @@ def plan_run(options: Options) -> Plan:
     """
     if options.manifest is not None:
         return plan_manifest(read_manifest(options.manifest), options)
-    video = gather_files("video", options.video_paths)
-    if options.audio_paths is None:
+    given = {m: read_given(m, path) for m, path in options.given_embeddings.items()}
+    video = given["video"].files if "video" in given else gather_files("video", options.video_paths)
+    if options.audio_paths is None and "audio" not in given:
         audio, pairing = video, pair_with_own_sound(video)
     else:
-        audio = gather_files("audio", options.audio_paths)
+        audio = given["audio"].files if "audio" in given else gather_files("audio", options.audio_paths)
         pairing = pair_files(audio, video)
     if pairing.rule == "none" and not options.retrieval_mode:
         raise EvaluationError(explain_no_pairs(audio, video))
@@ -107,7 +115,7 @@ def plan_run(options: Options) -> Plan:
         names, options.category_by, [captions.read.categories.get(name) for name in of_pairs]
     )
     labels = groups, file_groups, is_content, categories
-    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, *labels)
+    return Plan(audio, video, pairing, names, options.retrieval_mode, captions, *labels, given=given)
 
 
 def plan_manifest(manifest: Manifest, options: Options) -> Plan:

@@ -75,7 +75,8 @@ def check_inputs(options: Options, lists: Sequence[str] = ()) -> None:
     """
     if options.copies_media:
         check_copies(options.output_dir)
-    for source in (options.manifest, options.captions, *lists):
+    given = [os.path.join(path, f"{m}_embeddings.npy") for m, path in options.given_embeddings.items()]
+    for source in (options.manifest, options.captions, *lists, *given):
         if isinstance(source, str | os.PathLike) and is_output(source, options):
             raise OptionError(f"{os.fspath(source)} is an input, and would be overwritten", "output_dir")
 

@@ -73,9 +73,11 @@ class PageMedia:
 
         Returns:
             name and address; where what is judged begins and ends in what is played, in seconds, None for its
-            end; and why there is no copy, or None.
+            end; and why there is no copy, or None. The address is "" where there is no file.
         """
         name, end = one_line(base_name(source)), None if source.end == math.inf else source.end
+        if self.has_no_file(modality):
+            return [name, "", 0, None, None]
         copy = self.copies.get((modality, source)) or self.copies.get(("video", source))
         if copy is not None:
             return [name, f"{FOLDER}/{copy}", 0, None, None]
@@ -83,6 +85,10 @@ class PageMedia:
         if fault is None and source.content is not None:
             fault = "it is in no file of its own; --copy_media makes copies"
         return [name, address(source.path, self.folder), source.start, end, fault]
+
+    def has_no_file(self, modality: str) -> bool:
+        """Whether embeddings were given in place of the files of a modality."""
+        return self.embedded is not None and modality in self.embedded.given
 
     def thumbnails(self, audio: Source, video: Source) -> list[str | None] | None:
         """Return JPEG pictures of both files of a pair, as base64 text, while the page has room for them."""
@@ -107,6 +113,8 @@ class PageMedia:
 
         folder, files_of = Path(self.folder, FOLDER), defaultdict(list)
         for modality, source in files:
+            if self.has_no_file(modality):
+                continue
             content_hash = self.embedded.leading[modality].hash_of(source)
             digest = hashlib.blake2b(f"{modality} {content_hash}".encode(), digest_size=16).hexdigest()
             files_of[f"{digest}{SUFFIXES[modality]}", content_hash].append((modality, source))

@@ -260,7 +260,8 @@ def flag_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, di
         rows["flagged pairs"] = words["of all"].format(flags["pairs"], n_pairs)
         if flags["mean_without"] is not None:
             rows["mean without"] = f"{flags['mean_without']:.4f}"
-    if n_unknown := sum(flags[modality]["unknown"] for modality in ("video", "audio")):
+    read = [m for m in ("video", "audio") if m not in metrics["protocol"].get("embeddings", {})]
+    if n_unknown := sum(flags[modality]["unknown"] for modality in read):
         rows["unknown flags"] = words["why unknown"].format(n_unknown)
     return {"flags": rows} if rows else {}
 
@@ -350,16 +351,36 @@ def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
         return ", ".join(f"{key} {value}" for key, value in facts.items())
 
     protocol = metrics["protocol"]
-    checkpoint = protocol["checkpoint"]
     return {
         "how computed": {
             "mode": words[f"mode {metrics['mode']}"],
             "pairs by": words[f"by {metrics['pairing_rule']}"],
-            "checkpoint": f"{one_line(checkpoint['file'])} (sha256 {checkpoint['sha256'][:16]})",
-            "precision and device": f"{protocol['precision']}, {protocol['device']}",
+            "checkpoint": format_checkpoint(protocol["checkpoint"], words),
+            "precision and device": f"{protocol['precision'] or words['not known']}, {protocol['device']}",
+            **given_rows(protocol.get("embeddings", {}), words),
             "audio input": listed(protocol["audio"]),
             "video input": listed(protocol["video"]),
             **({"text input": listed(protocol["text"])} if "text" in protocol else {}),
             "versions": listed(protocol["versions"]),
         }
     }
+
+
+def format_checkpoint(checkpoint: dict[str, Any] | None, words: dict[str, str]) -> str:
+    """Name a checkpoint, if it is known."""
+    if checkpoint is None or checkpoint["sha256"] is None:
+        return words["not known"]
+    return f"{one_line(checkpoint['file'])} (sha256 {checkpoint['sha256'][:16]})"
+
+
+def given_rows(given: dict[str, dict[str, Any]], words: dict[str, str]) -> dict[str, str]:
+    """Say of each modality whose embeddings were given where they are from, and how they were made."""
+    rows = {}
+    for modality, of in given.items():
+        recipe = of["protocol"] if of["seconds"] is None else f"{of['protocol']} ({of['seconds']:g} s)"
+        checkpoint, precision = format_checkpoint(of["checkpoint"], words), of["precision"]
+        how = words[f"from {of['origin']}"].format(one_line(of["source"]), recipe)
+        rows[f"{modality} embeddings"] = words["embeddings how"].format(
+            how, checkpoint, precision or words["not known"]
+        )
+    return rows

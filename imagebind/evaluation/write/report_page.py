@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -73,7 +72,9 @@ def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media:
         parts.append(table(texts["dropped"], texts["dropped how"], columns, dropped))
     if results["failures"]:
         failures = media.embedded.failures
-        rows = ((texts[f.modality], linked(Source.of(f.source), media.folder), f.reason) for f in failures)
+        rows = (
+            (texts[f.modality], linked(f.modality, Source.of(f.source), media), f.reason) for f in failures
+        )
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(report_sections(metrics, lang))})
@@ -240,5 +241,7 @@ def pair_sources(results: dict[str, Any], number: int) -> tuple[Source, Source]:
     return results["audio_sources"][sound], results["video_sources"][video]
 
 
-def linked(source: Source, folder: str | os.PathLike) -> tuple[str, str]:
-    return base_name(source), address(source.path, folder) + source.fragment
+def linked(modality: str, source: Source, media: PageMedia) -> tuple[str, str]:
+    """Return what is shown of a file, and its address, "" where there is none."""
+    is_file = not media.has_no_file(modality)
+    return base_name(source), address(source.path, media.folder) + source.fragment if is_file else ""

@@ -25,6 +25,10 @@ PAGE = {
         "{file} 无法在此播放：文件已移动，或此浏览器不能播放这种 {format} 文件；--copy_media 会写出可播放的"
         "副本",
     ),
+    "no file": (
+        "Of {file} the embedding alone is known; there is no file to play.",
+        "{file} 只有嵌入，没有可播放的文件。",
+    ),
     "weakest": ("weakest:", "最弱："),
     "other windows": ("other windows", "其他窗口"),
     "jump to weakest": ("play from the weakest window on", "从最弱的窗口开始播放"),

@@ -4,9 +4,15 @@ function hrefOf([, address, start, end]) {
   return address + (start || end !== null ? `#t=${start}${end === null ? "" : `,${end}`}` : "");
 }
 
+// A link to what plays a file; of an embedding that was given without one, its name.
+function linkTo(source) {
+  return source[1] ? element("a", { href: hrefOf(source) }, source[0]) : element("span", {}, source[0]);
+}
+
 function sayFault(media, [name, address, , , fault]) {
   const format = address.split(".").at(-1).toUpperCase();
-  const text = fill(texts.unplayable, { file: name, format }) + (fault ? ` (${fault})` : "");
+  const words = address ? texts.unplayable : texts["no file"];
+  const text = fill(words, { file: name, format }) + (fault ? ` (${fault})` : "");
   media.after(element("p", { class: "fault", role: "alert" }, text));
   media.hidden = true;
   if (media.choices) media.choices.hidden = true;
@@ -28,7 +34,7 @@ function pairPlayer(videoNumber, audioNumber) {
   const video = page.players[videoNumber], audio = page.players[audioNumber];
   const box = element("div", { class: "player" });
   const picture = playerOf("video", video, `${texts.video}: ${video[0]}`);
-  box.append(element("h3", {}, `${texts.video}: `, element("a", { href: hrefOf(video) }, video[0])), picture);
+  box.append(element("h3", {}, `${texts.video}: `, linkTo(video)), picture);
   if (!audio) return [box, picture];
   const sound = playerOf("audio", audio, `${texts.audio}: ${audio[0]}`);
   const group = `sound${++pairPlayer.n}`;
@@ -59,7 +65,7 @@ function pairPlayer(videoNumber, audioNumber) {
   choose(true);
   picture.choices = element("fieldset", { "aria-label": texts["plays with"] }, `${texts["plays with"]}: `, ...choices);
   box.append(picture.choices,
-    element("h3", {}, `${texts.audio}: `, element("a", { href: hrefOf(audio) }, audio[0])), sound);
+    element("h3", {}, `${texts.audio}: `, linkTo(audio)), sound);
   return [box, picture];
 }
 pairPlayer.n = 0;

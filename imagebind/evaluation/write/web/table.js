@@ -31,8 +31,8 @@ function cell(value, kind, scale) {
   }
   if (kind === "interval") return element("td", {}, intervalBar(value, scale));
   if (kind === "file" || kind === "player") {
-    const [name, address] = kind === "file" ? value : [page.players[value][0], hrefOf(page.players[value])];
-    return element("td", { title: name }, element("a", { href: address }, name));
+    if (kind === "player") return element("td", { title: page.players[value][0] }, linkTo(page.players[value]));
+    return element("td", { title: value[0] }, value[1] ? element("a", { href: value[1] }, value[0]) : value[0]);
   }
   return element("td", { class: kind, title: say(value, kind) }, say(value, kind));
 }
