@@ -19,6 +19,11 @@ GROUPS = ("inputs", "model", "speed", "outputs")  # of --help
 GIVEN = {"audio": "audio_embeddings", "video": "video_embeddings"}  # modality -> in place of its files
 PATHS = ("output_dir", "cache", "checkpoint", "manifest", "captions", *GIVEN.values())
 DEFAULT_PROTOCOLS = ("imagebind",)
+EMBEDDINGS_HELP = {
+    modality: f"Take the embeddings of the {what} from here, in place of files: the output directory of a "
+    f"finished run, or a dictionary of names and vectors as av-benchmark's imagebind_{modality}.pth."
+    for modality, what in (("audio", "sounds"), ("video", "videos"))
+}
 CACHE_NAME = "embeddings.sqlite"  # in the output directory
 MARKER_PREFIX = ".job-"  # of a file there by which several processes see that they share a directory
 TEMPORARY_CACHE_NAME = ".no_cache.sqlite"  # there too; of several processes with --no_cache
@@ -94,17 +99,10 @@ class Options:
         rules.CAPTIONS,
     )
     audio_embeddings: str | os.PathLike | None = option(
-        None,
-        "inputs",
-        "Take the sounds' embeddings from here, in place of files: the output directory of a finished run, "
-        "or a dictionary of names and vectors that torch saved, such as av-benchmark's imagebind_audio.pth.",
-        rules.EMBEDDINGS,
+        None, "inputs", EMBEDDINGS_HELP["audio"], rules.EMBEDDINGS
     )
     video_embeddings: str | os.PathLike | None = option(
-        None,
-        "inputs",
-        "Take the videos' embeddings from here, likewise; such as av-benchmark's imagebind_video.pth.",
-        rules.EMBEDDINGS,
+        None, "inputs", EMBEDDINGS_HELP["video"], rules.EMBEDDINGS
     )
     checkpoint: str | os.PathLike | None = option(
         None,
@@ -222,11 +220,6 @@ class Options:
         return "retrieval" if self.retrieval_mode else "pairs_only" if self.pairs_only else "pairing"
 
     @property
-    def given_embeddings(self) -> dict[str, str | os.PathLike]:
-        """Modality -> where its embeddings are, for those that have them in place of files."""
-        return {m: path for m, name in GIVEN.items() if (path := getattr(self, name)) is not None}
-
-    @property
     def has_page(self) -> bool:
         """Whether report.html is written."""
         return self.output_dir is not None and not self.no_html
@@ -251,6 +244,11 @@ class Options:
         if not self.cache and self.output_dir is not None:
             return os.path.join(self.output_dir, CACHE_NAME)
         return self.cache or None
+
+
+def given_embeddings(options: Options) -> dict[str, str | os.PathLike]:
+    """Return where embeddings are, for each modality that has them in place of files."""
+    return {m: path for m, name in GIVEN.items() if (path := getattr(options, name)) is not None}
 
 
 def options_of(group: str) -> list[Field]:
@@ -293,7 +291,7 @@ def check_together(options: Options) -> None:
         raise OptionError("is for the page, which no_html leaves out", "copy_media")
     if options.cache and options.no_cache:
         raise OptionError("is not for a run with no_cache", "cache")
-    protocols = options.protocols or (None if options.given_embeddings else DEFAULT_PROTOCOLS)
+    protocols = options.protocols or (None if given_embeddings(options) else DEFAULT_PROTOCOLS)
     if options.protocol_seconds is not None and protocols is not None:
         if not (timed := [name for name in protocols if name in rules.TIMED]):
             raise OptionError("is for the protocols mmaudio and mova", "protocol_seconds")

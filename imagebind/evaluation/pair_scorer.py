@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from imagebind.evaluation.compare.protocols import DEFAULT_PROTOCOLS
 from imagebind.evaluation.embed.embedded import MEDIA_MODALITIES
 from imagebind.evaluation.embed.model import TOWERS, Model
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.inputs.manifest import Manifest, read_rows
 from imagebind.evaluation.inputs.tables import load_pyarrow
-from imagebind.evaluation.options import Options
+from imagebind.evaluation.options import DEFAULT_PROTOCOLS, Options
 from imagebind.evaluation.run import embed_inputs
 
 package_log = logging.getLogger("imagebind")

@@ -18,7 +18,7 @@ from imagebind import packages
 from imagebind.evaluation.embed.readers import interruptible, start_workers
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.inputs.plan import plan_run
-from imagebind.evaluation.options import Options
+from imagebind.evaluation.options import Options, given_embeddings
 from imagebind.evaluation.torchrun import Job
 from imagebind.evaluation.write.atomic import Results
 from imagebind.evaluation.write.lock import exclusive_use
@@ -47,7 +47,7 @@ def evaluate(options: Options, model: Model | None = None, job: Job | None = Non
         raise OptionError("must be given for several processes", "output_dir")
     if job is not None and not job.is_first:
         raise OptionError("is for the first process; the others call help_embed", "job")
-    if job is not None and (given := options.given_embeddings):
+    if job is not None and (given := given_embeddings(options)):
         raise OptionError("is for one process: run without torchrun", f"{min(given)}_embeddings")
     check_inputs(options)
     n_processes = job.n_local if job else 1
@@ -88,7 +88,7 @@ def help_embed(options: Options, job: Job) -> None:
     Raises:
         EvaluationError: as batch_inference_av_consistency.
     """
-    if options.given_embeddings:
+    if given_embeddings(options):
         return  # the first process refuses them
     with start_workers(options, job.n_local) as workers:
         stages = load_stages()

@@ -94,7 +94,7 @@ def find_misfit(options: Options, given: Mapping[str, GivenEmbeddings]) -> str |
                 cure = f"give --protocol {of.protocol}"
                 cure += "" if of.seconds is None else f" --protocol_seconds {of.seconds:g}"
             return (
-                f"{protocol.name} takes something else of a {modality} than the embeddings in {of.source} "
-                f"are of, which is {of.recipe}: {cure}, or give the {modality} files"
+                f"{protocol.name} does not go with the {modality} embeddings of {of.source}, which are of "
+                f"{of.recipe}; {cure}, or give the {modality} files"
             )
     return None

@@ -31,10 +31,10 @@ def check_model(given: Mapping[str, GivenEmbeddings], model: Model) -> int:
     embedder = model.open()
     for of in given.values():
         if of.sha256 not in (None, model.sha256):
-            mine, others = model.sha256[:16], f"{of.checkpoint['file']}, sha256 {of.sha256[:16]}"
+            theirs, ours = f"{of.checkpoint['file']}, sha256 {of.sha256[:16]}", model.sha256[:16]
             raise EvaluationError(
-                f"{of.source}: {of.modality} embeddings of another checkpoint ({others}, not {mine}): name that "
-                f"one with --checkpoint, or give the {of.modality} files"
+                f"{of.source}: the {of.modality} embeddings are of another model ({theirs}, not {ours}): "
+                f"name that one with --checkpoint, or give the {of.modality} files"
             )
         if of.sha256 is None:
             log.warning("%s does not say which checkpoint made it; it is taken for this run's", of.source)

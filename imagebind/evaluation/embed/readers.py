@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from imagebind.evaluation.options import GIVEN, Options
+from imagebind.evaluation.options import GIVEN, Options, given_embeddings
 from imagebind.reading.starter import CAN_LIMIT_MEMORY
 from imagebind.reading.workers import Workers
 
@@ -26,7 +26,7 @@ def start_workers(
     n_workers = options.num_workers
     if n_workers is None:
         n_workers = max(1, count_cores() // n_processes)
-    has_all = len(options.given_embeddings) == len(GIVEN) and options.captions is None
+    has_all = len(given_embeddings(options)) == len(GIVEN) and options.captions is None
     if n_workers == 0 or has_all:
         return nullcontext()
     memory_bytes = round(options.worker_memory_gb * 1e9)

@@ -27,7 +27,7 @@ from imagebind.evaluation.inputs.pairing import (
     pair_with_own_sound,
     report_pairing,
 )
-from imagebind.evaluation.options import Options
+from imagebind.evaluation.options import Options, given_embeddings
 from imagebind.sources import Source
 from imagebind.spelling import option as spelled
 
@@ -75,7 +75,7 @@ def plan_run(options: Options) -> Plan:
     """
     if options.manifest is not None:
         return plan_manifest(read_manifest(options.manifest), options)
-    given = {m: read_given(m, path) for m, path in options.given_embeddings.items()}
+    given = {m: read_given(m, path) for m, path in given_embeddings(options).items()}
     video = given["video"].files if "video" in given else gather_files("video", options.video_paths)
     if options.audio_paths is None and "audio" not in given:
         audio, pairing = video, pair_with_own_sound(video)

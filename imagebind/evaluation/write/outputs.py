@@ -9,7 +9,7 @@ from typing import BinaryIO
 from imagebind import packages
 from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.errors import OptionError
-from imagebind.evaluation.options import Options
+from imagebind.evaluation.options import Options, given_embeddings
 from imagebind.evaluation.rules import MANIFEST_SUFFIXES, PARQUET, suffix_of
 from imagebind.evaluation.write.atomic import METRICS_NAME, Results, Writer, write_files
 from imagebind.evaluation.write.formats import npy_writer, text_writer, to_json
@@ -75,7 +75,7 @@ def check_inputs(options: Options, lists: Sequence[str] = ()) -> None:
     """
     if options.copies_media:
         check_copies(options.output_dir)
-    given = [os.path.join(path, f"{m}_embeddings.npy") for m, path in options.given_embeddings.items()]
+    given = [os.path.join(path, f"{m}_embeddings.npy") for m, path in given_embeddings(options).items()]
     for source in (options.manifest, options.captions, *lists, *given):
         if isinstance(source, str | os.PathLike) and is_output(source, options):
             raise OptionError(f"{os.fspath(source)} is an input, and would be overwritten", "output_dir")
