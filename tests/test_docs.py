@@ -79,6 +79,7 @@ def test_every_shown_command_parses(page, tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     names = ["audio_list.txt", "video_list.txt", "captions.csv", "tests/demo/captions.csv"]
     names += ["shard-000.tar", "shard-001.tar", *(f"shards/shard-{i:03d}.tar" for i in range(128))]
+    names += ["imagebind_video.pth", "outputs_of_reference"]
     for name in [*names, "pairs.csv", "clips.parquet"]:
         (tmp_path / name).touch()
     for argv in commands(page):
