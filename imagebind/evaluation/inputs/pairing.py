@@ -195,8 +195,8 @@ def explain_no_pairs(audio: MediaFiles, video: MediaFiles) -> str:
     names = " and ".join(", ".join([*side[:3], *["..."] * (len(side) > 3)]) for side in (left, right))
     return (
         f"no file name is on both sides ({names}){near_match(left, right)}; name the pairs in a table "
-        f"({spelled('manifest')}), give two lists of equal length, which pair by position, or compare all with "
-        f"{spelled('retrieval_mode', True)}"
+        f"({spelled('manifest')}), give two lists of equal length, which pair by position, or compare all "
+        f"with {spelled('retrieval_mode', True)}"
     )
 
 
