@@ -113,6 +113,11 @@ def test_a_tar_gives_the_same(lossless, expected):
     assert similarities(manifest=lossless / "pairs.tar") == expected
 
 
+def test_embeddings_of_an_earlier_run_give_the_same(lossless, expected, tmp_path):
+    similarities(audio_paths=lossless / "audio", video_paths=lossless / "video", output_dir=tmp_path)
+    assert similarities(audio_paths=lossless / "audio", video_embeddings=tmp_path) == expected
+
+
 def test_tensors_give_the_same(expected):
     videos = [torch.from_numpy(frames_of(i)) for i in range(N_PAIRS)]
     sounds = [torch.from_numpy(samples_of(i))[None] for i in range(N_PAIRS)]
