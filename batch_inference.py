@@ -29,12 +29,12 @@ On the 24 pairs of tests/demo, with the small model there, Recall@1 is 0.75; cha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 if os.name != "posix" and __name__ == "__main__":
     sys.exit("error: this program runs on Linux and macOS, and on Windows within WSL")
@@ -51,11 +51,13 @@ except PackageError as e:
     raise
 
 from imagebind.evaluation.errors import EvaluationError, NothingLeftError, OptionError
-from imagebind.evaluation.inputs.files import SUFFIXES, ListFile
+from imagebind.evaluation.inputs.files import SUFFIXES
 from imagebind.evaluation.options import GROUPS, Options, options_of
-from imagebind.evaluation.rules import PROTOCOLS, SHARD, Paths, read_directory
+from imagebind.evaluation.parser import build_parser
+from imagebind.evaluation.rules import PROTOCOLS, Paths
 from imagebind.evaluation.run import evaluate, evaluate_shard, help_embed
 from imagebind.evaluation.systems.comparison_text import format_comparison
+from imagebind.evaluation.systems.paper_table import format_table
 from imagebind.evaluation.systems.seeds import folders_of
 from imagebind.evaluation.systems.systems import COMPARISON_NAME, COMPARISON_PAGE, compare_systems
 from imagebind.evaluation.terminal import (
@@ -160,143 +162,6 @@ def batch_inference_av_consistency(
 
 # The command line
 
-EXAMPLES = """\
-examples:
-  a first run, with the files and the small model that come along:
-    {program} --audio_dir tests/demo/audio --video_dir tests/demo/video --checkpoint tests/demo/imagebind_demo.pth
-  pairs of sounds and videos of the same name:
-    {program} --audio_dir audios --video_dir videos --output_dir outputs
-  retrieval among all sounds and videos:
-    {program} --audio_dir audios --video_dir videos --retrieval_mode
-  the paths of two list files, one path a line:
-    {program} --audio_file audio_list.txt --video_file video_list.txt
-  each video's own sound:
-    {program} --video_dir videos
-  captions too:
-    {program} --audio_dir audios --video_dir videos --captions captions.csv
-  the public scores of MMAudio's and JavisBench's tables too:
-    {program} --audio_dir audios --video_dir videos --protocol all
-  the pairs of a table:
-    {program} --manifest pairs.csv
-  two finished runs against each other:
-    {program} --compare outputs_a outputs_b --output_dir comparison
-  eight GPUs:
-    torchrun --standalone --nproc_per_node=8 {launched} --audio_dir audios --video_dir videos
-
-exit status:
-  0    done; files that were skipped are listed in the report
-  1    nothing could be evaluated, the model could not be loaded, or the results could not be written
-  2    wrong usage
-  3    done, but a file or a row of the manifest was skipped, and --strict was given
-  130  stopped by Ctrl-C; 143 by SIGTERM
-"""  # noqa: E501 (a command stays in its line, to be copied)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print_error(message)
-        sys.exit(2)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser: the inputs, every field of Options, and what only the command line has."""
-    installed = Path(sys.argv[0]).name == "av-consistency"
-    program = "av-consistency" if installed else "python batch_inference.py"
-    launched = "--no-python av-consistency" if installed else "batch_inference.py"
-    parser = Parser(
-        description="Say how well sounds and videos belong together, with ImageBind.",
-        epilog=EXAMPLES.format(program=program, launched=launched),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    groups = {
-        "inputs": parser.add_argument_group(
-            "inputs", "Give one option for the videos, and one for the sounds or none; or a manifest."
-        )
-    }
-    for modality, suffixes in SUFFIXES.items():
-        one_of = groups["inputs"].add_mutually_exclusive_group()
-        help = f"Search this directory, and those below it, for {' '.join(suffixes)} files."
-        one_of.add_argument(f"--{modality}_dir", type=argument_type(read_directory), metavar="DIR", help=help)
-        help = (
-            f"Read {modality} paths from this text file, one a line. Any format that FFmpeg decodes will do."
-        )
-        one_of.add_argument(f"--{modality}_file", type=argument_type(ListFile), metavar="FILE", help=help)
-        one_of.add_argument(
-            f"--{modality}_paths", nargs="+", metavar="PATH", help=f"Take these {modality} files."
-        )
-    for group in GROUPS:
-        groups[group] = groups.get(group) or parser.add_argument_group(group)
-        for option in options_of(group):
-            add_option(groups[group], option.name, option.default, option.metadata)
-    parser.set_defaults(output_dir="./outputs")
-    add_comparison(parser)
-    groups["speed"].add_argument(
-        "--shard",
-        type=argument_type(SHARD.parse),
-        metavar=SHARD.metavar,
-        help="Embed one of N shares of the files, keep the embeddings in the cache, and write nothing else. "
-        "The same command without --shard then finds them.",
-    )
-    groups["outputs"].add_argument(
-        "--strict",
-        action="store_true",
-        help="Exit with status 3 if a file, or a row of the manifest, was skipped; the outputs are written "
-        "all the same.",
-    )
-    return parser
-
-
-def add_comparison(parser: argparse.ArgumentParser) -> None:
-    """Add the options of comparing finished runs."""
-    comparison = parser.add_argument_group("comparison")
-    comparison.add_argument(
-        "--compare",
-        nargs="+",
-        metavar="DIR",
-        help="Compare these output directories of finished runs instead; needs neither model nor media. "
-        "Those of several seeds of one system are joined by a +.",
-    )
-    comparison.add_argument(
-        "--reference",
-        metavar="DIR",
-        help="With --compare: a further run, such as that of the real sounds, that others are placed by.",
-    )
-    comparison.add_argument(
-        "--force",
-        action="store_true",
-        help="With --compare: compare runs even if they were computed in different ways.",
-    )
-
-
-def add_option(group: Any, name: str, default: Any, metadata: dict[str, Any]) -> None:
-    """Add a field of Options to a group of the parser."""
-    if default is False:
-        group.add_argument(f"--{name}", action="store_true", help=metadata["help"])
-        return
-    read = argument_type(metadata["rule"].parse) if metadata["rule"] else str
-    shown = {"default": default, "metavar": metadata["metavar"], "help": metadata["help"]}
-    if name == "protocols":
-        group.add_argument("--protocol", dest=name, nargs="+", choices=[*PROTOCOLS, "all"], **shown)
-    else:
-        nargs = "+" if name == "manifest" else None
-        group.add_argument(f"--{name}", type=read, nargs=nargs, **shown)
-
-
-def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let argparse show an OptionError or an OSError as it is."""
-
-    def argument(text: str) -> Any:
-        try:
-            return read(text)
-        except OptionError as e:
-            raise argparse.ArgumentTypeError(str(e)) from e
-        except OSError as e:
-            raise argparse.ArgumentTypeError(f"{text}: {e.strerror}") from e
-
-    return argument
-
 
 def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.Namespace:
     """Parse the command line, and check that its options go together; `options` are those of a run."""
@@ -306,22 +171,26 @@ def parse_args(argv: Sequence[str] | None, job: Job | None = None) -> argparse.N
     given = [name for name in (*kinds, "manifest", "captions", "shard") if getattr(args, name) is not None]
     try:
         if args.compare:
-            if given:
+            if given := given + ["copy_media"] * args.copy_media:
                 parser.error(f"argument --compare: not allowed with argument --{given[0]}")
+            if args.table and args.json:
+                parser.error("argument --table: not allowed with argument --json")
             if sum(map(len, map(folders_of, args.compare))) + (args.reference is not None) < 2:
                 parser.error("argument --compare: two directories or more are needed")
             Options(None, "", output_dir=args.output_dir)  # checks it
             return args
-        if args.reference is not None:
-            parser.error("argument --reference: not allowed without argument --compare")
+        if alone := [name for name in ("reference", "table") if getattr(args, name) is not None]:
+            parser.error(f"argument --{alone[0]}: not allowed without argument --compare")
         if not any(name.startswith(("video", "manifest")) for name in given):
             parser.error("give --video_dir, --video_file, --video_paths, --video_embeddings or --manifest")
         args.options = Options(**run_options(args))
         check_inputs(args.options, [p.source for p in (args.audio_file, args.video_file) if p is not None])
     except OptionError as e:
         parser.error(describe(e, given))
-    if args.shard and args.no_cache:
-        parser.error("argument --shard: not allowed with argument --no_cache")
+    if args.shard and (args.no_cache or args.json):
+        parser.error(
+            f"argument --shard: not allowed with argument --{'no_cache' if args.no_cache else 'json'}"
+        )
     if args.shard and job is not None:
         parser.error("argument --shard: not allowed under torchrun, which shares the files by itself")
     return args
@@ -379,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             job.let_first_report()
         else:
             print_error(f"process {job.rank}: {e}")
-        if isinstance(e, NothingLeftError):
+        if isinstance(e, NothingLeftError) and not args.json:
             print(summary(e.counts))
         return 1
     except MemoryError as e:
@@ -401,7 +270,8 @@ def run_evaluation(args: argparse.Namespace, job: Job | None) -> int:
     places = [f"results: {one_line(args.output_dir)}"]
     if not args.no_html:
         places.append(f"page: {one_line(os.path.join(args.output_dir, REPORT_PAGE))}")
-    status = print_results(format_report(metrics, args.report_lang), *places, summary(metrics["counts"]))
+    report = [format_report(metrics, args.report_lang), *places, summary(metrics["counts"])]
+    status = print_results(*([as_json(metrics)] if args.json else report))
     is_incomplete = metrics["counts"]["failed"] or metrics["counts"].get("rows_skipped")
     return 3 if status == 0 and args.strict and is_incomplete else status
 
@@ -438,7 +308,13 @@ def run_comparison(args: argparse.Namespace) -> int:
     rows = compare_systems(args.compare, **{name: getattr(args, name) for name in names})
     files = {"results": COMPARISON_NAME} | ({} if args.no_html else {"page": COMPARISON_PAGE})
     lines = [f"{what}: {one_line(os.path.join(args.output_dir, name))}" for what, name in files.items()]
+    if args.json or args.table:
+        return print_results(as_json(rows) if args.json else format_table(rows, args.table))
     return print_results(format_comparison(rows, args.report_lang), *lines)
+
+
+def as_json(figures: Any) -> str:
+    return json.dumps(figures, ensure_ascii=False, allow_nan=False)
 
 
 if __name__ == "__main__":

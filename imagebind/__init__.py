@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = "0.2.0"
+
 __all__ = ["ModalityType", "data", "imagebind_huge", "imagebind_model"]
 MODULES = {"data": "imagebind.data", "imagebind_model": "imagebind.models.imagebind_model"}
 

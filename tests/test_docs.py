@@ -63,7 +63,7 @@ def test_every_option_is_listed_with_its_default(page):
     options = {
         action.option_strings[0]: action.default
         for action in build_parser()._actions
-        if not isinstance(action, argparse._HelpAction)
+        if not isinstance(action, argparse._HelpAction | argparse._VersionAction)
     }
     assert [option for option, _ in rows] == list(options)
     for option, default in rows:

@@ -59,13 +59,12 @@ def score_protocols(
             mean = mean_of(found.values, plan, embedded, protocol, seed)
         columns[protocol.name] = found.values
         dropped = [{"name": plan.names[n], "reason": reason} for n, reason in sorted(found.reasons.items())]
-        if dropped:
+        own = {n: reason for n, reason in sorted(found.reasons.items()) if not embedded.has_fault(pairs[n])}
+        if own:
             log.warning(
                 "%s gives %d of %d pairs no score: %s",
-                protocol.name,
-                len(dropped),
-                len(pairs),
-                shorten([f"{pair['name']} ({pair['reason']})" for pair in dropped]),
+                *(protocol.name, len(dropped), len(pairs)),
+                shorten([f"{plan.names[n]} ({reason})" for n, reason in own.items()]),
             )
         values, described = found.values, describe_scores(found.values, mean, plan.categories)
         described |= {"dropped": dropped, "published_as": protocol.published_as}

@@ -79,3 +79,11 @@ class EmbeddedFiles:
             for modality, source in zip(MEDIA_MODALITIES, pair, strict=True)
         ]
         return "; ".join(f"{modality} file: {missing.reason}" for modality, missing in of_pair if missing)
+
+    def has_fault(self, pair: tuple[Source, Source]) -> bool:
+        """Whether the sound or the video of a pair could not be read, which is said of the file."""
+        of_pair = (
+            self.missing.get((self.wanted[modality][0].name, source))
+            for modality, source in zip(MEDIA_MODALITIES, pair, strict=True)
+        )
+        return any(missing is not None and missing.kind != "dropped" for missing in of_pair)

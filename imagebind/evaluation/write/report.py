@@ -62,10 +62,15 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
 
 def matrix_section(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Describe all combinations, where they were compared."""
-    if "similarity_matrix_mean" not in metrics:
+    if "similarity_matrix_mean" not in metrics or is_one_pair(metrics):
         return {}
     mean, std = metrics["similarity_matrix_mean"], metrics["similarity_matrix_std"]
     return {"all combinations": {"mean similarity": f"{mean:.4f}", "standard deviation": f"{std:.4f}"}}
+
+
+def is_one_pair(metrics: dict[str, Any]) -> bool:
+    """Whether there is nothing but a pair, so that nothing competes with anything."""
+    return all(metrics["counts"][key] == 1 for key in ("audio", "video", "pairs"))
 
 
 def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -77,6 +82,9 @@ def pair_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
             lost = metrics["counts"]["pairs_skipped"]
             why = words["all pairs skipped" if lost else "no sure pairs"]
         return {"pair similarity": {"none": why}, "retrieval": {"none": why}}
+
+    if is_one_pair(metrics):
+        return {"pair similarity": {"mean of pairs": f"{metrics['paired_similarity_mean']:.4f}"}}
 
     def retrieval(ranks: dict[str, Any], direction: str = "") -> dict[str, str]:
         # The guide's labels stand once at the start of a line: scripts look for them.
@@ -191,6 +199,12 @@ def chance_rows(directions: dict[str, dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def dropped_by_protocol(score: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """List the pairs that a protocol drops, but those whose files are listed as skipped."""
+    skipped = {f"{failure['side']} file: {failure['reason']}" for failure in metrics["failures"]}
+    return [pair for pair in score["dropped"] if not set(pair["reason"].split("; ")) & skipped]
+
+
 def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, str]]:
     """List the public scores, where others than the released loaders' were asked for, and what each drops."""
     scores, rows = metrics["scores"], {}
@@ -207,9 +221,10 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         if "mean_dropped_as_zero" in score:
             text += "; " + words["dropped as 0"].format(score["mean_dropped_as_zero"])
         rows[score_label(name, metrics)] = text
-        for pair in score["dropped"][:DROPPED_SHOWN]:
+        dropped = dropped_by_protocol(score, metrics)
+        for pair in dropped[:DROPPED_SHOWN]:
             rows[f"  {name}: {one_line(pair['name'])}"] = pair["reason"]
-        if len(score["dropped"]) > DROPPED_SHOWN:
+        if len(dropped) > DROPPED_SHOWN:
             rows[f"  {name}: ..."] = words["others in metrics.json"]
         for column, of_text in score.get("with_text", {}).items():
             if of_text["mean"] is not None:

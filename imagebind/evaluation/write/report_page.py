@@ -19,7 +19,12 @@ from imagebind.evaluation.write.page_media import (
     best_matches,
     sample_matrix,
 )
-from imagebind.evaluation.write.report import format_interval, report_sections, score_label
+from imagebind.evaluation.write.report import (
+    dropped_by_protocol,
+    format_interval,
+    report_sections,
+    score_label,
+)
 from imagebind.evaluation.write.words import PAGE_WORDS
 from imagebind.names import one_line
 from imagebind.sources import Source
@@ -67,7 +72,11 @@ def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media:
     for modality in ("audio", "video"):
         parts += caption_parts(results, modality, lang)
     scores = list(metrics["scores"].items())[1:]
-    if dropped := [(name, d["name"], d["reason"]) for name, score in scores for d in score["dropped"]]:
+    if dropped := [
+        (name, pair["name"], pair["reason"])
+        for name, score in scores
+        for pair in dropped_by_protocol(score, metrics)
+    ]:
         columns = [(label, "text") for label in texts["dropped columns"]]
         parts.append(table(texts["dropped"], texts["dropped how"], columns, dropped))
     if results["failures"]:
