@@ -191,6 +191,16 @@ def test_a_further_protocol_of_the_same_features_is_scored(finished, tmp_path):
     assert scores[0] == scores[1]
 
 
+def test_how_many_videos_were_padded_is_not_known(finished, tmp_path):
+    given = shutil.copytree(finished, tmp_path / "finished")
+    metrics = json.loads((given / "metrics.json").read_text())
+    metrics["protocol"]["protocols"] = {"mova": {"seconds": 4}}
+    (given / "metrics.json").write_text(json.dumps(metrics))
+    results = batch_inference_av_consistency(audio_embeddings=given, video_embeddings=given)
+    assert results["metrics"]["protocol"]["protocols"]["mova"]["seconds"] == 4
+    assert "padded" not in results["metrics"]["scores"]["mova"]
+
+
 def test_another_checkpoint_is_refused(finished, small_checkpoint, tmp_path, capsys):
     argv = [*FILES["audio"], "--video_embeddings", str(finished), "--device", "cpu", "--num_workers", "0"]
     assert main([*argv, "--checkpoint", str(small_checkpoint), "--output_dir", str(tmp_path)]) == 1
@@ -380,12 +390,13 @@ def test_captions_go_with_them(finished, tmp_path):
         assert metrics[0][key] == metrics[1][key]
 
 
-def test_the_page_shows_pairs_without_files(browser, saved, tmp_path):  # noqa: F811
+def test_the_page_shows_pairs_without_files(browser, saved, tmp_path, capsys):  # noqa: F811
     rows = torch.load(saved["video"])
     rows["pulse_1"] = torch.ones(5)
     path = save(tmp_path / "rows.pth", rows)
     argv = [*FILES["audio"], "--video_embeddings", path, "--output_dir", tmp_path / "out", "--copy_media"]
     assert run(*argv, "--report_lang", "en") == 0
+    assert "no copy of" not in capsys.readouterr().err
     browser.open(tmp_path / "out" / "report.html")
     browser.run(
         "[...document.querySelectorAll('button.open')].find(b => b.textContent === 'pulse_4').click()"

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from imagebind.evaluation.compare.arrays import OutputArrays
 from imagebind.evaluation.compare.protocol import Protocol
-from imagebind.evaluation.compare.protocols import features_of, make_protocols, settle_protocols  # noqa: F401
+from imagebind.evaluation.compare.protocols import (
+    features_of,
+    make_protocols,
+    settle_protocols,  # noqa: F401 (for run.py)
+)
 from imagebind.evaluation.compare.results import build_results
 from imagebind.evaluation.embed import job as jobs
 from imagebind.evaluation.embed.embedded import EmbeddedFiles, Inputs, Wanted
