@@ -613,7 +613,7 @@ def test_a_model_that_cannot_be_loaded_is_status_1(run, pairs, small_checkpoint,
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: cannot download http://127.0.0.1:1/x.pth (")
     assert str(pairs / "x" / "imagebind_huge.pth") in err
-    assert "--checkpoint: PATH" in err
+    assert "--checkpoint PATH or hf:OWNER/NAME" in err
 
 
 def test_an_output_directory_that_cannot_be_used_is_status_1(run, pairs):

@@ -142,7 +142,7 @@ def test_what_is_wrong_with_the_file_is_named(own, tmp_path):
     assert fault(b"") == "not a checkpoint"
     assert fault(b"<html>not found</html>") == "not a checkpoint"
     for path, message in ((tmp_path / "none.pth", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(CheckpointError, match=f"{path}: {message}.*--checkpoint PATH"):
+        with pytest.raises(CheckpointError, match=f"{path}: {message}.*checkpoint=PATH"):
             load_model(path)
 
 

@@ -204,16 +204,14 @@ def test_a_part_with_nothing_left_to_send(server, path, n_extra):
 def test_what_is_of_no_use_leaves_nothing(server, path, monkeypatch, answer, why):
     monkeypatch.setattr(download, "WAITS", (0, 0))
     vars(server).update(answer)
-    cure = f"put the file at {path}, or name one with --checkpoint: PATH or hf:OWNER/NAME"
+    cure = f"put the file at {path}, or name one: checkpoint=PATH or hf:OWNER/NAME"
     assert fault(server, path) == f"cannot download {server.url} ({why}); {cure}"
     assert os.listdir(path.parent) == []
 
 
 def test_no_network_says_where_to_put_the_file(path):
     url = "http://127.0.0.1:1/imagebind_huge.pth"  # nobody listens there
-    with pytest.raises(
-        CheckpointError, match=f"cannot download {url} .*put the file at {path}.*--checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=f"cannot download {url} .*put the file at {path}.*checkpoint="):
         download.download(url, path)
     assert os.listdir(path.parent) == []
 

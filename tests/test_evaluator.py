@@ -30,11 +30,13 @@ def evaluator(small_checkpoint):
     return Evaluator(checkpoint=small_checkpoint, device="cpu")
 
 
-def test_the_model_is_loaded_once(evaluator, pairs, small_checkpoint, monkeypatch):
+def test_the_model_is_loaded_once_when_the_evaluator_is_made(pairs, small_checkpoint, monkeypatch):
     monkeypatch.chdir(pairs)
     expected = batch_inference_av_consistency("audio", "video", "cpu", checkpoint=small_checkpoint)
     loaded, load = [], model_module.load_model
     monkeypatch.setattr(model_module, "load_model", lambda path: loaded.append(path) or load(path))
+    evaluator = Evaluator(checkpoint=small_checkpoint, device="cpu")
+    assert loaded == [small_checkpoint]
     for kwargs in ({}, {"retrieval_mode": True}, {"output_dir": "outputs", "num_workers": 0}):
         results = evaluator.evaluate("audio", "video", **kwargs)
         assert torch.equal(results["audio_embeddings"], expected["audio_embeddings"])

@@ -170,6 +170,21 @@ def test_what_does_not_fit_is_named_as_in_the_file(tensors, tmp_path):
     )
 
 
+def test_names_under_an_unknown_prefix_are_shown_beside_those_that_are_looked_for(tensors, tmp_path):
+    """In the released names, where the file has none of ours."""
+    names = [name for name in tensors if name != released.CAUSAL_MASK]
+    message = fault(under("net.", tensors), tmp_path / "x.pth")
+    lacked, unknown = re.fullmatch(
+        rf"lacks (.*) and \d+ more; has unknown (.*) and \d+ more, of {len(names)} tensors", message
+    ).groups()
+    assert len(set(lacked.split(", "))) == 3
+    assert set(lacked.split(", ")) <= set(names)
+    assert len(unknown.split(", ")) == 3
+    assert all(name.removeprefix("net.") in tensors for name in unknown.split(", "))
+    one_less = {name: tensor for name, tensor in tensors.items() if name != NORM}
+    assert fault(under("module.", one_less), tmp_path / "x.pth") == f"lacks {NORM}, of {len(names)} tensors"
+
+
 @pytest.mark.parametrize("name", ["a\nb", "lora_\nb", "x" * 5000])
 def test_any_name_fits_into_a_line(name, tensors, tmp_path):
     message = fault({**tensors, name: torch.ones(1)}, tmp_path / "x.pth")

@@ -168,9 +168,7 @@ def download(url: str, path: Path) -> None:
             e.close()  # the error is also the open answer
         reason = " ".join(str(e).split())[:300]
         again = f"run again to go on from {part.size / 1e6:.0f} MB, " if part.version is not None else ""
-        cure = (
-            f"{again}put the file at {path}, or name one with {spelled('checkpoint')}: PATH or hf:OWNER/NAME"
-        )
+        cure = f"{again}put the file at {path}, or name one: {spelled('checkpoint', 'PATH or hf:OWNER/NAME')}"
         raise CheckpointError(f"cannot download {url} ({reason}); {cure}") from e
 
 

@@ -20,10 +20,10 @@ def scalars(results: Mapping[str, Any] | str | os.PathLike) -> dict[str, float]:
 
     n_pairs, n_skipped (pairs without a similarity) and the other counts; for each protocol, such as
     imagebind, imagebind/similarity (the mean of the pairs) and imagebind/n_scored; for the first one
-    imagebind/auc, imagebind/margin and others too; audio_to_video/recall_at_1 and the other figures of
-    ranks, and those of
-    video_to_audio; with captions text_audio/similarity, text_to_audio/recall_at_1 and others. The ends of an
-    interval have _low and _high behind the figure's name. What cannot be told is left out.
+    imagebind/auc, imagebind/margin and others too; audio_to_video/recall_at_1 and
+    the other figures of ranks, and those of video_to_audio; with captions text_audio/similarity,
+    text_to_audio/recall_at_1 and others. The ends of an interval have _low and _high behind the figure's
+    name. What cannot be told is left out.
 
     Args:
         results: what an evaluation returned, its metrics, or the path of metrics.json.
