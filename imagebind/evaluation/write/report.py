@@ -6,6 +6,7 @@ from typing import Any
 
 from imagebind.evaluation.compare.candidates import RECALL_AT
 from imagebind.evaluation.compare.intervals import digits_of
+from imagebind.evaluation.write.reasons import in_language
 from imagebind.evaluation.write.report_words import REPORT_WORDS
 from imagebind.names import one_line
 
@@ -21,7 +22,7 @@ def format_report(metrics: dict[str, Any], lang: str = "zh") -> str:
     words = REPORT_WORDS[lang]
     counts, note = metrics["counts"], metrics["protocol"]["checkpoint"]["note"]
     lines = [REPORT_RULE, words["report"], REPORT_RULE, ""]
-    lines += [f"{words['note']}: {one_line(note)}", ""] if note else []
+    lines += [f"{words['note']}: {one_line(in_language(note, lang))}", ""] if note else []
     for label, key in (("audio files", "audio"), ("video files", "video"), ("pairs", "pairs")):
         lines.append(f"{words[label]}: {counts[key]}")
     for title, rows in report_sections(metrics, lang).items():
@@ -44,14 +45,14 @@ def report_sections(metrics: dict[str, Any], lang: str) -> dict[str, dict[str, A
     """Return the sections of the report: title -> label -> value; the labels of files are indented."""
     words = REPORT_WORDS[lang]
     sections = {
+        **score_section(metrics, words, lang),  # first, where they were asked for
         **matrix_section(metrics),
         **pair_sections(metrics, words),
         **category_section(metrics, words),
-        **score_section(metrics, words),
         **flag_section(metrics, words),
         **kept_section(metrics, words),
         **caption_sections(metrics, words),
-        **other_files_section(metrics, words),
+        **other_files_section(metrics, words, lang),
         **protocol_section(metrics, words),
     }
     return {
@@ -205,7 +206,7 @@ def dropped_by_protocol(score: dict[str, Any], metrics: dict[str, Any]) -> list[
     return [pair for pair in score["dropped"] if not set(pair["reason"].split("; ")) & skipped]
 
 
-def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, str]]:
+def score_section(metrics: dict[str, Any], words: dict[str, str], lang: str) -> dict[str, dict[str, str]]:
     """List the public scores, where others than the released loaders' were asked for, and what each drops."""
     scores, rows = metrics["scores"], {}
     if list(scores) == ["imagebind"] or not metrics["counts"]["pairs"]:
@@ -223,7 +224,7 @@ def score_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, d
         rows[score_label(name, metrics)] = text
         dropped = dropped_by_protocol(score, metrics)
         for pair in dropped[:DROPPED_SHOWN]:
-            rows[f"  {name}: {one_line(pair['name'])}"] = pair["reason"]
+            rows[f"  {name}: {one_line(pair['name'])}"] = in_language(pair["reason"], lang)
         if len(dropped) > DROPPED_SHOWN:
             rows[f"  {name}: ..."] = words["others in metrics.json"]
         for column, of_text in score.get("with_text", {}).items():
@@ -343,7 +344,9 @@ def caption_sections(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     return {**sections, "captions": used}
 
 
-def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str, dict[str, Any]]:
+def other_files_section(
+    metrics: dict[str, Any], words: dict[str, str], lang: str
+) -> dict[str, dict[str, Any]]:
     """Count the files that are not among the pairs, and name the first of those that were skipped."""
     rows = {}
     if unmatched := metrics["counts"]["unmatched"]:
@@ -353,7 +356,10 @@ def other_files_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[
         rows["manifest rows skipped"] = rows_skipped
     if failures := metrics["failures"]:
         rows["skipped"] = len(failures)
-        rows |= {f"  {f['side']} {one_line(f['path'])}": f["reason"] for f in failures[:FAILURES_SHOWN]}
+        rows |= {
+            f"  {in_language(f['side'], lang)} {one_line(f['path'])}": in_language(f["reason"], lang)
+            for f in failures[:FAILURES_SHOWN]
+        }
     if len(failures) > FAILURES_SHOWN:
         rows["  ..."] = words["others in metrics.json"]
     return {"other files": rows} if rows else {}
@@ -369,6 +375,7 @@ def protocol_section(metrics: dict[str, Any], words: dict[str, str]) -> dict[str
     return {
         "how computed": {
             "mode": words[f"mode {metrics['mode']}"],
+            "protocol": score_label(next(iter(metrics["scores"])), metrics),
             "pairs by": words[f"by {metrics['pairing_rule']}"],
             "checkpoint": format_checkpoint(protocol["checkpoint"], words),
             "precision and device": f"{protocol['precision'] or words['not known']}, {protocol['device']}",

@@ -19,6 +19,7 @@ from imagebind.evaluation.write.page_media import (
     best_matches,
     sample_matrix,
 )
+from imagebind.evaluation.write.reasons import in_language
 from imagebind.evaluation.write.report import (
     dropped_by_protocol,
     format_interval,
@@ -73,7 +74,7 @@ def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media:
         parts += caption_parts(results, modality, lang)
     scores = list(metrics["scores"].items())[1:]
     if dropped := [
-        (name, pair["name"], pair["reason"])
+        (name, pair["name"], in_language(pair["reason"], lang))
         for name, score in scores
         for pair in dropped_by_protocol(score, metrics)
     ]:
@@ -82,12 +83,14 @@ def write_report_page(file: BinaryIO, results: dict[str, Any], lang: str, media:
     if results["failures"]:
         failures = media.embedded.failures
         rows = (
-            (texts[f.modality], linked(f.modality, Source.of(f.source), media), f.reason) for f in failures
+            (texts[f.modality], linked(f.modality, Source.of(f.source), media), in_language(f.reason, lang))
+            for f in failures
         )
         columns = zip(texts["skipped columns"], ("text", "file", "text"), strict=True)
         parts.append(table(texts["skipped"], texts["skipped how"], list(columns), rows))
     parts.append({"title": texts["all figures"], **facts(report_sections(metrics, lang))})
-    write_page(file, lang, texts["report"], metrics["protocol"]["checkpoint"]["note"], parts, media)
+    note = in_language(metrics["protocol"]["checkpoint"]["note"], lang)
+    write_page(file, lang, texts["report"], note, parts, media)
 
 
 def caption_parts(results: dict[str, Any], modality: str, lang: str) -> list[Part]:

@@ -8,6 +8,7 @@ REPORT = {
     "audio files": ("Audio files", "音频数量"),
     "video files": ("Video files", "视频数量"),
     "pairs": ("Pairs", "配对数量"),
+    "protocol": ("Protocol", "评测协议"),
     "all combinations": ("Similarity of all combinations", "相似度统计"),
     "mean similarity": ("Mean similarity", "平均相似度"),
     "standard deviation": ("Standard deviation", "标准差"),
