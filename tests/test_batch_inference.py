@@ -28,6 +28,7 @@ from batch_inference import (
 )
 from imagebind import data
 from imagebind.evaluation.embed import progress
+from imagebind.evaluation.write.reasons import in_language
 from imagebind.models import download, imagebind_model
 from imagebind.models.imagebind_model import load_model, save_model
 
@@ -516,8 +517,9 @@ def test_a_bad_file_costs_its_pair_and_nothing_else(run, pairs, rows):
     assert failed == {("audio/b.wav", "audio"), ("video/c.mp4", "video")}
     for failure in outputs.metrics["failures"]:
         assert f"warning: skipped {failure['side']} file {failure['path']}: {failure['reason']}\n" in err
+        assert in_language(failure["reason"], "zh") != failure["reason"]
         side = {"audio": "音频", "video": "视频"}[failure["side"]]
-        assert f"    {side} {failure['path']}: 数据无效，不能解码\n" in outputs.report
+        assert f"    {side} {failure['path']}: {in_language(failure['reason'], 'zh')}\n" in outputs.report
     assert outputs.metrics["counts"] == {
         "audio": 2,
         "video": 2,

@@ -229,7 +229,7 @@ def test_an_option_in_the_place_of_a_column_keeps_the_column(run):
 
 def test_an_expression_does_not_undo_a_content_group(pairs):
     rows = [{"video": "video/a.mp4", "content_group": "y"}]
-    with pytest.raises(EvaluationError, match="has content_group, in whose place --group_by comes"):
+    with pytest.raises(EvaluationError, match="has content_group, in whose place group_by= comes"):
         batch_inference_av_consistency(None, None, manifest=rows, device="cpu", group_by="(.)")
 
 

@@ -227,7 +227,7 @@ def test_an_interval_is_shown_in_the_digits_it_deserves():
 
 def test_names_are_grouped_by_what_the_first_parentheses_match(caplog):
     assert group_names(["dog_0", "dog_1", "cat_0", "x"], r"(.+)_\d") == ["dog", "dog", "cat", None]
-    assert "--group_by does not fit 1 names; each is its own group: x" in caplog.text
+    assert "group_by= does not fit 1 names; each is its own group: x" in caplog.text
     assert number_groups(["a", None, "a", None, "b"]) == [0, 1, 0, 3, 4]
 
 
@@ -255,7 +255,7 @@ def test_names_that_look_grouped_are_hinted_at(names, is_hinted, caplog):
     hint_at_groups(names)
     assert ("names look grouped" in caplog.text) == is_hinted
     if is_hinted:
-        expression = re.search("--group_by '(.*?)'", caplog.text)[1]
+        expression = re.search("group_by='(.*?)'", caplog.text)[1]
         assert None not in group_names(names, expression)
 
 

@@ -297,7 +297,7 @@ def test_pairs_that_are_one_group_in_either_system_are_one(made, caplog):
         [-difference["high"], -difference["low"]], abs=1e-3
     )
     assert (
-        caplog.text.count("a and b have other groups of pairs, which are joined; --group_by sets them") == 1
+        caplog.text.count("a and b have other groups of pairs, which are joined; group_by= sets them") == 1
     )
 
 
