@@ -296,9 +296,7 @@ def test_pairs_that_are_one_group_in_either_system_are_one(made, caplog):
     assert [backwards["low"], backwards["high"]] == pytest.approx(
         [-difference["high"], -difference["low"]], abs=1e-3
     )
-    assert (
-        caplog.text.count("a and b have other groups of pairs, which are joined; group_by= sets them") == 1
-    )
+    assert caplog.text.count("a and b have other groups of pairs, which are joined; group_by= sets them") == 1
 
 
 @pytest.mark.parametrize("groups", [[""] * 12, [f"x{i}" for i in range(12)]], ids=["none", "of one pair"])
