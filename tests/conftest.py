@@ -35,7 +35,8 @@ from reference.weights import fill
 
 from batch_inference import main
 from imagebind.data import MediaError
-from imagebind.data.audio import decode_audio, resample
+from imagebind.data.resampling import resample
+from imagebind.data.samples import decode_audio
 from imagebind.models.imagebind_model import IMAGEBIND_HUGE, ImageBindModel, save_model
 
 TESTS = Path(__file__).parent

@@ -88,12 +88,75 @@ def test_tensors_score_as_the_files_that_hold_them(evaluator, lossless):
     assert batch.similarity[0] == score.similarity != batch.similarity[1]
 
 
+def test_tensors_of_other_layouts_score_alike(evaluator, lossless):
+    """Also in a module that has set other things for itself."""
+    _, _, frames, fps, samples, rate = lossless
+    expected = evaluator.score(frames, fps, samples, rate)
+    as_floats = frames.float() / 255
+    for video in (frames.permute(0, 3, 1, 2), as_floats, as_floats.permute(0, 3, 1, 2).contiguous()):
+        found = evaluator.score(video, fps, samples, rate)
+        assert found.similarity == expected.similarity
+        assert torch.equal(found.video_embedding, expected.video_embedding)
+    both = evaluator.score(torch.stack([frames] * 2), fps, torch.stack([samples] * 2), rate)
+    assert both.similarity.tolist() == [expected.similarity] * 2
+    assert evaluator.score(frames, fps, samples.double(), rate).similarity == expected.similarity
+
+
+def test_texts_are_scored_and_each_modality_alone_is_embedded(evaluator, lossless):
+    video, sound, *tensors = lossless
+    manifest = [{"video": str(video), "audio": str(sound), "caption": "a note"}]
+    (pair,) = evaluator.evaluate(manifest=manifest)["pair_scores"]
+    score = evaluator.score(*tensors, text="a note")
+    assert score.text_audio == pair["text_audio_similarity"]
+    assert score.text_video == pair["text_video_similarity"]
+    assert score.reward_all is None
+    frames, fps, samples, rate = tensors
+    rows = evaluator.embed(frames, fps, samples, rate, "a note")
+    assert torch.equal(rows["video"][0], score.video_embedding)
+    assert torch.equal(rows["audio"][0], score.audio_embedding)
+    assert torch.equal(evaluator.embed(text=["a note", "b"])["text"][0], rows["text"][0])
+    assert set(evaluator.embed(audio=[samples], sample_rate=rate)) == {"audio"}
+    with pytest.raises(OptionError, match="text has 2 of them for 1 videos"):
+        evaluator.score(*tensors, text=["a", "b"])
+
+
+def test_tensors_have_the_reward_of_files(evaluator, lossless):
+    video, _, frames, fps, samples, rate = lossless
+    stereo = torch.cat([samples, samples.flip(1)])
+    sound = write_audio(video.with_suffix(".stereo.wav"), stereo.numpy(), rate=rate)
+    manifest = [{"video": str(video), "audio": str(sound), "caption": "a note"}]
+    (pair,) = evaluator.evaluate(manifest=manifest, protocols=["reward"])["pair_scores"]
+    score = evaluator.score(frames, fps, stereo, rate, "a note", protocol="reward")
+    assert score.similarity == pair["similarity"]
+    found = (score.text_audio, score.text_video, score.reward_all)
+    for value, name in zip(found, ("text_audio", "text_video", "all"), strict=True):
+        assert value == pytest.approx(pair[f"reward_{name}"], abs=1e-7)
+    with pytest.raises(OptionError, match="protocol must be imagebind or reward for tensors, not 'mmaudio'"):
+        evaluator.score(frames, fps, samples, rate, protocol="mmaudio")
+
+
 def test_other_tensors_are_refused_by_name(evaluator, lossless):
     _, _, frames, fps, samples, rate = lossless
     for arguments, message in (
-        ((frames.float(), fps, samples, rate), r"video\[0\] must be \(frames, height, width, 3\) uint8"),
-        ((frames, fps, samples[0], rate), r"audio\[0\] must be \(channels, samples\) float32"),
-        (([frames], fps, [samples] * 2, rate), "audio has 2 sounds for 1 videos"),
+        (
+            (frames.float(), fps, samples, rate),
+            r"video\[0\] has floats from .* to 255; they must be from 0 to 1",
+        ),
+        (
+            (frames.int(), fps, samples, rate),
+            r"video\[0\] is int32 of the shape \(37, 70, 90, 3\); it must be",
+        ),
+        (
+            (frames[..., 0], fps, samples, rate),
+            r"is uint8 of the shape \(37, 70, 90\); it must be \(frames, height",
+        ),
+        ((frames[:, :3], fps, samples, rate), "of which both 1 and 3 could be the axis of colours"),
+        (
+            (frames, fps, samples[0], rate),
+            r"audio\[0\] is float32 of the shape \(.*,\); it must be \(channels, samples",
+        ),
+        ((["a.mp4"], fps, samples, rate), "video must be a tensor; `evaluate` takes paths"),
+        (([frames], fps, [samples] * 2, rate), "audio has 2 of them for 1 videos"),
     ):
         with pytest.raises(OptionError, match=message):
             evaluator.score(*arguments)

@@ -23,7 +23,7 @@ from imagebind.data.clips import CLIP_SECONDS, clip_spans
 from imagebind.data.flags import HeardSamples
 from imagebind.data.inputs import ModelInput
 from imagebind.data.media import AnyPath, MediaError, media_errors
-from imagebind.data.resampling import Filter, make_filter, resample
+from imagebind.data.resampling import Filter, make_filter
 from imagebind.data.samples import decode_audio
 
 SAMPLE_RATE = 16000
@@ -308,28 +308,3 @@ class AudioInput(ModelInput):
     def clips(self, device: str | torch.device = "cpu") -> torch.Tensor:
         """Return the distinct clips on a device, (D, 1, 128, 204)."""
         return self.mels.to(device, non_blocking=True)[list(self.counts)]
-
-
-def from_samples(samples: torch.Tensor, rate: int, name: str) -> AudioInput:
-    """Make the model's input of samples (C, N) float32, as of a file that holds them.
-
-    Args:
-        rate: in Hz.
-        name: of the samples in messages.
-
-    Raises:
-        TypeError: they are something else.
-        MediaError: as load_audio.
-    """
-    if not (torch.is_tensor(samples) and samples.dtype == torch.float32 and samples.ndim == 2):
-        raise TypeError(f"{name} must be (channels, samples) float32")
-    if samples.shape[0] > max(samples.shape[1], MAX_CHANNELS):
-        raise TypeError(f"{name} has {samples.shape[0]} channels; it must be (channels, samples)")
-    if samples.numel() and (largest := samples.abs().max()) > MAX_SAMPLE:
-        log.warning("%s: samples up to %.3g; they are expected from -1 to 1", name, largest)
-    with media_errors(name):
-        if not samples.numel():
-            raise MediaError(name, "no audio samples")
-        waveform = resample(samples.cpu().clone(), rate, SAMPLE_RATE)
-        clips = [waveform[:, start:end] for start, end in clip_ranges(waveform.shape[1])]
-        return AudioInput(clips_to_input(name, clips))

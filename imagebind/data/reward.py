@@ -16,9 +16,17 @@ def reward_clips() -> ClipRecipe:
 
 def choose_pairs(timeline: Timeline) -> list[tuple[int, int]]:
     """Choose the frame in the middle of each fifth of a video, with the one before it."""
-    n, last = timeline.n_frames, timeline.n_frames - 1
+    return pairs_of(timeline.n_frames)
+
+
+def pairs_of(n: int) -> list[tuple[int, int]]:
+    """Choose the frames of a video of n.
+
+    >>> pairs_of(10)
+    [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    """
     middles = (int((i + 0.5) * n / VIDEO_CLIPS) for i in range(VIDEO_CLIPS))
-    return [(max(middle - 1, 0), min(middle, last)) for middle in middles]
+    return [(max(middle - 1, 0), min(middle, n - 1)) for middle in middles]
 
 
 def prepare_frame(frame: av.VideoFrame) -> torch.Tensor:

@@ -98,7 +98,7 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     """Scale a frame so that its short side is `size`; bilinear, without antialiasing.
 
     Args:
-        frame: (3, H, W) uint8.
+        frame: (3, H, W) uint8, or float32 in [0, 1].
 
     Returns:
         (3, size, L) or (3, L, size) float32 in [0, 1], L = floor(long / short * size).
@@ -112,7 +112,8 @@ def resize_short_side(frame: torch.Tensor, size: int = SIZE) -> torch.Tensor:
         shape = (math.floor(height / width * size), size)
     else:
         shape = (size, math.floor(width / height * size))
-    pixels = frame[None].float().div_(255)  # the channels-last memory of the frame: faster
+    # The channels-last memory of the frame is faster.
+    pixels = frame[None] if frame.is_floating_point() else frame[None].float().div_(255)
     return F.interpolate(pixels, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
 
 
@@ -401,28 +402,6 @@ def read_clips(path: AnyPath, recipes: Sequence[ClipRecipe]) -> list[VideoInput 
             return [read_clips(path, [recipe])[0] for recipe in recipes]
         chosen = ChosenFrames(path, decoded_timeline(path, timeline), recipes)
         return chosen.take_all(count_frames(path, chosen.numbers))
-
-
-def from_frames(frames: torch.Tensor, fps: float, name: str) -> VideoInput:
-    """Make the model's input of frames (T, H, W, 3) uint8, as of a file that shows them.
-
-    Args:
-        fps: their rate.
-        name: of the frames in messages.
-
-    Raises:
-        TypeError: they are something else.
-        MediaError: there are none, or they are of an extreme shape.
-    """
-    if not (torch.is_tensor(frames) and frames.dtype == torch.uint8 and frames.shape[3:] == (3,)):
-        raise TypeError(f"{name} must be (frames, height, width, 3) uint8")
-    with media_errors(name):
-        if not frames.numel():
-            raise MediaError(name, "no video frames")
-        clips = clip_frames(len(frames), fps)
-        numbers = sorted({number for clip in clips for number in clip})
-        pictures = ((number, frames[number].cpu().permute(2, 0, 1)) for number in numbers)
-        return to_input(clips, {n: normalize_rgb(resize_short_side(picture)) for n, picture in pictures})
 
 
 def read_video(path: AnyPath, clip_seconds: int = CLIP_SECONDS, n_clips: int = VIDEO_CLIPS) -> VideoInput:

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagebind.evaluation.compare.clip_protocols import REWARD_WEIGHTS
 from imagebind.evaluation.compare.similarity import look_up
 from imagebind.evaluation.compare.ticks import from_ticks
 from imagebind.evaluation.embed.model import Model, check_given
-from imagebind.evaluation.embed.tensors import embed_tensors, list_rates, list_tensors
+from imagebind.evaluation.embed.tensors import (
+    N_AXES,
+    embed_tensors,
+    is_batch,
+    list_rates,
+    list_tensors,
+    list_texts,
+)
 from imagebind.evaluation.errors import OptionError
 from imagebind.evaluation.options import Options
 from imagebind.evaluation.rules import Paths
@@ -28,6 +36,9 @@ class Score:
     similarity: float | torch.Tensor  # cosine; of a batch (B,) float32
     audio_embedding: torch.Tensor  # (E,), or (B, E) of a batch; float32, as the model gives them
     video_embedding: torch.Tensor
+    text_audio: float | torch.Tensor | None = None  # cosines with the text, where there is one
+    text_video: float | torch.Tensor | None = None
+    reward_all: float | torch.Tensor | None = None  # by `reward`, with a text: the weighted sum of the three
 
 
 class Evaluator:
@@ -95,33 +106,94 @@ class Evaluator:
         fps: float | Sequence[float],
         audio: torch.Tensor | Sequence[torch.Tensor],
         sample_rate: int | Sequence[int],
+        text: str | Sequence[str] | None = None,
+        *,
+        protocol: str = "imagebind",
     ) -> Score:
         """Score frames and samples, or a batch of them, as a file that holds them would be.
 
         Args:
-            video: (T, H, W, 3) uint8, RGB; of a batch B of them, of any lengths.
+            video: (T, H, W, 3) or (T, 3, H, W), RGB, uint8 or float in [0, 1], on any device; of a batch B of
+                them, of any lengths, or one tensor with an axis more.
             fps: frames per second; of a batch one for all, or B.
-            audio: (C, N) float32 in [-1, 1]; of a batch B of them.
+            audio: (C, N) float in [-1, 1], likewise.
             sample_rate: in Hz; of a batch one for all, or B.
+            text: that belongs to both; of a batch B of them.
+            protocol: "imagebind", or "reward", as generators are trained with.
 
         Raises:
             OptionError: one of them is of another shape or type.
             MediaError: a tensor cannot be used; its path says which, as video[0].
             EvaluationError: as evaluate.
         """
-        is_batch = isinstance(video, Sequence)
         videos, audios = (list_tensors(x, name) for x, name in ((video, "video"), (audio, "audio")))
-        if len(videos) != len(audios) or not videos:
-            raise OptionError(f"has {len(audios)} sounds for {len(videos)} videos", "audio")
-        rates = [
-            list_rates(rate, len(videos), name, of)
-            for rate, name, of in ((fps, "fps", float), (sample_rate, "sample_rate", int))
+        texts = None if text is None else list_texts(text)
+        for name, listed in (("audio", audios), ("text", texts)):
+            if listed is not None and (len(listed) != len(videos) or not videos):
+                raise OptionError(f"has {len(listed)} of them for {len(videos)} videos", name)
+        rows = self._embed(videos, fps, audios, sample_rate, texts, protocol)
+        similarity = cosines(rows["audio"], rows["video"])
+        of_text = [
+            None if texts is None else cosines(rows["text"], rows[side]) for side in ("audio", "video")
         ]
+        total = None
+        if protocol == "reward" and texts is not None:
+            parts = zip(REWARD_WEIGHTS, (similarity, *of_text), strict=True)
+            total = sum(weight * part for weight, part in parts)
+        figures = (similarity, *of_text, total)
+        rows_of_both = rows["audio"], rows["video"]
+        if not is_batch(video, N_AXES["video"]):
+            figures = (None if figure is None else figure.item() for figure in figures)
+            rows_of_both = (row[0] for row in rows_of_both)
+        similarity, text_audio, text_video, total = figures
+        return Score(similarity, *rows_of_both, text_audio, text_video, total)
+
+    def embed(
+        self,
+        video: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        fps: float | Sequence[float] | None = None,
+        audio: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        sample_rate: int | Sequence[int] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        protocol: str = "imagebind",
+    ) -> dict[str, torch.Tensor]:
+        """Embed frames, samples and texts, each as score takes it; one alone is a batch of one.
+
+        Returns:
+            "video", "audio" and "text", as given -> (B, E) float32 on the CPU, as the model gives them.
+
+        Raises:
+            as score.
+        """
+        videos = None if video is None else list_tensors(video, "video")
+        audios = None if audio is None else list_tensors(audio, "audio")
+        texts = None if text is None else list_texts(text)
+        return self._embed(videos, fps, audios, sample_rate, texts, protocol)
+
+    def _embed(
+        self,
+        videos: Sequence[torch.Tensor] | None,
+        fps: Any,
+        audios: Sequence[torch.Tensor] | None,
+        sample_rate: Any,
+        texts: Sequence[str] | None,
+        protocol: str,
+    ) -> dict[str, torch.Tensor]:
+        given = {}
+        if audios is not None:
+            rates = list_rates(sample_rate, len(audios), "sample_rate", int)
+            given["audio"] = list(zip(audios, rates, strict=True))
+        if videos is not None:
+            given["video"] = list(zip(videos, list_rates(fps, len(videos), "fps", float), strict=True))
+        if texts is not None:
+            given["text"] = texts
         with tensors_on_cpu():
-            rows = embed_tensors(self.model, videos, rates[0], audios, rates[1])
-            index = np.stack([np.arange(len(videos))] * 2, axis=1)
-            cells = look_up(rows["audio"].numpy(), rows["video"].numpy(), index)
-        similarity = torch.from_numpy(from_ticks(cells.ticks))
-        if is_batch:
-            return Score(similarity, rows["audio"], rows["video"])
-        return Score(similarity.item(), rows["audio"][0], rows["video"][0])
+            return embed_tensors(self.model, given, protocol)
+
+
+def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the cosine (B,) of each row of a with that of b, rounded as the cells of a matrix are."""
+    with tensors_on_cpu():
+        index = np.stack([np.arange(len(a))] * 2, axis=1)
+        return torch.from_numpy(from_ticks(look_up(a.numpy(), b.numpy(), index).ticks))

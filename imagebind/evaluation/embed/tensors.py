@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from imagebind.data.audio import from_samples
-from imagebind.data.video import from_frames
+from imagebind.data.tensors import RECIPES, from_frames, from_samples
+from imagebind.data.text import read_text
 from imagebind.evaluation.embed.model import TOWERS, Model
 from imagebind.evaluation.errors import EvaluationError, OptionError
 from imagebind.torch_settings import settings_for_inputs
 
+N_AXES = {"video": 4, "audio": 2}  # of one
+Given = Mapping[str, Sequence[Any]]
 
-def embed_tensors(
-    model: Model,
-    videos: Sequence[torch.Tensor],
-    fps: Sequence[float],
-    sounds: Sequence[torch.Tensor],
-    sample_rates: Sequence[int],
-) -> dict[str, torch.Tensor]:
-    """Embed B videos (T, H, W, 3) uint8 and B sounds (C, N) float32: modality -> (B, E).
+
+def embed_tensors(model: Model, given: Given, protocol: str) -> dict[str, torch.Tensor]:
+    """Embed videos, sounds and texts: modality -> (B, E).
+
+    Args:
+        given: modality -> videos or sounds, each with its rate, or texts.
+        protocol: how they are looked at, one of RECIPES.
 
     Raises:
         OptionError: one of them is of another shape or type.
         MediaError: one cannot be used.
         EvaluationError: as Model.load.
     """
-    embedder, _ = model.load(("audio", "video"))
-    inputs = {"audio": [], "video": []}
+    if protocol not in RECIPES:
+        raise OptionError(f"must be {' or '.join(RECIPES)} for tensors, not {protocol!r}", "protocol")
+    embedder, _ = model.load(given)
+    make = {"video": from_frames, "audio": from_samples}
+    inputs = {modality: [] for modality in given}
     try:
         with settings_for_inputs():  # as files are read
-            for i, (frames, rate) in enumerate(zip(videos, fps, strict=True)):
-                inputs["video"].append(from_frames(frames, rate, f"video[{i}]"))
-            for i, (samples, rate) in enumerate(zip(sounds, sample_rates, strict=True)):
-                inputs["audio"].append(from_samples(samples, rate, f"audio[{i}]"))
+            for modality, listed in given.items():
+                for i, one in enumerate(listed):
+                    if modality == "text":
+                        inputs[modality].append(read_text(one))
+                    else:
+                        inputs[modality].append(make[modality](*one, f"{modality}[{i}]", protocol))
     except TypeError as e:
         raise OptionError(str(e)) from e
     try:
@@ -45,19 +52,42 @@ def embed_tensors(
         raise EvaluationError(str(e) or "out of memory") from e
 
 
+def is_batch(given: Any, n_axes: int) -> bool:
+    """Whether something is several tensors: a list of them, or one with an axis more than n."""
+    return isinstance(given, Sequence) or (torch.is_tensor(given) and given.ndim == n_axes + 1)
+
+
 def list_tensors(given: Any, name: str) -> list[torch.Tensor]:
     """Return a batch of tensors; one alone is a batch of one.
 
     Raises:
         OptionError: they are something else.
     """
-    tensors = list(given) if isinstance(given, Sequence) else [given]
+    if isinstance(given, str | os.PathLike) or (isinstance(given, Sequence) and any_path(given)):
+        raise OptionError("must be a tensor; `evaluate` takes paths", name)
+    tensors = list(given) if is_batch(given, N_AXES[name]) else [given]
     for tensor in tensors:
         if not torch.is_tensor(tensor):
             hint = "; torch.from_numpy makes one of an array" if type(tensor).__module__ == "numpy" else ""
             kind = type(tensor).__name__
             raise OptionError(f"must be a torch tensor, or a list of them, not a {kind}{hint}", name)
     return tensors
+
+
+def any_path(given: Sequence[Any]) -> bool:
+    return any(isinstance(one, str | os.PathLike) for one in given)
+
+
+def list_texts(given: Any) -> list[str]:
+    """Return a batch of texts; one alone is a batch of one.
+
+    Raises:
+        OptionError: they are something else.
+    """
+    texts = [given] if isinstance(given, str) else list(given)
+    if other := [text for text in texts if not isinstance(text, str)]:
+        raise OptionError(f"must be a text, or a list of them, not a {type(other[0]).__name__}", "text")
+    return texts
 
 
 def list_rates(given: Any, n: int, name: str, of: type) -> list[Any]:
