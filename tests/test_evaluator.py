@@ -120,6 +120,37 @@ def test_texts_are_scored_and_each_modality_alone_is_embedded(evaluator, lossles
         evaluator.score(*tensors, text=["a", "b"])
 
 
+@pytest.mark.parametrize("protocol", ["imagebind", "reward"])
+def test_gradients_flow_through_inputs_and_model(evaluator, lossless, protocol):
+    """Against differences of the score along the gradient; and pixels that are trained score better."""
+    _, _, frames, fps, samples, rate = lossless
+    generator = torch.Generator().manual_seed(0)
+    video = (frames.float() / 255).clamp(0.1, 0.9)
+    audio = samples * 0.3 + 0.1 * torch.randn(samples.shape, generator=generator)  # no band is empty
+    options = {"protocol": protocol, "gradients": True}
+
+    def similarity(video: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        return evaluator.score(video, fps, audio, rate, **options).similarity
+
+    pixels, sound = video.clone().requires_grad_(), audio.clone().requires_grad_()
+    score = similarity(pixels, sound)
+    plain = evaluator.score(video, fps, audio, rate, protocol=protocol)
+    assert score.item() == pytest.approx(plain.similarity, abs=1e-6)
+    of_video, of_audio = torch.autograd.grad(score, (pixels, sound))
+    for gradient, step in ((of_video, 2e-3), (of_audio, 2e-4)):  # logarithms bend sooner
+        direction = gradient / gradient.abs().max()
+        moved = [step * direction if gradient is of else 0 for of in (of_video, of_audio)]
+        ends = [similarity(video + sign * moved[0], audio + sign * moved[1]) for sign in (1, -1)]
+        found = ((ends[0] - ends[1]) / (2 * step)).item()
+        assert found == pytest.approx((gradient * direction).sum().item(), rel=0.05)
+    trained = video.clone().requires_grad_()
+    for _ in range(5):
+        (gradient,) = torch.autograd.grad(similarity(trained, audio), trained)
+        trained = (trained + 0.02 * gradient.sign()).clamp(0, 1).detach().requires_grad_()
+    after = evaluator.score(trained.detach(), fps, audio, rate, protocol=protocol).similarity
+    assert after > plain.similarity + 0.001
+
+
 def test_tensors_have_the_reward_of_files(evaluator, lossless):
     video, _, frames, fps, samples, rate = lossless
     stereo = torch.cat([samples, samples.flip(1)])

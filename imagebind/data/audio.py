@@ -205,12 +205,12 @@ def log_mel(
     frames = samples.unfold(0, size, shift)  # (frames, size)
     frames = frames - frames.mean(1, keepdim=True)
     padded = frames.new_zeros(len(frames), n_fft)
-    torch.sub(frames[:, 1:], frames[:, :-1] * PREEMPHASIS, out=padded[:, 1:size])
-    torch.sub(frames[:, 0], frames[:, 0] * PREEMPHASIS, out=padded[:, 0])
+    padded[:, 1:size] = frames[:, 1:] - frames[:, :-1] * PREEMPHASIS
+    padded[:, 0] = frames[:, 0] - frames[:, 0] * PREEMPHASIS
     padded[:, :size] *= hann_window(size)
-    power = torch.fft.rfft(padded).abs().square_()
+    power = torch.fft.rfft(padded).abs().square()
     mel = power @ mel_filters(n_bins, n_fft, sample_rate)
-    mel = mel.clamp_(min=torch.finfo(mel.dtype).eps).log_().T
+    mel = mel.clamp(min=torch.finfo(mel.dtype).eps).log().T
     return F.pad(mel, (0, n_frames - mel.shape[1]))  # a negative pad crops
 
 

@@ -372,7 +372,8 @@ def to_input(
 ) -> VideoInput:
     row = {number: i for i, number in enumerate(frames)}
     scaled = list(frames.values())
-    flags = ";".join(filter(None, (video_flags(scaled, RGB_MEAN, RGB_STD), note)))
+    shown = [frame.detach() for frame in scaled]
+    flags = ";".join(filter(None, (video_flags(shown, RGB_MEAN, RGB_STD), note)))
     if len({frame.shape for frame in scaled}) == 1:
         offsets = offsets_of(max(scaled[0].shape[1:]))
         crops = [(*(row[n] for n in clip), offset) for clip in clips for offset in offsets]

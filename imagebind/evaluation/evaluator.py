@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from imagebind.evaluation.compare.clip_protocols import REWARD_WEIGHTS
 from imagebind.evaluation.compare.similarity import look_up
@@ -33,7 +34,7 @@ from imagebind.models.imagebind_model import ImageBindModel
 class Score:
     """How well a video and a sound belong together, or B of each."""
 
-    similarity: float | torch.Tensor  # cosine; of a batch (B,) float32
+    similarity: float | torch.Tensor  # cosine; of a batch, and with gradients, a tensor; of a batch (B,)
     audio_embedding: torch.Tensor  # (E,), or (B, E) of a batch; float32, as the model gives them
     video_embedding: torch.Tensor
     text_audio: float | torch.Tensor | None = None  # cosines with the text, where there is one
@@ -109,6 +110,7 @@ class Evaluator:
         text: str | Sequence[str] | None = None,
         *,
         protocol: str = "imagebind",
+        gradients: bool = False,
     ) -> Score:
         """Score frames and samples, or a batch of them, as a file that holds them would be.
 
@@ -120,6 +122,8 @@ class Evaluator:
             sample_rate: in Hz; of a batch one for all, or B.
             text: that belongs to both; of a batch B of them.
             protocol: "imagebind", or "reward", as generators are trained with.
+            gradients: whether figures and embeddings are tensors on the device of the model, from which
+                gradients flow to floats in video and audio. Cosines are not rounded then.
 
         Raises:
             OptionError: one of them is of another shape or type.
@@ -131,11 +135,10 @@ class Evaluator:
         for name, listed in (("audio", audios), ("text", texts)):
             if listed is not None and (len(listed) != len(videos) or not videos):
                 raise OptionError(f"has {len(listed)} of them for {len(videos)} videos", name)
-        rows = self._embed(videos, fps, audios, sample_rate, texts, protocol)
-        similarity = cosines(rows["audio"], rows["video"])
-        of_text = [
-            None if texts is None else cosines(rows["text"], rows[side]) for side in ("audio", "video")
-        ]
+        rows = self._embed(videos, fps, audios, sample_rate, texts, protocol, gradients)
+        cosine, sides = F.cosine_similarity if gradients else cosines, ("audio", "video")
+        similarity = cosine(rows["audio"], rows["video"])
+        of_text = [None if texts is None else cosine(rows["text"], rows[side]) for side in sides]
         total = None
         if protocol == "reward" and texts is not None:
             parts = zip(REWARD_WEIGHTS, (similarity, *of_text), strict=True)
@@ -143,7 +146,8 @@ class Evaluator:
         figures = (similarity, *of_text, total)
         rows_of_both = rows["audio"], rows["video"]
         if not is_batch(video, N_AXES["video"]):
-            figures = (None if figure is None else figure.item() for figure in figures)
+            one = (lambda figure: figure[0]) if gradients else torch.Tensor.item
+            figures = (None if figure is None else one(figure) for figure in figures)
             rows_of_both = (row[0] for row in rows_of_both)
         similarity, text_audio, text_video, total = figures
         return Score(similarity, *rows_of_both, text_audio, text_video, total)
@@ -157,11 +161,13 @@ class Evaluator:
         text: str | Sequence[str] | None = None,
         *,
         protocol: str = "imagebind",
+        gradients: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Embed frames, samples and texts, each as score takes it; one alone is a batch of one.
 
         Returns:
-            "video", "audio" and "text", as given -> (B, E) float32 on the CPU, as the model gives them.
+            "video", "audio" and "text", as given -> (B, E) float32 on the CPU, as the model gives them;
+            with gradients on its device.
 
         Raises:
             as score.
@@ -169,7 +175,7 @@ class Evaluator:
         videos = None if video is None else list_tensors(video, "video")
         audios = None if audio is None else list_tensors(audio, "audio")
         texts = None if text is None else list_texts(text)
-        return self._embed(videos, fps, audios, sample_rate, texts, protocol)
+        return self._embed(videos, fps, audios, sample_rate, texts, protocol, gradients)
 
     def _embed(
         self,
@@ -179,6 +185,7 @@ class Evaluator:
         sample_rate: Any,
         texts: Sequence[str] | None,
         protocol: str,
+        gradients: bool,
     ) -> dict[str, torch.Tensor]:
         given = {}
         if audios is not None:
@@ -189,7 +196,7 @@ class Evaluator:
         if texts is not None:
             given["text"] = texts
         with tensors_on_cpu():
-            return embed_tensors(self.model, given, protocol)
+            return embed_tensors(self.model, given, protocol, gradients)
 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -82,6 +82,18 @@ class Embedder:
             self.max_that_fit[kind] = len(part) // 2
         return Launched(self, modality, inputs, embeddings)
 
+    def with_gradients(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor:
+        """Embed a batch of inputs so that gradients flow to them: (B, E) float32 on the device.
+
+        Raises:
+            MemoryError: the tower does not fit into the device's memory.
+        """
+        self.tower(modality)
+        size = self.max_inputs or len(inputs)
+        parts = (inputs[first : first + size] for first in range(0, len(inputs), size))
+        with settings_for_model(self.device, self.precision):
+            return torch.cat([self._embed(modality, part).float() for part in parts])
+
     def tower(self, modality: str) -> Tower:
         """Return the copy of a tower that is on the device and in the precision.
 
@@ -106,7 +118,8 @@ class Embedder:
     def _copy_tower(self, modality: str) -> Tower | None:
         """Copy a tower to the device, if it fits."""
         tower = self.model.towers[modality]
-        return unless_out_of_memory(lambda: tower.copy_to(self.device, DTYPES[self.precision]))
+        with torch.inference_mode(False):  # whose tensors could not be differentiated later
+            return unless_out_of_memory(lambda: tower.copy_to(self.device, DTYPES[self.precision]))
 
     def _embed_if_it_fits(self, modality: str, inputs: Sequence[Input]) -> torch.Tensor | None:
         with settings_for_model(self.device, self.precision):

@@ -19,12 +19,15 @@ N_AXES = {"video": 4, "audio": 2}  # of one
 Given = Mapping[str, Sequence[Any]]
 
 
-def embed_tensors(model: Model, given: Given, protocol: str) -> dict[str, torch.Tensor]:
+def embed_tensors(
+    model: Model, given: Given, protocol: str, gradients: bool = False
+) -> dict[str, torch.Tensor]:
     """Embed videos, sounds and texts: modality -> (B, E).
 
     Args:
         given: modality -> videos or sounds, each with its rate, or texts.
         protocol: how they are looked at, one of RECIPES.
+        gradients: whether they flow to what is given; the embeddings stay on the device then.
 
     Raises:
         OptionError: one of them is of another shape or type.
@@ -37,7 +40,7 @@ def embed_tensors(model: Model, given: Given, protocol: str) -> dict[str, torch.
     make = {"video": from_frames, "audio": from_samples}
     inputs = {modality: [] for modality in given}
     try:
-        with settings_for_inputs():  # as files are read
+        with settings_for_inputs(), torch.set_grad_enabled(gradients):  # as files are read
             for modality, listed in given.items():
                 for i, one in enumerate(listed):
                     if modality == "text":
@@ -46,8 +49,9 @@ def embed_tensors(model: Model, given: Given, protocol: str) -> dict[str, torch.
                         inputs[modality].append(make[modality](*one, f"{modality}[{i}]", protocol))
     except TypeError as e:
         raise OptionError(str(e)) from e
+    embed = embedder.with_gradients if gradients else embedder
     try:
-        return {modality: embedder(TOWERS[modality], of_files) for modality, of_files in inputs.items()}
+        return {modality: embed(TOWERS[modality], of_files) for modality, of_files in inputs.items()}
     except MemoryError as e:
         raise EvaluationError(str(e) or "out of memory") from e
 
