@@ -149,7 +149,7 @@ def test_names_of_all_kinds(pairs):
     status, out, err = Program(pairs).wait()
     assert status == 0
     report = (pairs / "outputs" / "consistency_report.txt").read_text(encoding="utf-8")
-    assert report.count("    audio audio/") == len(names)
+    assert report.count("    音频 audio/") == len(names)
     for line in (*report.split("\n"), *out, *err):
         assert not re.search("[\x00-\x1f\u202e]", line)
 
